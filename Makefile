@@ -1,0 +1,80 @@
+# Identity & Flow: everything that is made here. `make help` lists it.
+
+.DEFAULT_GOAL := help
+.PHONY: help book serve test test-package test-notebooks test-pages lint notebooks benchmark requirements repository clean
+
+# The first Python that is new enough; `make book PYTHON=/path/to/python` chooses another.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+BUILT := _build/.built
+PORT ?= 8000
+NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
+PAGES := _config.yml _toc.yml $(shell find book notebooks companion -type f -not -name '*.pyc' -not -path '*/.*' 2>/dev/null)
+
+JUPYTER_BOOK := $(BIN)/jupyter-book build . -W -n --keep-going
+# Notebooks and their tests see no network and no image data: what they show must not depend on either.
+OFFLINE := env -u COMPANION_DATA http_proxy=http://127.0.0.1:9 https_proxy=http://127.0.0.1:9
+
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+book: $(BUILT) ## set everything up and build the book into _build/html
+	@echo "The book is built. Open $(CURDIR)/_build/html/index.html, or run: make serve"
+
+serve: $(BUILT) ## serve the built book on http://localhost:8000 (PORT=...)
+	@echo "The book is at http://localhost:$(PORT) (stop with Ctrl-C)"
+	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+test: test-package test-notebooks test-pages ## test the package, the notebooks and the built pages
+
+test-package: $(INSTALLED) ## unit tests only
+	$(BIN)/python -m pytest tests -m "not pages"
+
+test-notebooks: $(INSTALLED) ## run every notebook and compare what the prose cites
+	$(OFFLINE) $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS)
+
+test-pages: $(INSTALLED) ## build the book twice, warnings are errors, then look at its pages in a browser
+	$(JUPYTER_BOOK) --all
+	$(JUPYTER_BOOK)
+	@touch $(BUILT)
+	$(BIN)/python -m pytest tests -m pages
+
+lint: $(INSTALLED) ## style and types of code and notebooks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+notebooks: $(INSTALLED) ## run the notebooks and store their outputs (NOTEBOOKS=notebooks/...)
+	$(OFFLINE) $(BIN)/python scripts/notebooks.py $(NOTEBOOKS)
+
+benchmark: $(INSTALLED) ## measure the package beside its peers
+	$(BIN)/pip install --quiet -e '.[benchmark]'
+	$(BIN)/python -m pytest tests/benchmarks -s
+
+repository: $(INSTALLED) ## write the repository's public address everywhere (URL=https://github.com/...)
+	$(BIN)/python scripts/repository.py $(URL)
+
+requirements: $(INSTALLED) ## resolve requirements.txt anew from pyproject.toml
+	$(BIN)/pip install --quiet uv
+	printf '%s\n' \
+		"# The book's whole environment, for Python 3.11 and newer. Made by \`make requirements\` from pyproject.toml." \
+		"# Not listed: the CUDA libraries and triton, which torch's own wheels pin where they need them." > requirements.new
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --extra book --extra test \
+		--quiet --no-header --no-annotate | grep -v -E '^(nvidia|cuda|triton)' >> requirements.new
+	mv requirements.new requirements.txt
+
+clean: ## remove what was built; the environment stays
+	rm -rf _build
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Missing: Python 3.11 or newer. Install it (https://www.python.org), or name it: make book PYTHON=/path/to/python3"; exit 1; }
+	@command -v git >/dev/null || { echo "Missing: git. Install it (https://git-scm.com)."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "Missing: Python's venv module. On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
+	@touch $@
+
+$(BUILT): $(INSTALLED) $(PAGES)
+	$(BIN)/jupyter-book build .
+	@touch $@
