@@ -1,0 +1,337 @@
+"""Features: the one place that taps a model.
+
+A *tap* puts a forward hook on chosen layers and keeps what a measure needs **when the hook fires**: the reduced
+features are computed (and copied where they would alias the layer's output) inside the hook, so an in-place ReLU right
+after the layer cannot change them. Chapter *Feature similarity* explains what the reducers mean.
+
+>>> import torch
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(8 * 16, 10))
+>>> with FeatureTap(model, layers=(nn.Conv2d, nn.Linear), reduce="average_pool") as features:
+...     logits = model(torch.randn(5, 3, 4, 4))
+>>> {name: tuple(x.shape) for name, x in features.items()}
+{'0': (5, 8), '3': (5, 10)}
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, Self, TypeAlias, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
+
+Layers: TypeAlias = (
+    "str | Iterable[str] | type[nn.Module] | tuple[type[nn.Module], ...] | Callable[[str, nn.Module], bool]"
+)
+Reducer: TypeAlias = "str | Callable[[Tensor], Tensor] | None"
+
+
+# ------------------------------------------------------------------------------------------------------------- reducers
+def flatten(x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "examples features"]:
+    """One feature per channel *and position*: (N, C, H, W) → (N, C·H·W). Shifting the image changes the features; both
+    papers compare conv maps this way. The width is large, so use the unbiased estimator."""
+    return x.flatten(1)
+
+
+def average_pool(x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "examples channels"]:
+    """One feature per channel, averaged over positions: maps (N, C, H, W) → (N, C), tokens (N, T, C) → (N, C). Ignores
+    *where* a feature occurs; narrow, hence cheap, and the exact streaming estimator fits."""
+    if x.ndim <= 2:
+        return x
+    return x.mean(dim=1) if x.ndim == 3 else x.flatten(2).mean(dim=2)
+
+
+def per_position(x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "examples_positions channels"]:
+    """Every position becomes an example: maps (N, C, H, W) → (N·H·W, C), tokens (N, T, C) → (N·T, C). Compares what the
+    channels say at a place. Both layers need the same positions, and the N·H·W rows are not independent: an interval
+    that counts them as such is too narrow."""
+    if x.ndim <= 2:
+        return x
+    return x.flatten(0, 1) if x.ndim == 3 else x.flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+REDUCERS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "flatten": flatten,
+    "average_pool": average_pool,
+    "per_position": per_position,
+}
+
+
+def resolve_reducer(reduce: Reducer) -> Callable[[Tensor], Tensor]:
+    if reduce is None:
+        return lambda x: x
+    if callable(reduce):
+        return reduce
+    if reduce not in REDUCERS:
+        raise ValueError(
+            f"reduce={reduce!r} is unknown; use one of {sorted(REDUCERS)}, a function of a tensor, or None"
+        )
+    return REDUCERS[reduce]
+
+
+# --------------------------------------------------------------------------------------------------------------- layers
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside DistributedDataParallel, DataParallel and `torch.compile` wrappers (any nesting)."""
+    while True:
+        if isinstance(model, DataParallel | DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = cast(nn.Module, model._orig_mod)
+        else:
+            return model
+
+
+def find_layers(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
+    """The chosen modules of `model` by qualified name, in the order of `named_modules`.
+
+    Args:
+        layers: names, which may hold wildcards (`"layer?.*"`; `*` also matches dots); one or several module types; or a
+            predicate `(name, module) -> bool`.
+
+    Raises:
+        ValueError: a name or pattern that matches nothing (with the closest names), or an empty choice.
+    """
+    # Names are those of the bare model: wrappers around it or around a child leave no trace in them.
+    modules = {
+        name.replace("_orig_mod.", ""): module
+        for name, module in unwrap(model).named_modules()
+        if name and not name.endswith("_orig_mod")
+    }
+    if isinstance(layers, type) or (isinstance(layers, tuple) and layers and all(isinstance(t, type) for t in layers)):
+        chosen = {name for name, module in modules.items() if isinstance(unwrap(module), layers)}
+    elif callable(layers):
+        chosen = {name for name, module in modules.items() if layers(name, module)}
+    else:
+        chosen = set()
+        for pattern in [layers] if isinstance(layers, str) else list(cast("Iterable[str]", layers)):
+            found = {name for name in modules if name == pattern} or set(fnmatch.filter(modules, pattern))
+            if not found:
+                close = difflib.get_close_matches(pattern, modules, n=3, cutoff=0.3) or list(modules)[:5]
+                raise ValueError(
+                    f"no layer of {type(unwrap(model)).__name__} matches {pattern!r}; close names: {close}. "
+                    "`dict(model.named_modules())` lists them all"
+                )
+            chosen |= found
+    if not chosen:
+        kinds = sorted({type(module).__name__ for module in modules.values()})
+        raise ValueError(f"layers={layers!r} chooses no layer of {type(unwrap(model)).__name__}; it is made of {kinds}")
+    return {name: module for name, module in modules.items() if name in chosen}
+
+
+# ----------------------------------------------------------------------------------------------------------------- taps
+def _one_tensor(output: Any, name: str) -> Tensor:
+    """The single tensor in a layer's output; a clear refusal when there are several or none."""
+    if isinstance(output, Tensor):
+        return output
+    parts = (
+        dict(output)
+        if isinstance(output, Mapping)
+        else dict(enumerate(output))
+        if isinstance(output, tuple | list)
+        else {}
+    )
+    tensors = {key: part for key, part in parts.items() if isinstance(part, Tensor)}
+    if len(tensors) == 1:
+        return next(iter(tensors.values()))
+    example = f"output[{next(iter(tensors))!r}]" if tensors else "..."
+    raise ValueError(
+        f"layer {name!r} returns a {type(output).__name__} with {len(tensors)} tensors (keys {list(parts)}); "
+        f"say which to use with select=lambda output: {example}"
+    )
+
+
+class FeatureTap(Mapping[str, Tensor]):
+    """Features of chosen layers in the last forward pass: layer name → reduced features, in order of execution.
+
+    Use it as a context manager; on exit, also by an exception, every hook is gone. The tap never changes the model's
+    mode, device or outputs. A module called more than once in one forward pass gives one entry for each call: `"relu"`,
+    `"relu#2"`, … A new forward pass of the model starts a new set of features.
+
+    Args:
+        model: any module. Wrapped in DistributedDataParallel it is tapped inside the wrapper. While the tap is open,
+            `torch.compile`d models run eagerly, because a compiled graph does not see hooks added later;
+            `compiled=True` leaves them compiled, for a tap that is attached before the first compiled call.
+            DataParallel over several devices is refused: its replicas share one set of hooks.
+        layers: see `find_layers`.
+        reduce: a name in `REDUCERS`, a function of the layer's output tensor, or None for the raw output.
+        select: picks the tensor from a layer's output when that is a dict or tuple with several tensors.
+        detach: cut the features from the autograd graph (default). Penalties keep the graph.
+
+    Raises:
+        ValueError: unknown layers or reducer; an output with no or several tensors and no `select`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Layers,
+        *,
+        reduce: Reducer = "flatten",
+        select: Callable[[Any], Tensor] | None = None,
+        detach: bool = True,
+        compiled: bool = False,
+    ) -> None:
+        if isinstance(model, DataParallel) and len(model.device_ids) > 1:
+            raise ValueError(
+                f"DataParallel on devices {model.device_ids} runs replicas that share one set of hooks; "
+                "tap model.module on one device, or use DistributedDataParallel"
+            )
+        self.model = model
+        self.layers = find_layers(model, layers)
+        self.detach = detach
+        self._reduce = resolve_reducer(reduce)
+        self._select = select
+        self._compiled = compiled
+        self._features: dict[str, Tensor] = {}
+        self._calls: dict[str, int] = {}
+        self._handles: list[RemovableHandle] = []
+        self._stack = ExitStack()
+
+    # -- the hooks
+    def _start(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._features.clear()
+        self._calls.clear()
+
+    def _store(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        tensor = self._select(output) if self._select is not None else _one_tensor(output, name)
+        features = self._reduce(tensor.detach() if self.detach else tensor)
+        # A view of the output would follow what later layers do to it in place (nn.ReLU(inplace=True)).
+        if (
+            torch.compiler.is_compiling()
+            or features.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+        ):
+            features = features.clone()
+        call = self._calls[name] = self._calls.get(name, 0) + 1
+        self._features[name if call == 1 else f"{name}#{call}"] = features
+
+    # -- life
+    def attach(self) -> Self:
+        """Put the hooks on; `with` does this for you."""
+        if self._handles:
+            raise RuntimeError("this tap is attached already")
+        self._handles.append(unwrap(self.model).register_forward_pre_hook(self._start))
+        for name, module in self.layers.items():
+            self._handles.append(unwrap(module).register_forward_hook(functools.partial(self._store, name)))
+        if not self._compiled and _is_compiled(self.model):
+            self._stack.enter_context(torch.compiler.set_stance("force_eager"))
+        return self
+
+    def remove(self) -> None:
+        """Take the hooks off; the features stay readable."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self.attach()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    # -- the mapping
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._features:
+            raise KeyError(
+                f"{name!r}: no features; "
+                + (f"there are {list(self._features)}" if self._features else "run model(x) first")
+            )
+        return self._features[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._features)
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def __repr__(self) -> str:
+        shapes = {name: tuple(x.shape) for name, x in self._features.items()}
+        return f"FeatureTap({type(unwrap(self.model)).__name__}, layers={list(self.layers)}, features={shapes})"
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    inner: nn.Module | None = model
+    while isinstance(inner, DataParallel | DistributedDataParallel):
+        inner = inner.module
+    return inner is not None and any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in inner.modules()
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Evaluation mode without gradients; each module's own train/eval flag is restored on exit, exception included."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield model
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def batches(data: Tensor | Iterable[Any], batch_size: int = 256, minimum: int = 1) -> Iterator[Tensor]:
+    """The inputs of `data`, batch by batch: a tensor of examples is cut up; of an iterable's `(x, y)` batches only x is
+    kept.
+
+    A last batch with fewer than `minimum` examples is joined to the one before it.
+    """
+    if isinstance(data, Tensor):
+        stream: Iterable[Any] = data.split(batch_size)
+    else:
+        stream = data
+    held: Tensor | None = None
+    for batch in stream:
+        x = batch[0] if isinstance(batch, tuple | list) else batch
+        if not isinstance(x, Tensor):
+            raise ValueError(f"a batch must be a tensor or a tuple that starts with one, not {type(x).__name__}")
+        if held is None:
+            held = x
+        elif len(held) < minimum or len(x) < minimum:
+            held = torch.cat([held, x])
+        else:
+            yield held
+            held = x
+    if held is not None:
+        yield held
+
+
+def extract(
+    model: nn.Module,
+    data: Tensor | Iterable[Any],
+    layers: Layers,
+    *,
+    reduce: Reducer = "flatten",
+    select: Callable[[Any], Tensor] | None = None,
+    batch_size: int = 256,
+) -> dict[str, Float[Tensor, "examples features"]]:
+    """Features of all examples at the chosen layers, in evaluation mode; the model is left as it was.
+
+    Args:
+        data: inputs (examples, …), or an iterable of `x` or `(x, y)` batches on the model's device.
+
+    Returns:
+        layer name → features of all examples, rows in the order of `data`.
+    """
+    parts: dict[str, list[Tensor]] = {}
+    with evaluating(model), FeatureTap(model, layers, reduce=reduce, select=select) as tap:
+        for x in batches(data, batch_size):
+            model(x)
+            for name, features in tap.items():
+                parts.setdefault(name, []).append(features)
+    if not parts:
+        raise ValueError("data holds no batch, or none of the chosen layers ran in the forward pass")
+    return {name: torch.cat(chunks) for name, chunks in parts.items()}

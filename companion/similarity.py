@@ -1,0 +1,615 @@
+r"""Feature similarity: HSIC and CKA, biased and unbiased, of two feature matrices or all pairs of layers in one pass.
+
+Rows are examples. With a kernel matrix K of one layer and L of the other, n × n,
+
+- biased (Gretton et al. 2005):  HSIC₀ = ⟨HKH, HLH⟩ / (n−1)²,  H = I − 11ᵀ/n;
+- unbiased (Song et al. 2012):   HSIC₁ = ⟨K̃, L̃⟩ / (n(n−3)),  K̃ the *U-centred* matrix of Székely & Rizzo (2014);
+- CKA = HSIC(K, L) / √(HSIC(K, K) · HSIC(L, L))  (Kornblith et al. 2019).
+
+Few examples and many features is the usual case, and there the biased value is near 1 whatever the layers do;
+`unbiased=True` is the default everywhere. The unbiased value can be negative. A *dead* layer, one that gives every
+example the same features, has no CKA; it is **defined as 0** in its own row and column, with gradient 0. Chapter
+*Feature similarity* derives everything here.
+
+All functions compute in float32 (float64 for float64 features), whatever autocast says, and sum in float64; features
+are centred first, so a common offset changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from companion.features import FeatureTap, Layers, Reducer, batches, evaluating, resolve_reducer
+
+Kernel: TypeAlias = "str | Callable[[Tensor], Tensor]"
+
+MINIMUM = 4  # HSIC₁ divides by n − 3
+NARROW = 16_384  # widest M that ExactCKA accumulates: 2 GiB of float64
+
+
+# -------------------------------------------------------------------------------------------------------------- kernels
+def linear_kernel(x: Float[Tensor, "examples features"]) -> Float[Tensor, "examples examples"]:
+    """K = XXᵀ."""
+    n, block = x.shape[0], 64
+    if x.requires_grad or x.device.type != "cpu" or n <= 2 * block:
+        return x @ x.T
+    # K is symmetric: blocks on and above the diagonal are enough, 5/8 of the work for 256 examples.
+    k = x.new_empty(n, n)
+    for i in range(0, n, block):
+        torch.mm(x[i : i + block], x[i:].T, out=k[i : i + block, i:])
+        k[i:, i : i + block] = k[i : i + block, i:].T
+    return k
+
+
+def rbf_kernel(
+    x: Float[Tensor, "examples features"], bandwidth: float | None = None, scale: float = 1.0
+) -> Float[Tensor, "examples examples"]:
+    """K_ij = exp(−‖x_i − x_j‖² / 2σ²).
+
+    Args:
+        bandwidth: σ, in units of the features. None: `scale` times the median distance between distinct examples, a
+            constant for the gradient (detached).
+        scale: the fraction of the median; `functools.partial(rbf_kernel, scale=0.4)` makes such a kernel.
+    """
+    norms = x.square().sum(1)
+    distances = (norms[:, None] + norms[None, :] - 2 * x @ x.T).clamp(min=0)
+    if bandwidth is None:
+        median = distances.detach().masked_fill(distances == 0, torch.nan).nanmedian()
+        variance = torch.nan_to_num(scale**2 * median, nan=1.0)  # no two examples differ: any bandwidth will do
+    else:
+        if not bandwidth > 0:
+            raise ValueError(f"bandwidth must be a positive length, not {bandwidth}")
+        variance = torch.as_tensor(bandwidth**2, dtype=x.dtype, device=x.device)
+    return torch.exp(-distances / (2 * variance))
+
+
+KERNELS: Mapping[str, Callable[[Tensor], Tensor]] = {"linear": linear_kernel, "rbf": rbf_kernel}
+
+
+def gram(x: Float[Tensor, "n *feature"], kernel: Kernel = "linear") -> Float[Tensor, "n n"]:
+    """Kernel matrix of centred features, in float32 (float64 for float64 features) whatever autocast says.
+
+    Centring changes neither K̃ nor HKH, but without it a common offset eats up float32's digits. What the rounding of
+    the mean leaves of a constant layer is no variation: such a layer is dead, and its kernel matrix 0.
+
+    Args:
+        kernel: `"linear"`, `"rbf"`, a function of the feature matrix, or `"precomputed"`: x is a kernel matrix already.
+
+    Raises:
+        ValueError: an unknown kernel; a precomputed matrix that is not square.
+    """
+    if kernel == "precomputed":
+        if x.ndim != 2 or x.shape[0] != x.shape[1]:
+            raise ValueError(f"a precomputed kernel matrix is (examples, examples); got shape {tuple(x.shape)}")
+        return x
+    if not callable(kernel) and kernel not in KERNELS:
+        raise ValueError(
+            f"kernel={kernel!r} is unknown; use one of {[*KERNELS, 'precomputed']}, or a function of the feature matrix"
+        )
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.flatten(1)
+        x = x if x.dtype == torch.float64 else x.float()
+        mean = x.mean(0)
+        x = x - mean
+        resolution = 16 * torch.finfo(x.dtype).eps * math.sqrt(x.shape[0])
+        live = torch.linalg.vector_norm(x.detach()) > resolution * torch.linalg.vector_norm(mean.detach())
+        return (kernel if callable(kernel) else KERNELS[kernel])(x) * live
+
+
+# ------------------------------------------------------------------------------------------------------------- centring
+def u_center(k: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """U-centred K̃: zero diagonal, and every row sums to zero (Székely & Rizzo 2014, eq. 2.2)."""
+    n = k.shape[0]
+    off = 1 - torch.eye(n, dtype=k.dtype, device=k.device)
+    k = k * off
+    rows = k.sum(1) / (n - 2)
+    return (k - rows[:, None] - rows[None, :] + k.sum() / ((n - 1) * (n - 2))) * off
+
+
+def h_center(k: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """HKH with H = I − 11ᵀ/n: every row sums to zero."""
+    rows = k.mean(1)
+    return k - rows[:, None] - rows[None, :] + k.mean()
+
+
+def _centered(k: Float[Tensor, "n n"], unbiased: bool) -> Float[Tensor, "n n"]:
+    """The centred kernel matrix in float64, scaled so that the HSIC of two layers is the inner product of theirs."""
+    n, k = k.shape[0], k.double()
+    return u_center(k) / math.sqrt(n * (n - 3)) if unbiased else h_center(k) / (n - 1)
+
+
+def _ratio(cross: Float[Tensor, "a b"], own: Float[Tensor, "a"], other: Float[Tensor, "b"]) -> Float[Tensor, "a b"]:
+    """CKA from the three HSICs; 0, with gradient 0, where a layer is dead (its HSIC with itself is 0)."""
+    norm = torch.where(own > 0, own, 1).sqrt()[:, None] * torch.where(other > 0, other, 1).sqrt()[None, :]
+    return torch.where((own > 0)[:, None] & (other > 0)[None, :], cross / norm, 0)
+
+
+# ------------------------------------------------------------------------------------------------- two layers, or a few
+def _check(features: Mapping[str, Tensor]) -> None:
+    counts = {name: x.shape[0] if x.ndim else 0 for name, x in features.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"features must have the same examples (rows) in the same order; got {counts} rows")
+    for name, x in features.items():
+        if x.ndim < 2:
+            raise ValueError(f"{name} must be (examples, features); got shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"{name} must be floating point, not {x.dtype}")
+        if x.shape[0] < MINIMUM:
+            raise ValueError(f"{name} has {x.shape[0]} examples; HSIC needs at least {MINIMUM}")
+        if not torch.isfinite(x).all():
+            raise ValueError(f"{name} holds NaN or infinite values")
+
+
+def _name(features: Sequence[Tensor] | Mapping[str, Tensor], letter: str) -> dict[str, Tensor]:
+    return dict(features) if isinstance(features, Mapping) else {f"{letter}[{i}]": x for i, x in enumerate(features)}
+
+
+def hsic(
+    x: Float[Tensor, "examples features_x"],
+    y: Float[Tensor, "examples features_y"],
+    *,
+    unbiased: bool = True,
+    kernel: Kernel = "linear",
+) -> Float[Tensor, ""]:
+    """Hilbert–Schmidt independence criterion: HSIC₁ (`unbiased`), or HSIC₀ with the factor 1/(n−1)². Differentiable,
+    float64.
+
+    The unit is that of the two kernels' product; shifting x or y changes nothing.
+
+    Raises:
+        ValueError: fewer than 4 examples, different numbers of examples, NaN or infinite features, an unknown kernel.
+    """
+    _check({"x": x, "y": y})
+    return (_centered(gram(x, kernel), unbiased) * _centered(gram(y, kernel), unbiased)).sum()
+
+
+def cka(
+    x: Float[Tensor, "examples features_x"],
+    y: Float[Tensor, "examples features_y"],
+    *,
+    unbiased: bool = True,
+    kernel: Kernel = "linear",
+) -> Float[Tensor, ""]:
+    """Centred kernel alignment of two feature matrices, a number ≤ 1 without unit. Differentiable, float64.
+
+    Invariant to rotation, reflection, scale and shift of the features of either side. With `unbiased` the value can be
+    negative; without it, it is ≥ 0 and close to 1 whenever features outnumber examples. A constant x or y gives 0 with
+    gradient 0.
+
+    >>> x = torch.randn(8, 256, generator=torch.Generator().manual_seed(0))
+    >>> y = torch.randn(8, 256, generator=torch.Generator().manual_seed(1))
+    >>> f"unrelated, 8 examples: biased {cka(x, y, unbiased=False):.2f}; flipped and scaled: {cka(x, -3 * x.flip(1)):.2f}"
+    'unrelated, 8 examples: biased 0.97; flipped and scaled: 1.00'
+
+    Raises:
+        ValueError: see `hsic`.
+    """
+    return cka_matrix([x], [y], unbiased=unbiased, kernel=kernel)[0, 0]
+
+
+def cka_matrix(
+    xs: Sequence[Float[Tensor, "examples _"]] | Mapping[str, Float[Tensor, "examples _"]],
+    ys: Sequence[Float[Tensor, "examples _"]] | Mapping[str, Float[Tensor, "examples _"]] | None = None,
+    *,
+    unbiased: bool = True,
+    kernel: Kernel = "linear",
+) -> Float[Tensor, "layers_x layers_y"]:
+    """CKA of every pair of feature matrices, those in `xs` against those in `ys` (None: against each other).
+    Differentiable.
+
+    Each kernel matrix is built once; all pairs are one matrix product. Features of conv maps are flattened.
+
+    Raises:
+        ValueError: see `hsic`; the message names the layer.
+    """
+    left = _name(xs, "x")
+    right = left if ys is None else _name(ys, "y")
+    _check(
+        {**{f"x {k}": v for k, v in left.items()}, **{f"y {k}": v for k, v in right.items()}}
+        if ys is not None
+        else left
+    )
+    a = _rows(left.values(), unbiased, kernel)
+    b = a if ys is None else _rows(right.values(), unbiased, kernel)
+    return _ratio(a @ b.T, a.square().sum(1), b.square().sum(1))
+
+
+def _rows(features: Iterable[Tensor], unbiased: bool, kernel: Kernel) -> Float[Tensor, "layers n_n"]:
+    """One centred kernel matrix a row: all HSICs are then the inner products of rows."""
+    return torch.stack([_centered(gram(x, kernel), unbiased).flatten() for x in features])
+
+
+# ------------------------------------------------------------------------------------------------------------ intervals
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval; `level` is the nominal coverage, `error` the standard error."""
+
+    value: float
+    low: float
+    high: float
+    error: float
+    level: float
+
+
+def cka_interval(
+    x: Float[Tensor, "examples features_x"],
+    y: Float[Tensor, "examples features_y"],
+    *,
+    level: float = 0.95,
+    method: str = "jackknife",
+    kernel: Kernel = "linear",
+    subsamples: int = 200,
+    size: int | None = None,
+    seed: int = 0,
+) -> Interval:
+    """Confidence interval of unbiased CKA over the drawing of examples.
+
+    `method="jackknife"` leaves out one example at a time, all n in O(n²) from the sums that HSIC₁ consists of.
+    `method="subsample"` recomputes CKA on `subsamples` random subsets of `size` examples (default n/2) drawn *without*
+    replacement and rescales their spread by √(size/(n − size)) (the delete-d jackknife). Resampling *with* replacement,
+    the bootstrap, is a trap: a duplicated example puts a copy of the removed diagonal back into the kernel matrix, and
+    unrelated features look alike.
+
+    Raises:
+        ValueError: see `hsic`; a level outside (0, 1); an unknown method; fewer than 8 examples.
+    """
+    _check({"x": x, "y": y})
+    n = x.shape[0]
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} must lie between 0 and 1")
+    if n < 2 * MINIMUM:
+        raise ValueError(f"an interval needs at least {2 * MINIMUM} examples; got {n}")
+    with torch.no_grad():
+        # HSIC₁ of every subset comes from these; scaling K by a constant cancels in CKA, centring it is allowed.
+        kx, ky = (_centered(gram(z, kernel), unbiased=True) for z in (x, y))
+        value = float(_cka_of(kx, ky))
+        if method == "jackknife":
+            left_out = _jackknife(kx, ky)
+            error = float(((n - 1) / n * (left_out - left_out.mean()).square().sum()).sqrt())
+        elif method == "subsample":
+            size = n // 2 if size is None else size
+            if not MINIMUM <= size < n:
+                raise ValueError(f"size={size} must be at least {MINIMUM} and less than the {n} examples")
+            generator = torch.Generator().manual_seed(seed)
+            subsets = (torch.randperm(n, generator=generator)[:size].to(x.device) for _ in range(subsamples))
+            draws = torch.stack([_cka_of(u_center(kx[s][:, s]), u_center(ky[s][:, s])) for s in subsets])
+            error = float((draws - value).square().mean().sqrt()) * math.sqrt(size / (n - size))
+        else:
+            raise ValueError(f"method={method!r} is unknown; use 'jackknife' or 'subsample'")
+    half = math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64))) * error
+    return Interval(value, value - half, value + half, error, level)
+
+
+def _cka_of(kx: Float[Tensor, "n n"], ky: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
+    """CKA of two centred kernel matrices."""
+    return _ratio((kx * ky).sum().view(1, 1), kx.square().sum().view(1), ky.square().sum().view(1))[0, 0]
+
+
+def _jackknife(kx: Float[Tensor, "n n"], ky: Float[Tensor, "n n"]) -> Float[Tensor, "n"]:
+    """Unbiased CKA without example i, for every i, from U-centred matrices (zero diagonal, zero row sums).
+
+    HSIC₁'s three sums, tr(KL), 1ᵀK1·1ᵀL1 and 1ᵀKL1, lose example i's row and column. As all row sums were 0, row a now
+    sums to −k_ai, the total stays 0, and what is left of 1ᵀKL1 is Σ_a k_ai l_ai.
+    """
+    m = kx.shape[0] - 1
+
+    def without(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
+        removed = (k * l).sum(1)
+        return ((k * l).sum() - 2 * removed - 2 / (m - 2) * removed) / (m * (m - 3))
+
+    own, other = without(kx, kx), without(ky, ky)
+    live = (own > 0) & (other > 0)
+    return torch.where(live, without(kx, ky) / torch.where(live, own * other, 1).sqrt(), 0)
+
+
+# ------------------------------------------------------------------------------------------- all layers, batch by batch
+class _LayerPairs(Metric):
+    """What the two streaming estimators share: layer names, the checks at the end, one warning for dead layers."""
+
+    full_state_update = False
+    examples: Tensor
+
+    def __init__(self, layers: Iterable[str], other_layers: Iterable[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.layers = list(layers)
+        self.other_layers = None if other_layers is None else list(other_layers)
+        if not self.layers or self.other_layers == []:
+            raise ValueError("name at least one layer")
+        self.add_state("examples", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """Same as `update`: the CKA of a single minibatch is not an estimate worth returning."""
+        self.update(*args, **kwargs)
+
+    def _given(
+        self, features: Mapping[str, Tensor], other: Mapping[str, Tensor] | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The features of this update in the order of the names; refuses what is missing or does not match."""
+        if (other is None) != (self.other_layers is None):
+            raise ValueError("features of a second model go with other_layers=..., and only with it")
+        rows = []
+        for names, given in ((self.layers, features), (self.other_layers or [], other or {})):
+            missing = [name for name in names if name not in given]
+            if missing:
+                raise ValueError(f"no features for layers {missing}; got {list(given)}")
+            rows.append([given[name].detach() for name in names])
+        counts = {len(x) for x in rows[0] + rows[1]}
+        if len(counts) > 1:
+            raise ValueError(f"features must have the same examples (rows); got {sorted(counts)} rows")
+        return rows[0], rows[1]
+
+    def _finish(self, cross: Tensor, own: Tensor, other: Tensor | None) -> Float[Tensor, "layers other_layers"]:
+        self.total = int(self.examples)  # of all ranks: compute runs on the reduced sums
+        if self.total < MINIMUM:
+            raise ValueError(f"{self.total} examples in all; HSIC needs at least {MINIMUM}")
+        sides = [(self.layers, own)] + ([] if other is None else [(self.other_layers or [], other)])
+        for names, value in sides:
+            broken = [name for name, v in zip(names, value.tolist(), strict=True) if not math.isfinite(v)]
+            if broken:
+                raise ValueError(f"features hold NaN or infinite values at layers {broken}")
+        dead = sorted({name for names, value in sides for name, v in zip(names, value.tolist(), strict=True) if v <= 0})
+        if dead:
+            warnings.warn(
+                f"dead layers, the same features for every example: {dead}; their CKA is defined as 0", stacklevel=3
+            )
+        return _ratio(cross, own, own if other is None else other)
+
+
+class MinibatchCKA(_LayerPairs):
+    """Streaming CKA of all pairs of layers: HSIC averaged over minibatches, the ratio taken once (Nguyen, Raghu &
+    Kornblith 2021).
+
+    A torchmetrics metric: `update` with each batch's features, `compute` at the end; under torch.distributed the sums
+    are added across ranks. Batches count by their number of examples; one with fewer than 4 is joined to the batch
+    before it (or after it, if it is the first), whose features are kept for that. With `unbiased=False` each batch
+    brings the small-sample bias of its own size, which no number of batches removes; it is there to show that.
+
+    Args:
+        layers, other_layers: names of the rows and, for two models, of the columns.
+
+    Raises:
+        ValueError: missing layers, mismatched examples (`update`); fewer than 4 examples in all, NaN or infinite
+            features (`compute`).
+    """
+
+    cross: Tensor
+    own: Tensor
+    other: Tensor
+
+    def __init__(
+        self,
+        layers: Iterable[str],
+        other_layers: Iterable[str] | None = None,
+        *,
+        unbiased: bool = True,
+        kernel: Kernel = "linear",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(layers, other_layers, **kwargs)
+        self.unbiased, self.kernel = unbiased, kernel
+        a, b = len(self.layers), len(self.other_layers or [])
+        for name, shape in (("cross", (a, b or a)), ("own", (a,)), ("other", (b,))):
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        self._forget()
+
+    def _forget(self) -> None:
+        self._last: tuple[list[Tensor], list[Tensor]] | None = (
+            None  # features of the latest batch, in case a small one follows
+        )
+        self._before: dict[str, Tensor] = {}  # the sums without them
+
+    def reset(self) -> None:
+        super().reset()
+        self._forget()
+
+    def update(self, features: Mapping[str, Tensor], other: Mapping[str, Tensor] | None = None) -> None:
+        """Add a batch: layer name → (examples, features)."""
+        xs, ys = self._given(features, other)
+        if self._last is not None and (len(xs[0]) < MINIMUM or len(self._last[0][0]) < MINIMUM):
+            if self.kernel == "precomputed":
+                raise ValueError(f"precomputed kernel matrices need at least {MINIMUM} examples in every batch")
+            xs, ys = (
+                [torch.cat(pair) for pair in zip(*both, strict=True)] for both in zip(self._last, (xs, ys), strict=True)
+            )
+            for name, value in self._before.items():
+                setattr(self, name, value)
+        self._before = {name: getattr(self, name) for name in ("cross", "own", "other", "examples")}
+        self._last = (xs, ys)
+        n = len(xs[0])
+        if n >= MINIMUM:
+            a = _rows(xs, self.unbiased, self.kernel)
+            b = _rows(ys, self.unbiased, self.kernel) if ys else a
+            self.cross = self.cross + n * (a @ b.T)
+            self.own = self.own + n * a.square().sum(1)
+            self.other = self.other + n * b.square().sum(1)[: len(ys)]
+        self.examples = self.examples + n
+
+    def compute(self) -> Float[Tensor, "layers other_layers"]:
+        """CKA of every pair of layers, float64."""
+        return self._finish(self.cross, self.own, self.other if self.other_layers is not None else None)
+
+
+class ExactCKA(_LayerPairs):
+    r"""Exact linear CKA on all examples in one pass, for narrow features; memory does not depend on the number of
+    examples.
+
+    Accumulates M = ZᵀZ with Z = [features of all layers | squared row norms per layer | 1] in float64. Shifting the
+    features is a linear map of Z, so M can be centred afterwards (M → TᵀMT) and M's of several ranks brought to one
+    origin and added. With centred X, Y and squared norms a_i = ‖x_i‖², b_i = ‖y_i‖² the unbiased estimator needs no n ×
+    n matrix:
+
+        n(n−3)·HSIC₁ = ‖XᵀY‖²_F − n/(n−2)·Σ a_i b_i + Σ a_i Σ b_i / ((n−1)(n−2)),    (n−1)²·HSIC₀ = ‖XᵀY‖²_F.
+
+    Memory is 8·P² bytes for P features in all layers together: use it after `average_pool`.
+
+    Raises:
+        ValueError: see `MinibatchCKA`; more than 16,384 features in all.
+    """
+
+    moments: Tensor
+
+    def __init__(
+        self, layers: Iterable[str], other_layers: Iterable[str] | None = None, *, unbiased: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__(layers, other_layers, **kwargs)
+        self.unbiased = unbiased
+        self.widths: list[int] = []
+
+    def update(self, features: Mapping[str, Tensor], other: Mapping[str, Tensor] | None = None) -> None:
+        """Add a batch of any size: layer name → (examples, features)."""
+        xs, ys = self._given(features, other)
+        rows = [x.flatten(1).double() for x in xs + ys]
+        widths = [x.shape[1] for x in rows]
+        if not self.widths:
+            total = sum(widths) + len(widths) + 1
+            if total > NARROW:
+                raise ValueError(
+                    f"{sum(widths)} features in {len(widths)} layers need {8 * total**2 / 2**30:.1f} GiB; "
+                    "reduce them (reduce='average_pool') or use MinibatchCKA"
+                )
+            self.widths = widths
+            # First row: the origin that the features were shifted by, near the data so that nothing cancels; below it
+            # M.
+            start = torch.zeros(total + 1, total, dtype=torch.float64, device=rows[0].device)
+            self.add_state("moments", torch.zeros_like(start), dist_reduce_fx=self._merge)
+            start[0, : sum(widths)] = torch.cat([x.mean(0) for x in rows])
+            self.moments = start
+        elif widths != self.widths:
+            raise ValueError(f"layer widths changed from {self.widths} to {widths}")
+        origin = self.moments[0, : sum(widths)].split(widths)
+        shifted = [x - shift for x, shift in zip(rows, origin, strict=True)]
+        z = torch.cat(
+            [*shifted, *(x.square().sum(1, keepdim=True) for x in shifted), torch.ones_like(rows[0][:, :1])], dim=1
+        )
+        self.moments = torch.cat([self.moments[:1], self.moments[1:] + z.T @ z])
+        self.examples = self.examples + len(z)
+
+    def _translate(self, m: Float[Tensor, "z z"], shift: Float[Tensor, "features"]) -> Float[Tensor, "z z"]:
+        """M of the features minus `shift`: x → x − d, a → a − 2xᵀd + ‖d‖², 1 → 1, a linear map of Z."""
+        p = sum(self.widths)
+        t = torch.eye(len(m), dtype=m.dtype, device=m.device)
+        t[-1, :p] = -shift
+        start = 0
+        for layer, (width, d) in enumerate(zip(self.widths, shift.split(self.widths), strict=True)):
+            t[start : start + width, p + layer] = -2 * d
+            t[-1, p + layer] = d.square().sum()
+            start += width
+        return t.T @ m @ t
+
+    def _merge(self, moments: Float[Tensor, "ranks z1 z"]) -> Float[Tensor, "z1 z"]:
+        """Sum over ranks, each brought to the first one's origin."""
+        p = sum(self.widths)
+        origin = moments[0, 0]
+        total = sum(self._translate(m[1:], (origin - m[0])[:p]) for m in moments)
+        return torch.cat([origin[None], torch.as_tensor(total)])
+
+    def compute(self) -> Float[Tensor, "layers other_layers"]:
+        """CKA of every pair of layers, float64."""
+        if not self.widths:
+            raise ValueError(f"no examples; HSIC needs at least {MINIMUM}")
+        p, n = sum(self.widths), float(self.examples)
+        raw = self.moments[1:]
+        m = self._translate(raw, raw[-1, :p] / n)
+        # What rounding leaves of a constant layer is no variation: see _centered_gram.
+        means = self.moments[0, :p] + raw[-1, :p] / n
+        resolution = 16 * torch.finfo(m.dtype).eps
+        offsets = torch.stack([mean.square().sum() for mean in means.split(self.widths)])
+        live = m[-1, p:-1] > n * resolution**2 * offsets
+        blocks = m[:p, :p].split(self.widths)
+        inner = torch.stack([torch.stack([b.square().sum() for b in row.split(self.widths, dim=1)]) for row in blocks])
+        if self.unbiased:
+            norms = m[p:-1, p:-1]
+            total = m[-1, p:-1]
+            inner = inner - n / (n - 2) * norms + total[:, None] * total[None, :] / ((n - 1) * (n - 2))
+        inner = inner * live[:, None] * live[None, :]
+        a = len(self.layers)
+        own = inner.diagonal()
+        return self._finish(
+            inner[:a, :a] if self.other_layers is None else inner[:a, a:],
+            own[:a],
+            None if self.other_layers is None else own[a:],
+        )
+
+
+def cka_map(
+    model: nn.Module,
+    data: Tensor | Iterable[Any],
+    layers: Layers,
+    *,
+    other: nn.Module | None = None,
+    other_layers: Layers | None = None,
+    estimator: str = "minibatch",
+    unbiased: bool = True,
+    kernel: Kernel = "linear",
+    reduce: Reducer = "flatten",
+    select: Callable[[Any], Tensor] | None = None,
+    batch_size: int = 256,
+) -> pd.DataFrame:
+    """CKA of all pairs of layers of one model, or of two on the same inputs, in one pass over the data.
+
+    The models run in evaluation mode without gradients and are left as they were. Under torch.distributed every rank
+    passes its own share of the data and gets the value for all of it.
+
+    Args:
+        data: inputs (examples, …), cut into batches of `batch_size`; or an iterable of `x` or `(x, y)` batches.
+        layers: names, types or a predicate: see `features.find_layers`. `other_layers` does the same for `other`
+            (default: as `layers`).
+        estimator: `"minibatch"` (any width, any kernel), or `"exact"` (linear, all examples at once, narrow features).
+        reduce: how maps and tokens become rows: see `features.REDUCERS`.
+
+    Returns:
+        a table, layers × layers, rows and columns in order of execution; `.attrs` tells the number of examples and the
+        estimator.
+
+    Raises:
+        ValueError: fewer than 4 examples, NaN or infinite features, unknown layers, kernel, estimator or reducer.
+
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 3))
+    >>> cka_map(model, torch.randn(100, 4), nn.Linear).round(2).loc["0", "0"]
+    np.float64(1.0)
+    """
+    if estimator not in ("minibatch", "exact"):
+        raise ValueError(f"estimator={estimator!r} is unknown; use 'minibatch' or 'exact'")
+    if estimator == "exact" and kernel != "linear":
+        raise ValueError(f"estimator='exact' needs kernel='linear', not {kernel!r}")
+    reducer = resolve_reducer(reduce)
+    keep = reducer if estimator == "exact" else lambda x: gram(reducer(x), kernel)
+    models = [(model, layers)] + ([] if other is None else [(other, layers if other_layers is None else other_layers)])
+    metric: MinibatchCKA | ExactCKA | None = None
+    with ExitStack() as stack:
+        taps = []
+        for net, chosen in models:
+            stack.enter_context(evaluating(net))
+            taps.append(stack.enter_context(FeatureTap(net, chosen, reduce=keep, select=select)))
+        for x in batches(data, batch_size, minimum=MINIMUM):
+            if len(x) < MINIMUM:
+                raise ValueError(f"{len(x)} examples in all; HSIC needs at least {MINIMUM}")
+            for net, _ in models:
+                net(x.to(next(iter(net.parameters()), x).device))
+            if metric is None:
+                metric = (
+                    ExactCKA(*taps, unbiased=unbiased)
+                    if estimator == "exact"
+                    else MinibatchCKA(*taps, unbiased=unbiased, kernel="precomputed")
+                )
+                metric = metric.to(next(iter(taps[0].values())).device)
+            metric.update(*taps)
+    if metric is None:
+        raise ValueError("data holds no batch")
+    value = metric.compute()
+    columns = metric.other_layers or metric.layers
+    table = pd.DataFrame(value.cpu().numpy(), index=metric.layers, columns=columns)
+    table.attrs = {"examples": metric.total, "estimator": estimator, "unbiased": unbiased, "kernel": str(kernel)}
+    return table
