@@ -1,0 +1,133 @@
+"""Checkpoints that survive `kill -9`: written whole or not at all, one run at a time, random state included."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import random
+import secrets
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+FORMAT = "companion.training 1"
+
+
+def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors and plain types) to `path`, whole or not at all; what stood there becomes `path.previous`.
+
+    The bytes go to a file aside in the same folder, reach the disk, and only then take the name: a process killed at
+    any moment, or a full disk (`OSError`), leaves the last good checkpoint in place.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    try:
+        with open(aside, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            os.replace(path, previous(path))
+        os.replace(aside, path)
+    except OSError as error:
+        error.add_note(f"The checkpoint {path} was not written; the one before it is untouched.")
+        raise
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The state that `fit` saved, on the CPU: `model.load_state_dict(load_checkpoint(path)["model"])`.
+
+    Unpickles tensors and plain types only. A truncated or foreign file raises `ValueError`, none `FileNotFoundError`.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise pickle.UnpicklingError(f"its format is not {FORMAT!r}")
+    except (RuntimeError, EOFError, LookupError, ValueError, AttributeError, pickle.UnpicklingError) as error:
+        before = previous(path)
+        hint = f"delete it, and training resumes from {before}" if before.exists() else "delete it to train anew"
+        raise ValueError(f"{path} is truncated or foreign ({str(error).splitlines()[0]}): {hint}") from error
+    return state
+
+
+def previous(path: str | Path) -> Path:
+    """Where the checkpoint before the one at `path` is kept."""
+    return Path(f"{path}.previous")
+
+
+def claim(path: str | Path, configuration: dict[str, Any], held: ExitStack) -> dict[str, Any] | None:
+    """Lock a checkpoint for one run, as long as `held` is open, and load it; None where there is none yet."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        held.enter_context(FileLock(f"{path}.lock", timeout=0))  # the system lets go of it when the process dies
+    except Timeout:
+        raise RuntimeError(f"{path} is in use by another run: wait, or give this run another path") from None
+    for stale in path.parent.glob(
+        f"{path.name}.*.tmp"
+    ):  # of a killed run: no live one can be writing, we hold the lock
+        stale.unlink()
+    # A run killed between the two renames leaves only the previous one.
+    found = next((candidate for candidate in (path, previous(path)) if candidate.exists()), None)
+    if found is None:
+        return None
+    state = load_checkpoint(found)
+    theirs = state["configuration"]
+    differing = [
+        f"{key}: {theirs.get(key)!r} there, {value!r} here"
+        for key, value in configuration.items()
+        if theirs.get(key) != value
+    ]
+    if differing:
+        raise ValueError(
+            f"{found} is of another run ({'; '.join(differing)}): give this run another path. "
+            "To train a finished model further, load its weights and call fit again"
+        )
+    return state
+
+
+# ----------------------------------------------------------------------------------------------------- random numbers
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's (CPU and GPU) random numbers."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def random_state(data: Any, device: torch.device) -> dict[str, Any]:
+    """Every random state that a step can draw from, the loader's generator included, as tensors and plain types."""
+    numpy = np.random.get_state(legacy=False)
+    keys = torch.tensor(numpy["state"]["key"].astype(np.int64))
+    state = {
+        "python": random.getstate(),
+        "numpy": {**numpy, "state": {**numpy["state"], "key": keys}},
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    if isinstance(getattr(data, "generator", None), torch.Generator):
+        state["data"] = data.generator.get_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any], data: Any, device: torch.device) -> None:
+    """Go back to a `random_state`."""
+    random.setstate(state["python"])
+    numpy = state["numpy"]
+    keys = numpy["state"]["key"].numpy().astype(np.uint32)
+    np.random.set_state({**numpy, "state": {**numpy["state"], "key": keys}})
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    if "data" in state:
+        data.generator.set_state(state["data"])

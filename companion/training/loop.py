@@ -1,0 +1,518 @@
+"""The loop: `fit`, `evaluate`, and the two sockets."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import pandas as pd
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm.auto import tqdm
+
+from companion.training.checkpoints import claim, random_state, save_checkpoint, seed_everything, set_random_state
+from companion.training.ranks import from_ranks, on_rank_zero, rank, world_size
+from companion.training.recipes import Schedule
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+STEPS_BETWEEN_CHECKS = 25  # so often the device is asked for its losses: progress and NaN cost no wait in every step
+
+Batch: TypeAlias = tuple[Tensor, Tensor]
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+# -------------------------------------------------------------------------------------------------------- the sockets
+class Penalty(Protocol):
+    """A term of the loss: a callable that returns a scalar with a gradient.
+
+    The loop calls it once an optimizer step, after the forward pass of the step's last batch, outside autocast. One on
+    features taps the model by hooks and reads what the last *training* forward pass left there. The evaluation passes
+    after an epoch run in eval mode without gradients, and a training forward pass always comes between them and the
+    next call: no feature of theirs reaches a penalty. (One that sums over passes skips those where `module.training`
+    is false.) Across ranks each computes the penalty on its own examples and the gradients are averaged: it is the mean
+    of the ranks' penalties, not the penalty of the global batch.
+
+    Optional: `name`, for the history; `state_dict()` and `load_state_dict()`, which then travel in the checkpoints.
+    """
+
+    def __call__(self) -> Float[Tensor, ""]: ...
+
+
+class Sparsity(Protocol):
+    """What keeps a model sparse. `step()` follows each optimizer step, as a schedule's does, and still sees the step's
+    gradients (averaged over the ranks, unscaled, clipped). Every rank must decide alike: random choices come from a
+    generator of the sparsity's own, seeded alike on all ranks.
+
+    Optional: `penalty()`, a term of the loss (trainable thresholds); `density()`, the share of weights alive now, shown
+    while training and kept in the history as sparsity = 1 − density.
+    """
+
+    def step(self) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
+
+
+# --------------------------------------------------------------------------------------------------- what is measured
+class History(list[dict[str, Any]]):
+    """One record an epoch, of plain numbers: `epoch` (from 1), `lr` (of its last step), `loss` and `accuracy` (means
+    over the training examples as they passed), `penalty_NAME` (mean over steps and ranks), `validation_loss`,
+    `validation_accuracy`, `sparsity`, `images_per_second` and `seconds` (of the training passes)."""
+
+    def frame(self) -> pd.DataFrame:
+        """As a table, one row an epoch."""
+        return pd.DataFrame(list(self))
+
+
+class _Meter:
+    """Sums over an epoch. A step leaves its numbers on the device; `fetch` gets those of many steps at once."""
+
+    def __init__(self, penalties: Iterable[str], saved: dict[str, Any] | None = None) -> None:
+        self.columns = ["loss", "correct", *(f"penalty_{name}" for name in penalties), "examples"]
+        self.sums: list[float] = saved["sums"] if saved else [0.0] * len(self.columns)
+        self.steps: int = saved["steps"] if saved else 0
+        self.seconds: float = saved["seconds"] if saved else 0.0
+        self.since = time.perf_counter()
+        self.pending: list[tuple[Tensor, int]] = []  # a row on the device, and its number of examples
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums, "steps": self.steps, "seconds": self.seconds}
+
+    def fetch(self) -> int | None:
+        """Add up the pending steps of all ranks; returns the first whose loss or penalty is NaN or infinite, if any."""
+        if self.pending:
+            rows = torch.stack([row for row, _ in self.pending])
+            rows = torch.cat([rows, rows.new_tensor([[examples] for _, examples in self.pending])], dim=1)
+            if world_size() > 1:
+                dist.all_reduce(rows)
+            for row in rows.tolist():  # one by one: the sums do not depend on how often they are fetched
+                self.sums = [total + value for total, value in zip(self.sums, row, strict=True)]
+                self.steps += 1
+                if not all(map(math.isfinite, row)):
+                    return self.steps
+        self.pending.clear()
+        self.seconds, self.since = self.seconds + time.perf_counter() - self.since, time.perf_counter()
+        return None
+
+    def means(self) -> dict[str, float]:
+        sums = dict(zip(self.columns, self.sums, strict=True))
+        examples = sums.pop("examples")
+        means = {"loss": sums.pop("loss") / examples, "accuracy": sums.pop("correct") / examples}
+        means |= {name: total / self.steps / world_size() for name, total in sums.items()}
+        return means | {"images_per_second": examples / self.seconds, "seconds": self.seconds}
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    *,
+    loss: Loss = nn.functional.cross_entropy,
+    precision: str = "float32",
+    channels_last: bool = False,
+) -> dict[str, float]:
+    """Mean `loss`, share of right answers (`accuracy`) and number of `examples` of a loader's batches (x, y).
+
+    Runs in eval mode without gradients and leaves every module in the mode it had. In a process group every rank calls
+    it with its own part of the examples, and gets the result over all of them. No example at all: `ValueError`.
+    """
+    device = next(model.parameters()).device
+    modes = {module: module.training for module in model.modules()}
+    sums, examples = [], 0
+    try:
+        model.eval()
+        for x, y in loader:
+            x, y = _move(x, device, channels_last), y.to(device, non_blocking=True)
+            with _autocast(device, precision):
+                logits = _full_precision(model(x))
+            sums.append(torch.stack(_sums(loss(logits, y), logits, y)))
+            examples += len(y)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    totals = torch.stack(sums).cpu().double().sum(0) if sums else torch.zeros(2, dtype=torch.float64)
+    totals = torch.cat([totals, totals.new_tensor([examples])])
+    if world_size() > 1:
+        totals = totals.to(device)
+        dist.all_reduce(totals)
+    total_loss, correct, everyone = totals.tolist()
+    if everyone == 0:
+        raise ValueError("nothing to evaluate: the loader gave no example")
+    return {"loss": total_loss / everyone, "accuracy": correct / everyone, "examples": int(everyone)}
+
+
+# ----------------------------------------------------------------------------------------------------------- one step
+@dataclass
+class _Step:
+    """One optimizer step on a group of batches: forward, loss, penalties, backward, clip, update, prune, schedule."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler | None
+    scaler: torch.amp.GradScaler
+    penalties: dict[str, Penalty]
+    sparsity: Sparsity | None
+    loss: Loss
+    precision: str
+    channels_last: bool
+    compile: bool
+    clip: float | None
+
+    def __post_init__(self) -> None:
+        self.device = next(self.model.parameters()).device
+        self.ddp = None
+        if world_size() > 1:
+            self.ddp = DistributedDataParallel(self.model, [self.device] if self.device.type == "cuda" else None)
+        self.eager: Callable[[Tensor], Tensor] = self.ddp or self.model
+        self.compiled: Callable[[Tensor], Tensor] = self.eager
+        self.largest_batch = 0
+        if self.compile and _compiler_works(self.device.type):
+            torch.compiler.reset()  # graphs of an earlier fit on a like model would be reused, without this one's hooks
+            self.compiled = torch.compile(self.eager, dynamic=False)
+
+    def __call__(self, group: list[Batch]) -> tuple[Float[Tensor, " columns"], int]:
+        """Take the step. The gradient is that of the mean over all examples of the group and of all ranks, however
+        unevenly batches and ranks share them. Returns the row for `_Meter` and the number of examples."""
+        examples = sum(len(y) for _, y in group)
+        everyone = self._of_all_ranks(examples)
+        self.lr = float(self.optimizer.param_groups[0]["lr"])
+        self.optimizer.zero_grad()
+        sums, penalties = [], []
+        for number, (x, y) in enumerate(group, start=1):
+            last = number == len(group)
+            x, y = _move(x, self.device, self.channels_last), y.to(self.device, non_blocking=True)
+            # A smaller last batch of an epoch runs eagerly: compiling for its shape costs more than it saves.
+            self.largest_batch = max(self.largest_batch, len(y))
+            forward = self.compiled if len(y) == self.largest_batch else self.eager
+            with nullcontext() if last or self.ddp is None else self.ddp.no_sync():  # one exchange of gradients a step
+                with _autocast(self.device, self.precision):
+                    logits = forward(x)
+                logits = _full_precision(logits)
+                loss = self.loss(logits, y)
+                if last:
+                    penalties = [penalty() for penalty in self.penalties.values()]
+                # DDP averages the ranks' gradients, hence the world size.
+                objective = loss * (world_size() * len(y) / everyone) + sum(penalties)
+                self.scaler.scale(objective).backward()
+            sums.append(_sums(loss, logits, y))
+        self._update()
+        totals = [functools.reduce(torch.add, column) for column in zip(*sums, strict=True)]
+        return torch.stack([*totals, *(penalty.detach().to(totals[0]) for penalty in penalties)]), examples
+
+    def _of_all_ranks(self, examples: int) -> int | Float[Tensor, ""]:
+        if world_size() == 1:
+            return examples
+        everyone = torch.full((), examples, dtype=torch.float64, device=self.device)  # there, so that no step waits
+        dist.all_reduce(everyone)
+        return everyone
+
+    def _update(self) -> None:
+        self.scaler.unscale_(self.optimizer)
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(_trained(self.optimizer), self.clip)
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scaler.get_scale() < scale:  # float16 overflowed and the optimizer took no step: nothing else does
+            return
+        if self.sparsity is not None:
+            self.sparsity.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+
+def _move(x: Tensor, device: torch.device, channels_last: bool) -> Tensor:
+    layout = torch.channels_last if channels_last and x.ndim == 4 else torch.preserve_format
+    return x.to(device, non_blocking=True, memory_format=layout)
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32")
+
+
+def _full_precision(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 stays float64
+
+
+def _sums(
+    loss: Float[Tensor, ""], logits: Float[Tensor, "examples classes"], y: Int[Tensor, " examples"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """A batch's summed loss and its number of right answers, still on the device."""
+    return loss.detach() * len(y), (logits.detach().argmax(1) == y).sum().to(loss.dtype)
+
+
+@functools.cache
+def _compiler_works(device_type: str) -> bool:
+    """Whether torch.compile finds its compiler; warns, once, where it does not."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(4, device=device_type))
+    except Exception as error:  # its kind depends on the platform; whatever it is, eager mode trains
+        reason = str(error).strip().splitlines()[0]
+        warnings.warn(f"torch.compile does not work here, so training runs without it: {reason}", stacklevel=2)
+        return False
+    return True
+
+
+# ----------------------------------------------------------------------------------------------------------- the loop
+def fit(
+    model: nn.Module,
+    data: Any,
+    optimizer: Optimizer,
+    *,
+    epochs: int,
+    schedule: Schedule | None = None,
+    validation: Iterable[Batch] | None = None,
+    penalty: Penalty | Iterable[Penalty] | None = None,
+    sparsity: Sparsity | None = None,
+    loss: Loss = nn.functional.cross_entropy,
+    precision: str = "float32",
+    channels_last: bool = False,
+    compile: bool = False,
+    clip: float | None = None,
+    accumulate: int = 1,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> History:
+    """Train `model` in place, on the device where it is, and return one record an epoch.
+
+    Parameters
+    ----------
+    data
+        Batches (x, y): `companion.data.DeviceLoader`, or any loader with a length, such as torch's `DataLoader`.
+    epochs, schedule
+        Passes over the data, and the learning rate: `multistep`, `cosine`, `one_cycle`, or any function of (optimizer,
+        steps an epoch, epochs) to a torch scheduler, which is stepped after every optimizer step.
+    validation
+        Batches to evaluate after every epoch.
+    penalty, sparsity
+        The two sockets: see `Penalty` (one, or several) and `Sparsity`.
+    loss
+        Mean loss of (logits, y); `nn.CrossEntropyLoss(label_smoothing=0.1)` smooths labels.
+    precision, channels_last, compile
+        "bfloat16" and "float16" run the forward pass under autocast, "float16" with loss scaling and on CUDA only;
+        `compile` uses `torch.compile` where it finds a compiler.
+    clip, accumulate
+        Largest norm of the gradient; number of batches that make one step.
+    checkpoint, checkpoint_every
+        File that is written after every epoch, and every so many steps inside one. Where it exists, training resumes
+        from it: on the CPU to the same final weights, bit for bit, as if never interrupted (with loader workers, unless
+        they are persistent). One run at a time may use it. Of a process group, rank 0 alone reads and writes it.
+    seed
+        Seeds dropout and the like before the first step, each rank its own: seed + rank.
+    progress
+        A bar with loss, accuracy, sparsity, images/s and the time left, on rank 0.
+    on_epoch
+        Sees every epoch's record before it is kept, and may add measures to it: plain numbers, lists, strings.
+
+    Raises
+    ------
+    ValueError
+        For arguments that make no sense, and for a checkpoint that is truncated, foreign, or another run's.
+    FloatingPointError
+        When a loss, penalty or weight is NaN or infinite. The last good checkpoint stays.
+    RuntimeError
+        When another run is using the checkpoint.
+    """
+    device = next(model.parameters()).device
+    _refuse_nonsense(model, data, optimizer, device, schedule, precision, clip)
+    for name, count in {"epochs": epochs, "accumulate": accumulate, "checkpoint_every": checkpoint_every}.items():
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise ValueError(f"{name}={count!r}: a whole number from 1 on")
+    if seed is not None:
+        seed_everything(seed + rank())
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    batches, penalties = len(data), _named(penalty, sparsity)
+    configuration = {  # what must agree for a checkpoint to be this run's
+        "model": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters())} parameters",
+        "optimizer": f"{type(optimizer).__name__} "
+        + ", ".join(str({key: value for key, value in g.items() if key != "params"}) for g in optimizer.param_groups),
+        **{"schedule": _name(schedule), "loss": _name(loss), "penalty": list(penalties), "sparsity": _name(sparsity)},
+        **{"epochs": epochs, "batches": batches, "data seed": getattr(data, "seed", None), "accumulate": accumulate},
+        **{"precision": precision, "channels_last": channels_last, "clip": clip, "seed": seed, "ranks": world_size()},
+    }
+    scheduler = schedule(optimizer, math.ceil(batches / accumulate), epochs) if schedule is not None else None
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": scheduler, "scaler": scaler}
+    parts |= {"sparsity": sparsity, **{f"penalty {name}": term for name, term in penalties.items()}}
+    parts = {name: part for name, part in parts.items() if hasattr(part, "load_state_dict")}
+
+    with ExitStack() as held:
+        saved = None
+        if checkpoint is not None:
+            saved = on_rank_zero(lambda: claim(checkpoint, configuration, held))
+        history, first, done, meter, resumed = History(), 0, 0, _Meter(penalties), None
+        if saved is not None:
+            for name, part in parts.items():
+                part.load_state_dict(saved[name])
+            history, first, done = History(saved["history"]), saved["epoch"], saved["batch"]
+            meter, resumed = _Meter(penalties, saved["meter"]), saved["random"][rank()]
+        step = _Step(
+            model, optimizer, scheduler, scaler, penalties, sparsity, loss, precision, channels_last, compile, clip
+        )
+        bar = held.enter_context(
+            tqdm(
+                total=epochs * batches, initial=first * batches + done, unit="batch", disable=not progress or rank() > 0
+            )
+        )
+
+        def check() -> None:
+            wrong = meter.fetch()
+            if wrong is not None:
+                raise _diverged(f"loss or penalty of epoch {epoch + 1}, step {wrong}", checkpoint)
+            shown = meter.means() | _sparsity(sparsity)
+            bar.set_postfix({name: f"{shown[name]:.4g}" for name in _SHOWN if name in shown}, refresh=False)
+
+        def save(epoch: int, batch: int) -> None:
+            if checkpoint is None:
+                return
+            if not all(from_ranks(_finite(model, optimizer))):
+                raise _diverged(f"weights after epoch {epoch}, batch {batch}", checkpoint)
+            now = random_state(data, device)
+            state = {
+                **{name: part.state_dict() for name, part in parts.items()},
+                **{"configuration": configuration, "epoch": epoch, "batch": batch, "meter": meter.state_dict()},
+                **{"history": list(history), "random": from_ranks((epoch_start if batch else now, now))},
+            }
+            on_rank_zero(lambda: save_checkpoint(checkpoint, state))
+
+        for epoch in range(first, epochs):
+            model.train()
+            bar.set_description(f"epoch {epoch + 1}/{epochs}", refresh=False)
+            if resumed is not None:
+                set_random_state(resumed[0], data, device)  # a plain DataLoader draws the epoch's order from it
+            epoch_start = random_state(data, device)
+            stream = _batches(data, epoch, done)
+            if resumed is not None and done > 0:
+                set_random_state(resumed[1], data, device)
+            resumed = None
+            while group := list(islice(stream, accumulate)):
+                meter.pending.append(step(group))
+                done += len(group)
+                bar.update(len(group))
+                due = checkpoint_every and done < batches and math.ceil(done / accumulate) % checkpoint_every == 0
+                if due or len(meter.pending) == STEPS_BETWEEN_CHECKS:
+                    check()
+                if due:
+                    save(epoch, done)
+            check()
+            record = {"epoch": epoch + 1, "lr": step.lr, **meter.means(), **_sparsity(sparsity)}
+            if world_size() > 1:
+                for buffer in model.buffers():  # batch-norm statistics are rank 0's, as DDP has it in training
+                    dist.broadcast(buffer, 0)
+            if validation is not None:
+                measured = evaluate(model, validation, loss=loss, precision=precision, channels_last=channels_last)
+                record |= {f"validation_{name}": measured[name] for name in ("loss", "accuracy")}
+            if on_epoch is not None:
+                on_epoch(record)
+            history.append(record)
+            done, meter = 0, _Meter(penalties)
+            save(epoch + 1, 0)
+    return history
+
+
+_SHOWN = ("loss", "accuracy", "sparsity", "images_per_second")
+
+
+def _batches(data: Any, epoch: int, start: int) -> Iterator[Batch]:
+    """The batches of one epoch from number `start` on."""
+    if hasattr(data, "start"):  # a DeviceLoader: its order follows from its seed and the epoch, and skipping is free
+        data.epoch, data.start = epoch, start
+        return iter(data)
+    if hasattr(getattr(data, "sampler", None), "set_epoch"):
+        data.sampler.set_epoch(epoch)
+    stream = iter(data)
+    for _ in range(start):
+        next(stream)
+    return stream
+
+
+def _trained(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+@torch.no_grad()
+def _finite(model: nn.Module, optimizer: Optimizer) -> bool:
+    """No weight is NaN or infinite and no buffer is NaN (a buffer may hold −∞ on purpose, as attention masks do)."""
+    sound = [p.isfinite().all() for p in _trained(optimizer)] + [~buffer.isnan().any() for buffer in model.buffers()]
+    return bool(torch.stack(sound).all())
+
+
+def _diverged(what: str, checkpoint: str | Path | None) -> FloatingPointError:
+    kept = "no checkpoint was kept"
+    if checkpoint is not None and Path(checkpoint).exists():
+        kept = f"the last good checkpoint is {checkpoint}"
+    return FloatingPointError(
+        f"{what}: NaN or infinite; {kept}. Try a lower learning rate, a warm-up, clip=1.0, "
+        'or precision="bfloat16" where it is "float16"'
+    )
+
+
+def _named(penalty: Penalty | Iterable[Penalty] | None, sparsity: Sparsity | None) -> dict[str, Penalty]:
+    """The penalties by name, the sparsity's own among them; the second of one name is NAME_2."""
+    terms: list[Any] = [] if penalty is None else [penalty] if callable(penalty) else list(penalty)
+    named: dict[str, Penalty] = {}
+    for term in terms:
+        if not callable(term):
+            raise ValueError(f"penalty={term!r}: a callable that returns a scalar, or a list of them")
+        alike = sum(_name(term) == _name(other) for other in named.values())
+        named[f"{_name(term)}_{alike + 1}" if alike else str(_name(term))] = term
+    own: Penalty | None = getattr(sparsity, "penalty", None)
+    if own is not None:
+        named[str(_name(sparsity))] = own
+    return named
+
+
+def _name(thing: Any) -> str | None:
+    """What to call a penalty, sparsity, schedule or loss: the same in every process."""
+    if thing is None:
+        return None
+    return str(getattr(thing, "name", None) or getattr(thing, "__name__", None) or type(thing).__name__)
+
+
+def _sparsity(sparsity: Any) -> dict[str, float]:
+    return {"sparsity": 1 - float(sparsity.density())} if hasattr(sparsity, "density") else {}
+
+
+def _refuse_nonsense(
+    model: nn.Module,
+    data: Any,
+    optimizer: Optimizer,
+    device: torch.device,
+    schedule: Any,
+    precision: str,
+    clip: float | None,
+) -> None:
+    if not hasattr(data, "__len__") or len(data) == 0:
+        raise ValueError(f"data={type(data).__name__} has no batch, or no length: give a DeviceLoader or a DataLoader")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip={clip!r}: the largest norm of the gradient, above 0, or None")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}: one of {', '.join(PRECISIONS)}")
+    if precision == "float16" and device.type != "cuda":
+        raise ValueError(f'precision="float16" on {device.type}: it needs a CUDA GPU; "bfloat16" works here')
+    if isinstance(schedule, LRScheduler):
+        raise ValueError(
+            f"schedule={type(schedule).__name__}(…): give multistep(…), cosine(…), one_cycle(…) or a function of "
+            "(optimizer, steps an epoch, epochs) to such a scheduler; it is stepped after every step"
+        )
+    if not {id(p) for p in model.parameters()} & {id(p) for p in _trained(optimizer)}:
+        raise ValueError("the optimizer holds none of the model's parameters: build it after copying or pruning")
+    if world_size() == 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("torchrun started several ranks, yet no process group is open: fit `with distributed():`")

@@ -1,0 +1,76 @@
+"""The process group that `torchrun` starts: where a process stands in it, and what ranks tell each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+class Place(NamedTuple):
+    """Where a process stands: its device, its rank, and the number of ranks."""
+
+    device: torch.device
+    rank: int
+    world_size: int
+
+
+@contextmanager
+def distributed() -> Iterator[Place]:
+    """Join `torchrun`'s process group for the length of a `with` block; a single process joins none.
+
+    NCCL where every local rank has a GPU of its own, else gloo (the CPU, or several ranks on one GPU).
+    """
+    gpus = torch.cuda.device_count()
+    if "WORLD_SIZE" not in os.environ or (dist.is_available() and dist.is_initialized()):
+        yield Place(torch.device("cuda" if gpus else "cpu"), rank(), world_size())
+        return
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    device = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
+    if gpus:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if gpus >= local_size else "gloo")
+    try:
+        yield Place(device, rank(), world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number in the process group; 0 where there is none."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Processes in the process group; 1 where there is none."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def on_rank_zero(task: Callable[[], T]) -> T:
+    """Do `task` on rank 0 alone; its result, or its exception, reaches every rank."""
+    if world_size() == 1:
+        return task()
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = task()
+        except Exception as error:  # whatever it is, the other ranks must not wait for ever
+            outcome[1] = error
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def from_ranks(mine: T) -> list[T]:
+    """What each rank has, by rank."""
+    everyone = [mine] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(everyone, mine)
+    return everyone

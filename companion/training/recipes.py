@@ -1,0 +1,99 @@
+"""Optimizers and learning-rate schedules: thin names over torch's, with the papers' defaults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+Schedule: TypeAlias = Callable[[Optimizer, int, int], LRScheduler]
+"""A function of (optimizer, steps an epoch, epochs) to a torch scheduler, which the loop steps after every step."""
+
+
+def sgd(
+    model: nn.Module,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    weight_decay: float = 5e-4,
+    decay_norm_and_bias: bool = True,
+) -> SGD:
+    """SGD with Nesterov momentum. The defaults are CKA-SR's CIFAR recipe, which decays every parameter;
+    `decay_norm_and_bias=False` spares those with fewer than two dimensions (norm scales and shifts, biases)."""
+    groups = _groups(model, weight_decay, decay_norm_and_bias)
+    return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+
+
+def adamw(
+    model: nn.Module,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.05,
+    decay_norm_and_bias: bool = False,
+) -> AdamW:
+    """AdamW (Loshchilov & Hutter 2019); by default norm parameters and biases are spared from weight decay."""
+    return AdamW(_groups(model, weight_decay, decay_norm_and_bias), lr=lr, betas=betas)
+
+
+def _groups(model: nn.Module, weight_decay: float, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if decay_norm_and_bias or p.ndim > 1]
+    spared = [p for p in trained if not (decay_norm_and_bias or p.ndim > 1)]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def multistep(*milestones: float, gamma: float = 0.1, warmup: float = 0) -> Schedule:
+    """Multiply the learning rate by `gamma` at each milestone (in epochs), after `warmup` epochs of linear rise."""
+    return _by_epoch(
+        f"multistep{milestones} gamma={gamma} warmup={warmup}",
+        warmup,
+        lambda epoch, epochs: gamma ** sum(epoch >= milestone for milestone in milestones),
+    )
+
+
+def cosine(warmup: float = 0, floor: float = 0) -> Schedule:
+    """Half a cosine from the learning rate down to `floor` times it, after `warmup` epochs of linear rise."""
+    return _by_epoch(
+        f"cosine warmup={warmup} floor={floor}",
+        warmup,
+        lambda epoch, epochs: floor + (1 - floor) * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup))) / 2,
+    )
+
+
+def one_cycle(rise: float = 0.3, start: float = 1 / 25, end: float = 1e-4) -> Schedule:
+    """One cycle (Smith & Topin 2018): up from `start` × the learning rate to all of it during the share `rise` of the
+    training, then down by a cosine to `start·end` × it; momentum the other way round."""
+
+    def schedule(optimizer: Optimizer, steps: int, epochs: int) -> LRScheduler:
+        return OneCycleLR(
+            optimizer,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
+            total_steps=steps * epochs,
+            pct_start=rise,
+            div_factor=1 / start,
+            final_div_factor=1 / end,
+        )
+
+    schedule.__name__ = f"one_cycle rise={rise} start={start} end={end}"
+    return schedule
+
+
+def _by_epoch(name: str, warmup: float, factor: Callable[[float, int], float]) -> Schedule:
+    """The learning rate times factor(epochs done, epochs in all), taken anew before every step."""
+
+    def schedule(optimizer: Optimizer, steps: int, epochs: int) -> LRScheduler:
+        if warmup >= epochs:
+            raise ValueError(f"warmup={warmup} of {epochs} epochs: warm up for less than the whole training")
+
+        def multiplier(step: int) -> float:
+            return (step + 1) / (warmup * steps) if step < warmup * steps else factor(step / steps, epochs)
+
+        return LambdaLR(optimizer, multiplier)
+
+    schedule.__name__ = name
+    return schedule
