@@ -1,14 +1,26 @@
-"""Fixtures that every test may use: a device, the image data, a fixed seed."""
+"""Fixtures that every test may use: a device, a fixed seed, the image data, the built book in a browser."""
 
 from __future__ import annotations
 
+import functools
+import http.server
 import os
 import random
+import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+ROOT = Path(__file__).resolve().parent.parent
+HTML = ROOT / "_build" / "html"
 
 # The test machines have two cores; more threads than cores make small tensors slower.
 torch.set_num_threads(min(2, torch.get_num_threads()))
@@ -40,3 +52,54 @@ def data_root() -> Path:
     if not Path(root).is_dir():
         pytest.skip(f"image data: COMPANION_DATA={root} is no folder")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def site() -> Iterator[str]:
+    """The address, ending in a slash, at which this machine serves the built book."""
+    if not (HTML / "index.html").exists():
+        _missing("the book is not built: run `make test-pages`, or `make book` first")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing: the tests report what matters."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=HTML)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium: $CHROMIUM, the system's, or playwright's own."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    names = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    with sync_api.sync_playwright() as playwright:
+        executable = next(filter(None, map(shutil.which, filter(None, names))), playwright.chromium.executable_path)
+        if not Path(executable).exists():
+            _missing(
+                "no browser for the page tests. Get one by `sudo apt install chromium` or by `.venv/bin/playwright "
+                "install chromium`, or name yours: CHROMIUM=/path/to/chrome"
+            )
+        browser = playwright.chromium.launch(
+            executable_path=executable,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A fresh page, 1280 pixels wide, that shares nothing with another test's."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    yield context.new_page()
+    context.close()
+
+
+def _missing(reason: str) -> None:
+    """What the page tests need is not there: a failure in CI, a skip that says so elsewhere."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
