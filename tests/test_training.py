@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
-from companion.training import fit, multistep, seed_everything, sgd
+from companion.features import FeatureTap
+from companion.training import adamw, cosine, evaluate, fit, load_checkpoint, multistep, one_cycle, seed_everything, sgd
+from companion.training import loop as training_loop
 
 
-def net(device: torch.device | str = "cpu", dropout: float = 0.1) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout), nn.Linear(8 * 36, 2)
-    ).to(device)
+def net(device: torch.device | str = "cpu", norm: bool = True) -> nn.Sequential:
+    layers = [nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8) if norm else nn.Identity(), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Dropout(0.1 if norm else 0.0), nn.Linear(8 * 36, 2)).to(device)
 
 
-def data(batch_size: int = 32, examples: int = 200, shuffle: bool = False) -> DataLoader:
+def data(batch_size: int = 32, examples: int = 200) -> DataLoader:
     """8×8 images, labelled by the sign of their mean."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(examples, 1, 8, 8, generator=generator) + 0.3 * torch.randn(examples, 1, 1, 1, generator=generator)
-    return DataLoader(TensorDataset(x, (x.mean((1, 2, 3)) > 0).long()), batch_size=batch_size, shuffle=shuffle)
+    return DataLoader(TensorDataset(x, (x.mean((1, 2, 3)) > 0).long()), batch_size=batch_size)
 
 
 def weights(model: nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten().cpu() for p in model.state_dict().values()])
+    return torch.cat([value.detach().flatten().cpu() for value in model.state_dict().values()])
+
+
+def train(model: nn.Module, loader: Any, **options: Any) -> training_loop.History:
+    options = {"epochs": 2, "progress": False, "seed": 3, **options}
+    return fit(model, loader, options.pop("optimizer", None) or sgd(model, 0.05), **options)
 
 
 # --------------------------------------------------------------------------------------- against a hand-written loop
 def test_is_the_hand_written_loop_bit_for_bit(device: torch.device) -> None:
     ours, loader = net(device), data()
     theirs = copy.deepcopy(ours)
-    history = fit(ours, loader, sgd(ours, 0.05), epochs=3, schedule=multistep(2), seed=3, progress=False)
+    history = train(ours, loader, epochs=3, schedule=multistep(2))
 
     optimizer = torch.optim.SGD(theirs.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2], gamma=0.1)
@@ -56,3 +69,388 @@ def test_is_the_hand_written_loop_bit_for_bit(device: torch.device) -> None:
     assert history[-1]["loss"] == pytest.approx(total / 200, rel=1e-5)
     assert history[-1]["accuracy"] == correct / 200
     assert [record["lr"] for record in history] == pytest.approx([0.05, 0.05, 0.005])
+
+
+def test_accumulated_batches_are_one_large_batch(device: torch.device) -> None:
+    """Also at the end of an epoch, where the last group is shorter and its last batch smaller."""
+    large = net(device, norm=False).double()
+    small = copy.deepcopy(large)
+
+    def double(batch_size: int) -> list[tuple[Tensor, Tensor]]:
+        return [(x.double(), y) for x, y in data(batch_size)]
+
+    counts = {"large": 0, "small": 0}
+
+    def penalty(model: nn.Module, name: str) -> Any:
+        def l2() -> Tensor:
+            counts[name] += 1
+            return 1e-2 * sum(p.square().sum() for p in model.parameters())
+
+        return l2
+
+    one = train(large, double(36), penalty=penalty(large, "large"), clip=1.0)
+    four = train(small, double(9), penalty=penalty(small, "small"), clip=1.0, accumulate=4)
+    torch.testing.assert_close(weights(small), weights(large), rtol=1e-12, atol=1e-12)
+    assert counts["small"] == counts["large"] == 2 * math.ceil(200 / 36)  # once a step, not once a batch
+    for key in ("loss", "accuracy", "penalty_l2"):
+        assert four[-1][key] == pytest.approx(one[-1][key], rel=1e-12)
+
+
+def test_bfloat16_and_channels_last_train_like_float32(device: torch.device) -> None:
+    plain = net(device)
+    fast = copy.deepcopy(plain)
+    loader = data()
+    exact = train(plain, loader, epochs=4, validation=loader)
+    mixed = train(fast, loader, epochs=4, validation=loader, precision="bfloat16", channels_last=True)
+    assert fast[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(p.dtype == torch.float32 for p in fast.parameters())
+    assert mixed[-1]["validation_loss"] == pytest.approx(exact[-1]["validation_loss"], rel=0.1)
+    assert not torch.equal(weights(plain), weights(fast))  # it did compute in another precision
+
+
+def test_float16_scales_the_loss_and_skips_a_step_that_overflows(device: torch.device) -> None:
+    if device.type != "cuda":
+        with pytest.raises(ValueError, match="bfloat16"):
+            train(net(), data(), precision="float16")
+        return
+    steps = Steps()
+    history = train(net(device), data(), precision="float16", sparsity=steps)
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert 0 < steps.taken <= 14  # the first scale may be too large
+
+
+def test_clip_bounds_the_gradient() -> None:
+    model = net(norm=False)
+    before = weights(model)
+    train(model, list(data())[:1], epochs=1, optimizer=torch.optim.SGD(model.parameters(), 1.0), clip=1e-3)
+    assert torch.linalg.vector_norm(weights(model) - before).item() == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_compiled_training_sees_the_hooks_of_its_penalty_and_equals_eager() -> None:
+    """Twice: the graph of a first model must not be reused for a second one whose hooks differ."""
+    loader, losses = data(), []
+    for strength in (0.0, 1e-2):
+        eager, values = net(), []
+        eager[4].p = 0.0  # compiled, dropout draws other random numbers
+        compiled = copy.deepcopy(eager)
+        for model, options in ((eager, {}), (compiled, {"compile": True})):
+            tap = FeatureTap(model, ["0"], detach=False, compiled=True)
+            penalty = (lambda tap=tap, strength=strength: strength * tap["0"].square().mean()) if strength else None
+            if penalty is not None:
+                tap.attach()
+            values.append(train(model, loader, penalty=penalty, **options)[-1])
+        torch.testing.assert_close(weights(compiled), weights(eager), rtol=1e-3, atol=1e-4)
+        assert values[1]["loss"] == pytest.approx(values[0]["loss"], rel=1e-3)
+        losses.append(values[0]["loss"])
+    assert values[1]["penalty_<lambda>"] == pytest.approx(values[0]["penalty_<lambda>"], rel=1e-3)
+    assert losses[0] != losses[1]
+
+
+def test_without_a_compiler_training_runs_eagerly_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(*args: Any, **options: Any) -> Any:
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    training_loop._compiler_works.cache_clear()
+    model = net()
+    other = copy.deepcopy(model)
+    with pytest.warns(UserWarning, match="runs without it.*No working C") as caught:
+        train(model, data(), compile=True)
+        train(net(), data(), compile=True)
+    assert len(caught) == 1
+    train(other, data())
+    assert torch.equal(weights(model), weights(other))
+    training_loop._compiler_works.cache_clear()
+
+
+class Synchronizations(TorchDispatchMode):
+    """Counts the operations that make the host wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), options: Any = None) -> Any:
+        self.count += function.__name__.startswith(("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero"))
+        return function(*args, **(options or {}))
+
+
+def test_no_step_waits_for_the_device(device: torch.device) -> None:
+    model, batches = net(device), list(data(4))
+    with Synchronizations() as waits:
+        train(model, batches, clip=1.0)
+    assert waits.count == 0
+
+
+# -------------------------------------------------------------------------------------------------------- the sockets
+def test_penalties_are_terms_of_the_loss_and_recorded_by_name() -> None:
+    ours, batch = net(norm=False), [next(iter(data(50)))]
+    theirs = copy.deepcopy(ours)
+
+    def lasso() -> Tensor:
+        return 0.01 * sum(p.abs().sum() for p in ours.parameters())
+
+    class Named:
+        name = "ridge"
+
+        def __call__(self) -> Tensor:
+            return 0.02 * sum(p.square().sum() for p in ours.parameters())
+
+    history = train(
+        ours, batch, epochs=1, penalty=[lasso, Named(), lasso], optimizer=torch.optim.SGD(ours.parameters(), 0.1)
+    )
+    x, y = batch[0]
+    l1 = 0.01 * sum(p.abs().sum() for p in theirs.parameters())
+    l2 = 0.02 * sum(p.square().sum() for p in theirs.parameters())
+    (F.cross_entropy(theirs(x), y) + l1 + l2 + l1).backward()
+    torch.optim.SGD(theirs.parameters(), 0.1).step()
+    torch.testing.assert_close(weights(ours), weights(theirs))
+    names = ["penalty_lasso", "penalty_ridge", "penalty_lasso_2"]
+    assert [history[0][name] for name in names] == pytest.approx([l1.item(), l2.item(), l1.item()])
+
+
+def test_no_feature_of_an_evaluation_pass_reaches_a_penalty() -> None:
+    model, seen = net(), []
+    model[0].register_forward_hook(lambda module, args, output: seen.append((module.training, len(output))))
+    calls = []
+
+    def penalty() -> Tensor:
+        calls.append(seen[-1])
+        assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+        return torch.zeros(())
+
+    train(model, data(25), validation=data(100), penalty=penalty, precision="bfloat16")
+    assert (False, 100) in seen  # the evaluation passes did run, through the same hook
+    assert calls == [(True, 25)] * 16
+
+
+class Steps:
+    """A sparsity that keeps the first half of a weight at zero and counts its steps."""
+
+    def __init__(self, weight: Tensor | None = None) -> None:
+        self.weight, self.taken, self.gradients = weight, 0, 0
+
+    def step(self) -> None:
+        self.taken += 1
+        if self.weight is not None:
+            self.gradients += bool(self.weight.grad is not None and self.weight.grad.abs().sum() > 0)
+            self.weight.data[: len(self.weight) // 2] = 0
+
+    def density(self) -> float:
+        return 1.0 if self.weight is None else (self.weight != 0).float().mean().item()
+
+    def penalty(self) -> Tensor:
+        return torch.ones(()) * 0.25
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.taken = state["taken"]
+
+
+def test_a_sparsity_steps_after_each_optimizer_step_and_brings_its_penalty() -> None:
+    model = net()
+    sparsity = Steps(model[0].weight)
+    history = train(model, data(50), sparsity=sparsity, accumulate=2)
+    assert sparsity.taken == sparsity.gradients == 4
+    assert torch.all(model[0].weight[:4] == 0) and torch.all(model[0].weight[4:] != 0)
+    assert history[-1]["sparsity"] == 0.5
+    assert history[-1]["penalty_Steps"] == 0.25
+
+
+def test_an_observer_may_add_measures_to_the_record() -> None:
+    history = train(net(), data(), on_epoch=lambda record: record.update(measure=[record["epoch"], 1.5]))
+    assert [record["measure"] for record in history] == [[1, 1.5], [2, 1.5]]
+
+
+def test_history_is_json_and_a_table() -> None:
+    history = train(net(), data(), validation=data(), sparsity=Steps())
+    assert json.loads(json.dumps(history)) == list(history)
+    table = history.frame()
+    assert list(table["epoch"]) == [1, 2]
+    expected = {
+        "lr",
+        "loss",
+        "accuracy",
+        "validation_loss",
+        "validation_accuracy",
+        "sparsity",
+        "images_per_second",
+        "seconds",
+    }
+    assert expected <= set(table.columns)
+
+
+def test_progress_shows_what_matters_or_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    train(net(), data(), sparsity=Steps())
+    assert capfd.readouterr() == ("", "")
+    train(net(), data(), sparsity=Steps(), progress=True)
+    shown = capfd.readouterr().err
+    for word in ("epoch 2/2", "14/14", "loss=", "accuracy=", "sparsity=0", "images_per_second="):
+        assert word in shown
+
+
+class EpochLoader:
+    """As a DeviceLoader: its order is a function of `epoch`, and it skips `start` batches."""
+
+    def __init__(self, batches: list[tuple[Tensor, Tensor]]) -> None:
+        self.batches, self.epoch, self.start, self.epochs = batches, 0, 0, []
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.epochs.append(self.epoch)
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(self.epoch)).tolist()
+        yield from [self.batches[i] for i in order][self.start :]
+
+
+def test_tells_the_loader_the_epoch() -> None:
+    loader = EpochLoader(list(data()))
+    train(net(), loader, epochs=3)
+    assert loader.epochs == [0, 1, 2]
+
+    class Sampler(torch.utils.data.SequentialSampler):
+        epochs: list[int] = []  # noqa: RUF012
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epochs.append(epoch)
+
+    dataset = data().dataset
+    train(net(), DataLoader(dataset, batch_size=50, sampler=Sampler(dataset)))
+    assert Sampler.epochs == [0, 1]
+
+
+# --------------------------------------------------------------------------------------------------------- evaluation
+def test_evaluate_is_the_mean_over_examples_and_leaves_the_model_as_it_was(device: torch.device) -> None:
+    model = net(device)
+    model[1].eval()  # a frozen batch norm inside a network in training
+    measured = evaluate(model, data(30))
+    assert [module.training for module in model] == [True, False, True, True, True, True]
+    x, y = data().dataset.tensors
+    logits = copy.deepcopy(model).eval()(x.to(device)).cpu()
+    assert measured["loss"] == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-5)
+    assert measured["accuracy"] == pytest.approx((logits.argmax(1) == y).float().mean().item())
+    assert measured["examples"] == 200
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_evaluate_restores_the_mode_after_an_error() -> None:
+    model = net()
+    with pytest.raises(RuntimeError):
+        evaluate(model, [(torch.zeros(3, 5, 8, 8), torch.zeros(3, dtype=torch.long))])
+    assert all(module.training for module in model.modules())
+    with pytest.raises(ValueError, match="no example"):
+        evaluate(model, [])
+
+
+# ------------------------------------------------------------------------------------------------------------ recipes
+def rates(schedule: Any, epochs: int = 10, steps: int = 4, lr: float = 0.5) -> tuple[list[float], list[float]]:
+    """Learning rate and momentum of every step."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr, momentum=0.9)
+    scheduler = schedule(optimizer, steps, epochs)
+    group, lrs, momenta = optimizer.param_groups[0], [], []
+    for _ in range(steps * epochs):
+        lrs.append(group["lr"])
+        momenta.append(group["momentum"])
+        optimizer.step()
+        scheduler.step()
+    return lrs, momenta
+
+
+def test_multistep_falls_at_its_milestones() -> None:
+    lrs, _ = rates(multistep(5, 8, gamma=0.1, warmup=1))
+    assert lrs == pytest.approx([0.125, 0.25, 0.375, 0.5] + [0.5] * 16 + [0.05] * 12 + [0.005] * 8)
+
+
+def test_cosine_rises_and_falls() -> None:
+    lrs, _ = rates(cosine(warmup=2, floor=0.1))
+    assert lrs[:8] == pytest.approx([0.5 * (i + 1) / 8 for i in range(8)])
+    assert lrs[8] == pytest.approx(0.5)
+    assert lrs[8 + 16] == pytest.approx(0.5 * 0.55)  # half-way down to a tenth
+    assert lrs[-1] == pytest.approx(0.05, rel=0.05)
+    assert all(a > b for a, b in pairwise(lrs[8:]))
+
+
+def test_one_cycle_peaks_at_the_learning_rate_with_least_momentum() -> None:
+    lrs, momenta = rates(one_cycle(rise=0.25))
+    peak = max(range(40), key=lrs.__getitem__)
+    assert lrs[0] == pytest.approx(0.5 / 25) and lrs[peak] == pytest.approx(0.5) and lrs[-1] < 1e-4
+    assert 8 <= peak <= 10 and momenta[peak] == min(momenta)
+
+
+def test_weight_decay_may_spare_norms_and_biases() -> None:
+    model = net()
+    assert [group["weight_decay"] for group in sgd(model).param_groups] == [5e-4]
+    decayed, spared = adamw(model).param_groups
+    assert {p.ndim for p in decayed["params"]} == {2, 4} and {p.ndim for p in spared["params"]} == {1}
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
+    model[0].requires_grad_(False)
+    assert len(sgd(model).param_groups[0]["params"]) == 4
+
+
+# ------------------------------------------------------------------------------------------------------------ failure
+def test_nan_stops_with_the_step_and_the_last_good_checkpoint(tmp_path: Any) -> None:
+    batches = list(data(4))
+    batches[37] = (torch.full_like(batches[37][0], math.nan), batches[37][1])
+    path = tmp_path / "run.pt"
+    with pytest.raises(FloatingPointError, match=r"epoch 1, step 38.*last good checkpoint is .*run\.pt.*learning rate"):
+        train(net(), batches, checkpoint=path, checkpoint_every=30)
+    assert load_checkpoint(path)["batch"] == 30
+    with pytest.raises(FloatingPointError, match="no checkpoint was kept"):
+        train(net(), batches)
+
+
+def test_weights_that_overflow_in_the_last_step_are_not_saved(tmp_path: Any) -> None:
+    model, path = net(norm=False), tmp_path / "run.pt"
+
+    def blow_up() -> Tensor:  # finite itself, with a gradient that is not
+        return (model[5].bias * 0).sum().sqrt()
+
+    with pytest.raises(FloatingPointError, match="weights after epoch 1"):
+        train(model, data(200), epochs=1, penalty=blow_up, checkpoint=path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs=0"),
+        ({"accumulate": 1.5}, "accumulate=1.5"),
+        ({"checkpoint_every": -1}, "checkpoint_every=-1"),
+        ({"clip": 0.0}, "clip=0.0"),
+        ({"precision": "half"}, "float32, bfloat16, float16"),
+        ({"penalty": [3]}, "penalty=3"),
+        ({"schedule": cosine(warmup=5)}, "warmup=5 of 2 epochs"),
+        ({"optimizer": sgd(net())}, "none of the model's parameters"),
+    ],
+)
+def test_refuses_nonsense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(net(), data(), **options)
+
+
+def test_refuses_a_loader_without_batches_and_a_scheduler_without_a_clock() -> None:
+    model = net()
+    with pytest.raises(ValueError, match="no batch in epoch 2"):
+        train(model, iter(data()))  # a stream that is used up
+    for nothing in ([], (batch for batch in data())):
+        with pytest.raises(ValueError, match="no batch, or no length"):
+            train(model, nothing)
+    optimizer = sgd(model)
+    with pytest.raises(ValueError, match=r"StepLR.*multistep"):
+        train(model, data(), optimizer=optimizer, schedule=torch.optim.lr_scheduler.StepLR(optimizer, 1))
+
+
+def test_refuses_torchrun_without_a_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="with distributed"):
+        train(net(), data())
+
+
+def test_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(net(), data(), schedule=one_cycle(), validation=data(), precision="bfloat16", accumulate=2, clip=1.0)

@@ -138,7 +138,8 @@ def evaluate(
             x, y = _move(x, device, channels_last), y.to(device, non_blocking=True)
             with _autocast(device, precision):
                 logits = _full_precision(model(x))
-            sums.append(torch.stack(_sums(loss(logits, y), logits, y)))
+            if len(y):
+                sums.append(torch.stack(_sums(loss(logits, y), logits, y)))
             examples += len(y)
     finally:
         for module, mode in modes.items():
@@ -201,7 +202,7 @@ class _Step:
                 with _autocast(self.device, self.precision):
                     logits = forward(x)
                 logits = _full_precision(logits)
-                loss = self.loss(logits, y)
+                loss = self.loss(logits, y) if len(y) else logits.sum()  # a rank's part of a last batch may be empty
                 if last:
                     penalties = [penalty() for penalty in self.penalties.values()]
                 # DDP averages the ranks' gradients, hence the world size.
@@ -411,7 +412,13 @@ def fit(
                     check()
                 if due:
                     save(epoch, done)
+            if done == 0:
+                raise ValueError(
+                    f"data={type(data).__name__} gave no batch in epoch {epoch + 1}: can it be iterated again?"
+                )
             check()
+            if hasattr(data, "start"):
+                data.start = 0
             record = {"epoch": epoch + 1, "lr": step.lr, **meter.means(), **_sparsity(sparsity)}
             if world_size() > 1:
                 for buffer in model.buffers():  # batch-norm statistics are rank 0's, as DDP has it in training
