@@ -1,0 +1,214 @@
+"""ImageNet: photographs of many sizes that do not fit in memory, read and decoded as they are needed."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torchvision.io
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
+from torchvision.datasets import ImageFolder, ImageNet
+from torchvision.transforms import v2
+
+from companion.data.images import IMAGENET_MEAN, IMAGENET_STD, Normalize, check_split, data_root, decode, frozen_random
+from companion.data.loaders import check_ranks
+
+
+def imagenet(split: Literal["train", "val"] = "train", root: str | Path | None = None) -> ImageFolder:
+    """ImageNet (ILSVRC 2012) as torchvision's data set of files, one folder for each class.
+
+    Looked for in `imagenet/` and `imagenet-sample-160/` under the data root, then in the data root itself, which may be
+    any folder that holds `{train,val}/CLASS/*.JPEG`. Where the published archives lie instead, torchvision checks and
+    unpacks them.
+
+    Args:
+        split: "train" or "val"; the published test images have no labels.
+        root: the data root, see `companion.data.data_root`.
+
+    Raises:
+        ValueError: an unknown split, or training and validation folders whose classes differ.
+        FileNotFoundError: the split is not there, or a class has no images; it is named.
+    """
+    check_split(split, ("train", "val"))
+    root = data_root(root)
+    for folder in (root / "imagenet", root / "imagenet-sample-160", root):
+        if any((folder / name).exists() for name in ("meta.bin", "ILSVRC2012_devkit_t12.tar.gz")):
+            return ImageNet(folder, split)
+        if (folder / split).is_dir():
+            dataset = ImageFolder(folder / split)
+            _check_classes(folder, set(dataset.classes))
+            return dataset
+    raise FileNotFoundError(
+        f"no {split}/ of ImageNet under {root}: put {{train,val}}/WNID/*.JPEG or the published archives "
+        f"(https://image-net.org) in {root / 'imagenet'}, or name another folder with root= or COMPANION_DATA"
+    )
+
+
+def _check_classes(folder: Path, classes: set[str]) -> None:
+    """A class that only one split has would shift the labels of all that follow it."""
+    for split in ("train", "val"):
+        if (folder / split).is_dir():
+            differ = sorted(classes ^ {entry.name for entry in (folder / split).iterdir() if entry.is_dir()})
+            if differ:
+                raise ValueError(f"{folder}: train/ and val/ must have the same classes; only one has {differ[0]}")
+
+
+class ImageNetLoader:
+    """Batches of photographs, decoded by worker processes or on the device, normalised there by ImageNet's constants.
+
+    Training images are cropped at random to `size` (Szegedy et al. 2015, area 8 to 100 %) and mirrored with probability
+    ½, in a new order each epoch; evaluation images are resized to size·256/224 and cropped in the middle (He et al.
+    2016). An image's crop depends on `seed`, the epoch and the image alone, not on workers or ranks. Order is that of
+    torch's `DistributedSampler`. `epoch`, `start` and the batches (x, y) are as for `DeviceLoader`.
+
+    Args:
+        folder: see `imagenet`; any `ImageFolder` will do.
+        batch_size: examples of a batch, all ranks together; a multiple of `world_size`.
+        train: random order and crops, and no smaller last batch; else the order of the folder, each image once.
+        size: height and width of the batch's images.
+        workers: worker processes that read, and decode or not; 0: this process does it.
+        decode: "workers" by Pillow, or "device" by torchvision's JPEG decoder, which on a GPU decodes a batch at once;
+            files that it cannot decode, and torchvision without it, fall back to Pillow.
+        seed, device, dtype, channels_last, rank, world_size: as for `DeviceLoader`.
+
+    Attributes:
+        epoch, start: as for `DeviceLoader`.
+
+    Raises:
+        ValueError: an argument that is not allowed; while iterating, a broken image, which is named.
+    """
+
+    def __init__(
+        self,
+        folder: ImageFolder,
+        batch_size: int,
+        *,
+        train: bool = False,
+        size: int = 224,
+        workers: int = 4,
+        decode: Literal["workers", "device"] = "workers",
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        check_ranks(batch_size, rank, world_size)
+        if batch_size % world_size:
+            raise ValueError(f"batch_size={batch_size} must be a multiple of world_size={world_size}")
+        if decode not in ("workers", "device"):
+            raise ValueError(f"decode={decode!r}; allowed: 'workers', 'device'")
+        if train and len(folder) < batch_size:
+            raise ValueError(f"batch_size={batch_size}; {folder.root} has {len(folder)} images, not one batch")
+        self.folder = folder
+        self.batch_size = batch_size
+        self.train = train
+        self.size = size
+        self.workers = workers
+        self.decode = decode
+        self.seed = seed
+        self.device = torch.device(device)
+        self.normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD, self.device, dtype, channels_last)
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        """Number of this rank's batches of a whole epoch, whatever `start` is."""
+        if self.train:
+            return len(self.folder) // self.batch_size
+        mine = len(range(self.rank, len(self.folder), self.world_size))
+        return math.ceil(mine / (self.batch_size // self.world_size))
+
+    def __iter__(self) -> Iterator[tuple[Float[Tensor, "examples 3 size size"], Int64[Tensor, " examples"]]]:
+        part = self.batch_size // self.world_size
+        crop = _Crop(self.size, self.train, self.seed, self.epoch)
+        on_device = self.decode == "device"
+        batches = DataLoader(
+            _Photographs(self.folder.samples, None if on_device else crop),
+            batch_size=part,
+            sampler=self._order()[self.start * part :],
+            drop_last=self.train,
+            num_workers=self.workers,
+            collate_fn=_as_lists if on_device else default_collate,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # its own, so that the state of the global one does not depend on workers
+        )
+        for images, labels, indices in batches:
+            if on_device:
+                paths = [self.folder.samples[index][0] for index in indices]
+                images = torch.stack(list(map(crop, _decode_on_device(images, paths, self.device), indices)))
+            yield (
+                self.normalize(images.to(self.device, non_blocking=True)),
+                labels.to(self.device, non_blocking=True),
+            )
+
+    def _order(self) -> list[int]:
+        """Indices of this rank's images in the order of the epoch."""
+        if not self.train:  # DistributedSampler would repeat images to make the ranks equal, and count them twice
+            return list(range(len(self.folder)))[self.rank :: self.world_size]
+        sampler: DistributedSampler[int] = DistributedSampler(
+            self.folder, self.world_size, self.rank, shuffle=True, seed=self.seed, drop_last=True
+        )
+        sampler.set_epoch(self.epoch)
+        return list(sampler)
+
+
+class _Crop:
+    """Resize and crop one image; at random for training, with random numbers of its own."""
+
+    def __init__(self, size: int, train: bool, seed: int, epoch: int) -> None:
+        self.transform = (
+            v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()])
+            if train
+            else v2.Compose([v2.Resize(size * 256 // 224, antialias=True), v2.CenterCrop(size)])
+        )
+        self.key = (seed, epoch)
+
+    def __call__(self, image: UInt8[Tensor, "3 height width"], index: int) -> UInt8[Tensor, "3 size size"]:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(frozen_random(*self.key, index).randint(2**31)))
+            return self.transform(image)
+
+
+class _Photographs(Dataset[tuple[Tensor, int, int]]):
+    """Image (cropped, or as the bytes of its file if `crop` is None), label and index."""
+
+    def __init__(self, samples: list[tuple[str, int]], crop: _Crop | None) -> None:
+        self.samples = samples
+        self.crop = crop
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        path, label = self.samples[index]
+        if self.crop is None:
+            return torch.frombuffer(bytearray(Path(path).read_bytes()), dtype=torch.uint8), label, index
+        return self.crop(decode(path), index), label, index
+
+
+def _as_lists(batch: list[tuple[Tensor, int, int]]) -> tuple[list[Tensor], Tensor, list[int]]:
+    """Files differ in length and cannot be stacked."""
+    files, labels, indices = zip(*batch, strict=True)
+    return list(files), torch.tensor(labels), list(indices)
+
+
+def _decode_on_device(
+    files: list[UInt8[Tensor, " bytes"]], paths: list[str], device: torch.device
+) -> list[UInt8[Tensor, "3 height width"]]:
+    """Decode the files of a batch together; one that this decoder refuses takes all of them to Pillow."""
+    try:
+        with warnings.catch_warnings():  # deprecated from torchvision 0.29 on
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torchvision.io.decode_jpeg(files, mode=torchvision.io.ImageReadMode.RGB, device=device)
+    except (RuntimeError, AttributeError):  # PNG or CMYK among the files; or torchvision no longer has it
+        return [decode(path).to(device) for path in paths]

@@ -1,0 +1,201 @@
+"""A labelled set of images as tensors, and the normalisation of pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+# Mean and standard deviation of each channel, of pixels from 0 to 1: torchvision's constants for ImageNet.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """Folder of the image data: the argument, else the variable `COMPANION_DATA`, else `~/.cache/companion`."""
+    return Path(root or os.environ.get("COMPANION_DATA") or "~/.cache/companion").expanduser()
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """A labelled set of images of one size.
+
+    Attributes:
+        images: pixels from 0 (black) to 255.
+        labels: the class of each image, from 0 to `len(classes) - 1`.
+        classes: names of the classes.
+        mean, std: mean and standard deviation of each channel, of pixels from 0 to 1; a loader normalises with them.
+            To normalise otherwise: `dataclasses.replace(images, mean=IMAGENET_MEAN, std=IMAGENET_STD)`.
+        name: what the set is, such as "cifar10 train".
+
+    Raises:
+        ValueError: tensors whose types, lengths, labels or channels do not fit together.
+    """
+
+    images: UInt8[Tensor, "examples channels height width"]
+    labels: Int64[Tensor, " examples"]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != torch.uint8:
+            raise ValueError(
+                f"{self.name}: images of shape {tuple(self.images.shape)} and {self.images.dtype}; "
+                "they must be (examples, channels, height, width) and torch.uint8"
+            )
+        if self.labels.shape != self.images.shape[:1] or self.labels.dtype != torch.int64:
+            raise ValueError(
+                f"{self.name}: labels of shape {tuple(self.labels.shape)} and {self.labels.dtype}; "
+                f"{len(self.images)} images need ({len(self.images)},) and torch.int64"
+            )
+        if len(self.labels) and (self.labels.min() < 0 or self.labels.max() >= len(self.classes)):
+            raise ValueError(
+                f"{self.name}: labels from {self.labels.min()} to {self.labels.max()}; "
+                f"{len(self.classes)} classes allow 0 to {len(self.classes) - 1}"
+            )
+        if not len(self.mean) == len(self.std) == self.images.shape[1]:
+            raise ValueError(
+                f"{self.name}: {len(self.mean)} means and {len(self.std)} standard deviations "
+                f"for {self.images.shape[1]} channels"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        shape = "×".join(str(n) for n in self.images.shape[1:])
+        return f"Images({self.name!r}, {len(self)} of {shape}, {len(self.classes)} classes, {self.images.device})"
+
+    def to(self, device: torch.device | str) -> Images:
+        """The same set with its tensors on `device`; nothing is copied if they are there already."""
+        return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def subset(self, indices: Int64[Tensor, " chosen"] | Sequence[int]) -> Images:
+        """The images of these indices, in this order; the classes keep their labels."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64, device=self.images.device)
+        return dataclasses.replace(self, images=self.images[chosen], labels=self.labels[chosen])
+
+    def split(self, validation: int, seed: int = 0) -> tuple[Images, Images]:
+        """Hold out `validation` images, for choices that must not see the test set.
+
+        Every class gives its share, to within one image: 5,000 of CIFAR-10's 50,000 are 500 of each class. The same
+        seed gives the same split on every machine and under every version of NumPy.
+
+        Returns:
+            The remaining images and the held-out ones, each in the order of the set.
+
+        Raises:
+            ValueError: `validation` is not between 1 and the number of images less 1.
+        """
+        if not 0 < validation < len(self):
+            raise ValueError(f"validation={validation}; {self.name} can give 1 to {len(self) - 1} of its images")
+        labels = self.labels.cpu().numpy()
+        shares = validation * np.bincount(labels, minlength=len(self.classes)) / len(self)
+        quotas = shares.astype(int)
+        # What rounding down left over goes to the classes that lost most, the first of equals first.
+        lost_most = np.argsort(quotas - shares, kind="stable")[: validation - quotas.sum()]
+        quotas[lost_most] += 1
+        random = frozen_random(seed)
+        held_out = np.zeros(len(self), dtype=bool)
+        for label, quota in enumerate(quotas):
+            held_out[random.permutation(np.flatnonzero(labels == label))[:quota]] = True
+        rest, chosen = (self.subset(torch.from_numpy(np.flatnonzero(mask))) for mask in (~held_out, held_out))
+        return rest, dataclasses.replace(chosen, name=f"{self.name}, held out")
+
+    def duplicates(self, other: Images | None = None) -> list[tuple[int, int]]:
+        """Pairs of images that agree in every pixel, whatever their labels.
+
+        Args:
+            other: compare with this set, such as the test set; None: look within this set.
+
+        Returns:
+            Pairs (i, j): image i of this set, the first of its kind, and image j of `other`. Within one set, i < j.
+        """
+        first: dict[bytes, int] = {}
+        repeated = []
+        for i, digest in enumerate(self._digests()):
+            if first.setdefault(digest, i) != i:
+                repeated.append((first[digest], i))
+        if other is None:
+            return repeated
+        return [(first[digest], j) for j, digest in enumerate(other._digests()) if digest in first]
+
+    def _digests(self) -> Iterator[bytes]:
+        for image in self.images.cpu().contiguous().numpy():
+            yield hashlib.blake2b(image, digest_size=16).digest()
+
+
+class Normalize:
+    """Pixels of 0…255 to (pixel/255 − mean) / std, as torchvision's `ToDtype(scale=True)` and `Normalize`.
+
+    The constants are moved to the device once, so that a call never waits for it; torchvision moves them every time.
+    Computed in at least float32, and rounded to `dtype` once.
+
+    Args:
+        mean, std: one value for each channel, of pixels from 0 to 1.
+        device: where the images will be.
+        dtype: floating type of the result.
+        channels_last: memory format of the result.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+    ) -> None:
+        working = torch.promote_types(dtype, torch.float32)
+        self.mean, self.std = (
+            255 * torch.tensor(values, dtype=working, device=device)[:, None, None] for values in (mean, std)
+        )
+        self.dtype = dtype
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __call__(
+        self, images: UInt8[Tensor, "examples channels height width"]
+    ) -> Float[Tensor, "examples channels height width"]:
+        x = images.to(self.mean.dtype, memory_format=self.memory_format)
+        return x.sub_(self.mean).div_(self.std).to(self.dtype)
+
+
+def frozen_random(*key: int) -> np.random.RandomState:
+    """Random numbers that depend on the key (integers from 0 to 2³² − 1) alone.
+
+    NumPy's legacy generator, because its stream is frozen (NEP 19): a split or an epoch stays what a record says it is.
+    """
+    return np.random.RandomState(key)
+
+
+def decode(path: str | Path) -> UInt8[Tensor, "3 height width"]:
+    """Decode an image file to red, green and blue, whatever its colours are.
+
+    Raises:
+        ValueError: the file is not an image or is damaged; it is named.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        with Image.open(path) as image:
+            return pil_to_tensor(image.convert("RGB"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is missing; unpack the data set anew") from error
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path} is not an image or is damaged ({error}); unpack the data set anew") from error
+
+
+def check_split(split: str, allowed: Sequence[str]) -> None:
+    """Raise ValueError unless `split` is one of the allowed ones."""
+    if split not in allowed:
+        raise ValueError(f"split={split!r}; allowed: {', '.join(repr(name) for name in allowed)}")

@@ -1,0 +1,209 @@
+"""Batches of a data set that lives on the device, with random crops and flips made there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+from companion.data.datasets import load
+from companion.data.images import Images, Normalize, frozen_random
+
+
+def crop_and_flip(
+    images: UInt8[Tensor, "examples channels height width"],
+    top: Int64[Tensor, " examples"],
+    left: Int64[Tensor, " examples"],
+    flip: Bool[Tensor, " examples"],
+    padding: int,
+) -> UInt8[Tensor, "examples channels height width"]:
+    """Add a black border to every image, cut a window of the first size out of it, and mirror it where `flip` is true.
+
+    Image by image this is torchvision's `pad`, `crop` at (top, left) and `horizontal_flip`, but all images are done at
+    once and nobody waits for the device. `top` and `left` go from 0 to 2·padding; `padding` is the middle.
+    """
+    examples, _, height, width = images.shape
+    every = torch.arange(examples, device=images.device)
+    if padding:
+        # All (2·padding + 1)² windows of every image are one view; indexing copies the chosen ones.
+        windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+        images = windows[every, :, top, left]  # examples channels height width
+    # To choose whole images out of both versions is faster than torch.where, which chooses pixel by pixel.
+    return torch.cat([images, images.flip(3)]).index_select(0, every + examples * flip)
+
+
+class DeviceLoader:
+    """Batches of a data set that lives on the device as one uint8 tensor.
+
+    An iteration yields the batches of epoch `epoch`, from batch `start` on: pairs (x, y) of normalised images
+    `(examples, channels, height, width)` and labels `(examples,)`. Order, crops and flips of a whole epoch are drawn at
+    once on the CPU, from `seed` and `epoch` alone. So they are the same on every device, for every number of ranks, and
+    for a run that resumes in the middle of an epoch and skips `start` batches at no cost.
+
+    Pixels stay uint8 and are normalised batch by batch. Holding them normalised would take four times the memory, and
+    crops four times the traffic, to save a small part of a batch's time.
+
+    Args:
+        images: the data set; moved to `device`.
+        batch_size: examples of a batch, all ranks together.
+        shuffle: draw a new order for each epoch.
+        augment: crop and mirror at random, as torchvision's `RandomCrop(size, padding)` and `RandomHorizontalFlip()`
+            before normalisation do.
+        padding: pixels of black border on each side for the crop; 0: no crop.
+        flip: whether augmentation mirrors every other image; no for digits, whose mirror images are none.
+        drop_last: leave out a last batch that is smaller.
+        seed: seed of order and augmentation.
+        device: where the data set lives and the batches are made.
+        dtype: floating type of x.
+        channels_last: memory format of x.
+        rank, world_size: yield part `rank` of each batch, cut into `world_size` consecutive parts that differ by at
+            most one example; together the ranks see the batches of one process. A last batch of fewer than
+            `world_size` examples leaves some ranks an empty part.
+
+    Attributes:
+        epoch: which epoch to iterate over; set by the training loop, never advanced here. 0 at first.
+        start: which batch to begin with; set by the training loop, never changed here. 0 at first.
+
+    Raises:
+        ValueError: an argument that is not allowed, or no batch at all.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        augment: bool = False,
+        padding: int = 4,
+        flip: bool = True,
+        drop_last: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        check_ranks(batch_size, rank, world_size)
+        if padding < 0:
+            raise ValueError(f"padding={padding}; it must be 0 (no crop) or more")
+        if (drop_last and len(images) < batch_size) or not len(images):
+            raise ValueError(f"{images!r} gives no batch of batch_size={batch_size}, drop_last={drop_last}")
+        self.images = images.to(device)
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.augment = augment
+        self.padding = padding
+        self.flip = flip
+        self.drop_last = drop_last
+        self.seed = seed
+        self.device = self.images.images.device
+        self.normalize = Normalize(images.mean, images.std, self.device, dtype, channels_last)
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        """Number of batches of a whole epoch, whatever `start` is."""
+        full, rest = divmod(len(self.images), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def __repr__(self) -> str:
+        return f"DeviceLoader({self.images!r}, {len(self)} batches of {self.batch_size})"
+
+    def __iter__(self) -> Iterator[tuple[Float[Tensor, "examples channels height width"], Int64[Tensor, " examples"]]]:
+        pixels, labels = self.images.images, self.images.labels
+        order, top, left, flip = self._draw_epoch()
+        for batch in range(self.start, len(self)):
+            part = self._part(batch)
+            if self.shuffle:
+                x, y = pixels.index_select(0, order[part]), labels.index_select(0, order[part])
+            else:
+                x, y = pixels[part], labels[part]
+            if self.augment:
+                x = crop_and_flip(x, top[part], left[part], flip[part], self.padding)
+            yield self.normalize(x), y
+
+    def _part(self, batch: int) -> slice:
+        """Positions, in the order of the epoch, of this rank's part of a batch."""
+        first = batch * self.batch_size
+        size = min(self.batch_size, len(self.images) - first)
+        begin, end = (first + size * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        return slice(begin, end)
+
+    def _draw_epoch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For every position of the epoch: the image, top and left of its window, and whether it is mirrored."""
+        random, examples, offsets = frozen_random(self.seed, self.epoch), len(self.images), 2 * self.padding + 1
+        order = random.permutation(examples)
+        top, left = random.randint(0, offsets, (2, examples))
+        flip = random.random_sample(examples) < (0.5 if self.flip else 0)
+        return self._to_device(order), self._to_device(top), self._to_device(left), self._to_device(flip)
+
+    def _to_device(self, values: np.ndarray) -> Tensor:
+        """To the device, from pinned memory where the device can copy it by itself."""
+        tensor = torch.from_numpy(values)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+
+class Loaders(NamedTuple):
+    """The three loaders of a data set; `validation` is None when nothing is held out."""
+
+    train: DeviceLoader
+    validation: DeviceLoader | None
+    test: DeviceLoader
+
+
+def loaders(
+    name: str,
+    batch_size: int,
+    *,
+    validation: int = 0,
+    augment: bool | None = None,
+    seed: int = 0,
+    split_seed: int = 0,
+    evaluation_batch_size: int = 1000,
+    root: str | Path | None = None,
+    **options: Any,
+) -> Loaders:
+    """Loaders of a data set by its name: shuffled and augmented for training, plain for validation and test.
+
+    Args:
+        name: as for `load`.
+        batch_size: examples of a training batch; a last batch that is smaller is left out.
+        validation: how many training images to hold out, so that nothing is selected on the test set.
+        augment: crop and mirror training images; None: yes, except digits.
+        seed: seed of order and augmentation.
+        split_seed: seed of the held-out split; its own, so that runs with different seeds share the split.
+        evaluation_batch_size: examples of a validation or test batch.
+        root: the data root, see `data_root`.
+        options: `device`, `dtype`, `channels_last`, `rank`, `world_size` of every `DeviceLoader`.
+
+    Raises:
+        ValueError, FileNotFoundError: as `load`, `Images.split` and `DeviceLoader` do.
+    """
+    train, test = load(name, "train", root), load(name, "test", root)
+    held_out = None
+    if validation:
+        train, held_out = train.split(validation, split_seed)
+    augment = name != "digits" if augment is None else augment
+    return Loaders(
+        DeviceLoader(train, batch_size, shuffle=True, augment=augment, drop_last=True, seed=seed, **options),
+        None if held_out is None else DeviceLoader(held_out, evaluation_batch_size, **options),
+        DeviceLoader(test, evaluation_batch_size, **options),
+    )
+
+
+def check_ranks(batch_size: int, rank: int, world_size: int) -> None:
+    """Raise ValueError for a rank that does not exist, or a batch too small to give every rank an example."""
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank={rank}, world_size={world_size}; rank must be from 0 to world_size − 1")
+    if batch_size < world_size:
+        raise ValueError(f"batch_size={batch_size} counts all ranks together; it must be at least {world_size}")

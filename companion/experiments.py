@@ -1,0 +1,533 @@
+"""Experiments: a registry of named experiments, the runner that turns one into records, and the command line.
+
+    python -m companion.experiments list
+    python -m companion.experiments run dense_cifar10 --tier laptop
+    python -m companion.experiments status
+    python -m companion.experiments table dense_cifar10 --tier laptop
+    python -m companion.experiments verify
+
+An experiment is methods × sparsities × seeds in up to three tiers: `smoke` (seconds, no download), `laptop` (minutes a
+run on two cores) and `paper` (the papers' recipe, one GPU). Each cell is a `Run`; a finished run is a `Record` in
+`book/results`. A sweep continues where it stopped: recorded runs are not repeated, a killed run resumes from its
+checkpoint, and several runners on one folder share the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from filelock import FileLock, Timeout
+from torch import nn
+
+from companion import data, measures, models, records, training
+from companion.features import batches
+from companion.records import Record, Records, Run
+from companion.similarity import cka_map
+
+TIERS = ("smoke", "laptop", "paper")
+
+
+@dataclass(frozen=True)
+class Tier:
+    """The runs of an experiment at one scale: methods × sparsities × seeds.
+
+    Attributes:
+        settings: what all runs share; JSON values.
+        methods: name → what is particular to it, over `settings`.
+    """
+
+    settings: Mapping[str, Any]
+    methods: Mapping[str, Mapping[str, Any]]
+    sparsities: Sequence[float | None] = (None,)
+    seeds: Sequence[int] = (0,)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs are made; nothing here changes their result beyond rounding.
+
+    Attributes:
+        device: where models and data live.
+        data: data root, see `data.data_root`.
+        work: folder of checkpoints and locks of runs in progress; survives interruption.
+        progress: show progress bars.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    data: Path | None = None
+    work: Path = field(
+        default_factory=lambda: Path(os.environ.get("COMPANION_WORK", Path.home() / ".cache/companion/work"))
+    )
+    progress: bool = False
+
+
+class Outcome(NamedTuple):
+    """What a run found: see `Record`."""
+
+    result: Mapping[str, Any]
+    curve: Sequence[Mapping[str, Any]]
+    measures: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A named experiment: the question it answers, the function that performs a run, and its tiers."""
+
+    name: str
+    question: str
+    perform: Callable[[Run, Place], Outcome]
+    tiers: Mapping[str, Tier]
+
+    def runs(self, tier: str, seeds: Iterable[int] | None = None) -> list[Run]:
+        """Every run of a tier, seed by seed, so that an interrupted sweep has whole seeds.
+
+        Raises:
+            ValueError: an unknown tier.
+        """
+        if tier not in self.tiers:
+            raise ValueError(f"experiment {self.name} has no tier {tier!r}; it has {list(self.tiers)}")
+        plan = self.tiers[tier]
+        cells = itertools.product(plan.seeds if seeds is None else seeds, plan.sparsities, plan.methods.items())
+        return [
+            Run(self.name, tier, method, seed, sparsity, {**plan.settings, **particular})
+            for seed, sparsity, (method, particular) in cells
+        ]
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+def _shrink(images: data.Images, settings: Mapping[str, Any]) -> data.Images:
+    """The images at the tier's resolution: blocks of `pool` × `pool` pixels averaged."""
+    pool = settings.get("pool", 1)
+    if pool == 1:
+        return images
+    small = F.avg_pool2d(images.images.float(), pool).round().to(torch.uint8)
+    return dataclasses.replace(images, images=small)
+
+
+def _evaluate(model: nn.Module, loader: data.DeviceLoader) -> dict[str, Any]:
+    found = training.evaluate(model, loader)
+    return {
+        "correct": round(found["accuracy"] * found["examples"]),
+        "examples": int(found["examples"]),
+        "loss": float(f"{found['loss']:.6g}"),
+    }
+
+
+SCHEDULES: Mapping[str, Callable[..., training.Schedule]] = MappingProxyType(
+    {"multistep": training.multistep, "cosine": training.cosine, "one_cycle": training.one_cycle}
+)
+
+
+def train(run: Run, place: Place) -> Outcome:
+    """Train one network by the run's settings and measure it; nothing is selected on the test set.
+
+    The result reports the net of the last epoch on `test`, and the epoch that was best on the held-out `validation`
+    images.
+    """
+    s = run.settings
+    full, test = (_shrink(data.load(s["dataset"], split, place.data), s) for split in ("train", "test"))
+    # The split has a seed of its own: every run of an experiment holds out the same images.
+    kept, held_out = full.split(s["validation"], seed=0)
+    augment = s["dataset"] != "digits"
+    loader = data.DeviceLoader(
+        kept,
+        s["batch_size"],
+        shuffle=True,
+        augment=augment,
+        padding=s.get("padding", 4),
+        drop_last=True,
+        seed=run.seed,
+        device=place.device,
+    )
+    validation, tested = (data.DeviceLoader(part, 1000, device=place.device) for part in (held_out, test))
+    training.seed_everything(run.seed)  # the initial weights are part of the seed
+    model = getattr(models, s["model"])(classes=len(full.classes), **s.get("model_options", {})).to(place.device)
+    optimizer = training.sgd(model, lr=s["lr"], weight_decay=s["weight_decay"])
+    history = training.fit(
+        model,
+        loader,
+        optimizer,
+        epochs=s["epochs"],
+        schedule=SCHEDULES[s["schedule"]](*s.get("milestones", [])),
+        validation=validation,
+        precision=s.get("precision", "float32"),
+        channels_last=s.get("channels_last", False),
+        compile=s.get("compile", False),
+        checkpoint=place.work / run.path.with_suffix(".pt"),
+        seed=run.seed,
+        progress=place.progress,
+    )
+    best = max(history, key=lambda epoch: epoch["validation_accuracy"])
+    result = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "test": _evaluate(model, tested),
+        "validation": _evaluate(model, validation),
+        "best_validation": {"epoch": best["epoch"], "accuracy": best["validation_accuracy"]},
+    }
+    inputs = torch.cat(list(itertools.islice(batches(tested), 2)))
+    return Outcome(result, measures.rounded(list(history), 6), measures.of_network(model, inputs))
+
+
+# ----------------------------------------------------------------------------------------------- maps of published nets
+def published_cka(run: Run, place: Place) -> Outcome:
+    """CKA maps, geometry and accuracy of a network with published (or untrained) weights on test images.
+
+    The images are normalised by ImageNet's mean and deviation, as they were when the weights were trained.
+    """
+    s = run.settings
+    images = data.load(s["dataset"], "test", place.data)
+    if s["dataset"] != "digits":
+        images = dataclasses.replace(images, mean=data.IMAGENET_MEAN, std=data.IMAGENET_STD)
+    images = images.subset(range(min(s["examples"], len(images))))
+    loader = data.DeviceLoader(images, 256, device=place.device)
+
+    def network(name: str, weights: str | None) -> nn.Module:
+        training.seed_everything(run.seed)
+        options = {"weights": weights, "root": place.data} if weights else {}
+        return getattr(models, name)(**options).to(place.device).eval()
+
+    model = network(s["model"], s["weights"])
+    result = {"test": _evaluate(model, loader)}
+    if "other" in s:
+        table = cka_map(model, loader, measures.block_outputs, other=network(s["other"], s["weights"]))
+        return Outcome(result, [], {"cka": measures.matrix(table)})
+    maps = {
+        "cka": cka_map(model, loader, measures.block_outputs),
+        "cka_biased": cka_map(model, loader, measures.block_outputs, unbiased=False),
+        "cka_pooled": cka_map(model, loader, measures.block_outputs, reduce="average_pool", estimator="exact"),
+        "cka_convs": cka_map(model, loader, measures.convolutions),
+    }
+    # The same number of images of every class, the first ones of the test set.
+    chosen = (
+        torch.cat([(images.labels == label).nonzero()[: s["geometry"], 0] for label in range(len(images.classes))])
+        .sort()
+        .values
+    )
+    inputs = next(iter(data.DeviceLoader(images.subset(chosen), len(chosen), device=place.device)))[0]
+    geometry = measures.geometry(model, inputs) | {
+        "images": chosen.tolist(),
+        "labels": images.labels[chosen].tolist(),
+        "classes": list(images.classes),
+    }
+    return Outcome(result, [], {name: measures.matrix(table) for name, table in maps.items()} | {"geometry": geometry})
+
+
+# ------------------------------------------------------------------------------------------------------------- registry
+# The papers' CIFAR recipe (CKA-SR's released code), with 5,000 of the training images held out.
+CIFAR = {
+    "dataset": "cifar10",
+    "validation": 5000,
+    "model": "resnet20",
+    "model_options": {"shortcut": "B"},
+    "batch_size": 128,
+    "epochs": 160,
+    "schedule": "multistep",
+    "milestones": [80, 120],
+    "lr": 0.1,
+    "weight_decay": 5e-4,
+    "precision": "bfloat16",
+    "channels_last": True,
+    "compile": True,
+}
+# The same at half the resolution and a twentieth of the epochs: minutes on two cores, far above chance.
+CIFAR_LAPTOP = CIFAR | {
+    "pool": 2,
+    "padding": 2,
+    "epochs": 8,
+    "schedule": "one_cycle",
+    "milestones": [],
+    "lr": 0.2,
+    "precision": "float32",
+    "channels_last": False,
+    "compile": False,
+}
+DIGITS = {
+    "dataset": "digits",
+    "validation": 200,
+    "model": "digits_net",
+    "batch_size": 64,
+    "epochs": 3,
+    "schedule": "one_cycle",
+    "lr": 0.1,
+    "weight_decay": 5e-4,
+}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    f"resnet{depth}": {"model": f"resnet{depth}", "weights": "akamaster"} for depth in (20, 32, 44, 56)
+}
+UNTRAINED: dict[str, dict[str, Any]] = {
+    f"resnet{depth}-untrained": {"model": f"resnet{depth}", "weights": None} for depth in (20, 56)
+}
+PAIRS = {"resnet20-vs-resnet56": {"model": "resnet20", "other": "resnet56", "weights": "akamaster"}}
+
+_EXPERIMENTS = (
+    Experiment(
+        "published_cka",
+        "How similar are the layers of really trained CIFAR-10 ResNets to each other?",
+        published_cka,
+        {
+            "smoke": Tier(
+                {"dataset": "digits", "examples": 200, "geometry": 10, "weights": None},
+                {"digits_net-untrained": {"model": "digits_net"}},
+            ),
+            "paper": Tier({"dataset": "cifar10", "examples": 10_000, "geometry": 15}, PUBLISHED | UNTRAINED | PAIRS),
+        },
+    ),
+    Experiment(
+        "dense_cifar10",
+        "How accurate is a dense ResNet-20, and what do its features and weights look like?",
+        train,
+        {
+            "smoke": Tier(DIGITS, {"dense": {}}, seeds=(0, 1)),
+            "laptop": Tier(CIFAR_LAPTOP, {"dense": {}}, seeds=(0, 1, 2)),
+            "paper": Tier(CIFAR, {"dense": {}}, seeds=(0, 1, 2)),
+        },
+    ),
+    Experiment(
+        "dense_cifar10_full_width",
+        "How far does the full-width, full-resolution net come in 16 epochs on two cores?",
+        train,
+        {
+            "smoke": Tier(DIGITS, {"dense": {}}),
+            "laptop": Tier(CIFAR_LAPTOP | {"pool": 1, "padding": 4, "epochs": 16}, {"dense": {}}),
+        },
+    ),
+)
+EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType({e.name: e for e in _EXPERIMENTS})
+
+
+def find(name: str) -> Experiment:
+    """The experiment of that name.
+
+    Raises:
+        ValueError: there is none; lists those there are.
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(f"no experiment {name!r}; there are {list(EXPERIMENTS)}")
+    return EXPERIMENTS[name]
+
+
+# --------------------------------------------------------------------------------------------------------------- runner
+def recorded(run: Run, root: Path) -> Record | None:
+    """The record of exactly this run, settings included; None where it has not run, or ran with other settings."""
+    path = root / run.path
+    if not path.exists():
+        return None
+    record = records.load(path)
+    return record if _same(record.run, run) else None
+
+
+def _same(a: Run, b: Run) -> bool:
+    return json.dumps(dataclasses.asdict(a), sort_keys=True) == json.dumps(dataclasses.asdict(b), sort_keys=True)
+
+
+def perform(run: Run, place: Place, root: Path) -> Record | None:
+    """The run's record: read where there is one, else made and written. None when another runner is at it."""
+    if (there := recorded(run, root)) is not None:
+        return there
+    checkpoint = place.work / run.path.with_suffix(".pt")
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(checkpoint.with_suffix(".run"), timeout=0):
+            if (there := recorded(run, root)) is not None:  # written while we waited for the lock
+                return there
+            started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+            outcome = find(run.experiment).perform(run, place)
+            seen = records.provenance(place.device, started, time.perf_counter() - clock)
+            record = Record(run, *outcome, provenance=seen)
+            record.save(root)
+            for leftover in checkpoint.parent.glob(f"{checkpoint.name}*"):
+                leftover.unlink(missing_ok=True)
+            return record
+    except Timeout:
+        return None
+
+
+def load_or_run(
+    name: str,
+    tier: str = "laptop",
+    *,
+    mode: str = "replay",
+    seeds: Iterable[int] | None = None,
+    place: Place | None = None,
+    root: str | Path | None = None,
+) -> Records:
+    """The records of an experiment: replayed from the book's results, or made here.
+
+    Args:
+        mode: `"replay"` reads what is recorded; runs without a record are in `.missing`. `"run"` makes every run anew
+            in the work folder, where it continues if interrupted, and leaves the book's records alone.
+        root: folder of results to read, default `records.results_root()`.
+
+    Raises:
+        ValueError: unknown experiment, tier or mode; `"replay"` where nothing is recorded.
+    """
+    runs = find(name).runs(tier, seeds)
+    if mode == "replay":
+        folder = records.results_root(root)
+        there = [(run, recorded(run, folder)) for run in runs]
+        found = [record for _, record in there if record is not None]
+        if not found:
+            raise ValueError(
+                f"nothing is recorded for {name} at tier {tier} under {folder}; "
+                f"python -m companion.experiments run {name} --tier {tier} makes the records"
+            )
+        return Records(found, [run for run, record in there if record is None])
+    if mode != "run":
+        raise ValueError(f"mode={mode!r} is unknown; use 'replay' or 'run'")
+    place = place or Place(progress=True)
+    made = [perform(run, place, place.work / "results") for run in runs]
+    return Records([record for record in made if record is not None])
+
+
+def problems(root: Path) -> list[str]:
+    """What is wrong with the records under `root`: against their schema, the registry, and themselves."""
+    found = []
+    for path in sorted(root.glob("*/*/*.json")):
+        shown = path.relative_to(root)
+        try:
+            record = records.load(path)
+        except ValueError as error:
+            found.append(str(error))
+            continue
+        if record.run.path != shown:
+            found.append(f"{shown}: holds the run {record.run}")
+        if path.stat().st_size > records.LIMIT:
+            found.append(f"{shown}: {path.stat().st_size} bytes; at most {records.LIMIT}")
+        if record.run.experiment not in EXPERIMENTS or record.run.tier not in EXPERIMENTS[record.run.experiment].tiers:
+            found.append(f"{shown}: the registry has no {record.run.experiment} at tier {record.run.tier}")
+        elif not any(
+            _same(record.run, run)
+            for run in EXPERIMENTS[record.run.experiment].runs(record.run.tier, [record.run.seed])
+        ):
+            found.append(f"{shown}: its method, sparsity or settings are not the registry's")
+        found += [f"{shown}: {problem}" for problem in records.problems(record)]
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------- command line
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r}: write i/n with 1 ≤ i ≤ n, such as 2/8")
+    return int(index), int(count)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m companion.experiments", description="Run experiments and read their records."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="the experiments, their questions and tiers")
+    run = commands.add_parser("run", help="make the records that are missing")
+    run.add_argument("name", choices=EXPERIMENTS)
+    run.add_argument("--tier", choices=TIERS, default="laptop")
+    run.add_argument("--seeds", type=int, nargs="+", help="instead of the tier's")
+    run.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    run.add_argument("--jobs", type=int, default=1, help="processes that share the runs, on this device")
+    run.add_argument(
+        "--shard",
+        type=_shard,
+        default=(1, 1),
+        metavar="i/n",
+        help="only every n-th run, from the i-th: for a job array",
+    )
+    run.add_argument("--data", type=Path, default=None, help="data root (default: COMPANION_DATA)")
+    run.add_argument("--quiet", action="store_true", help="no progress bars")
+    commands.add_parser("status", help="what is recorded, of how many runs")
+    table = commands.add_parser("table", help="means with 95 %% intervals over seeds")
+    table.add_argument("name", choices=EXPERIMENTS)
+    table.add_argument("--tier", choices=TIERS, default="laptop")
+    commands.add_parser("verify", help="check every record against schema, registry and itself")
+    for command in commands.choices.values():
+        command.add_argument(
+            "--results", type=Path, default=None, help="folder of results (default: the repository's book/results)"
+        )
+    return parser
+
+
+def _run(arguments: argparse.Namespace, root: Path) -> int:
+    if arguments.jobs < 1:
+        raise ValueError(f"--jobs {arguments.jobs}: at least 1")
+    if arguments.jobs > 1:
+        # The same command n times: locks keep two workers off one run.
+        threads = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
+        flags = [argument for argument in sys.argv[1:] if not argument.startswith("--jobs")]
+        if "--jobs" in sys.argv:
+            at = sys.argv.index("--jobs")
+            flags = [*sys.argv[1:at], *sys.argv[at + 2 :]]
+        command = [sys.executable, "-m", "companion.experiments", *flags, "--quiet"]
+        workers = [
+            subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads}) for _ in range(arguments.jobs)
+        ]
+        return max(worker.wait() for worker in workers)
+    place = Place(data=arguments.data, progress=not arguments.quiet)
+    if arguments.device:
+        place = dataclasses.replace(place, device=torch.device(arguments.device))
+    index, count = arguments.shard
+    for run in find(arguments.name).runs(arguments.tier, arguments.seeds)[index - 1 :: count]:
+        clock = time.perf_counter()
+        known = recorded(run, root) is not None
+        record = perform(run, place, root)
+        outcome = (
+            "another runner is at it"
+            if record is None
+            else "recorded"
+            if known
+            else f"done in {time.perf_counter() - clock:.0f} s"
+        )
+        accuracy = (
+            f", test accuracy {100 * record.accuracy():.2f} %" if record is not None and "test" in record.result else ""
+        )
+        print(f"{run}: {outcome}{accuracy}", flush=True)
+    return 0
+
+
+def _each_tier() -> Iterator[tuple[Experiment, str]]:
+    return ((experiment, tier) for experiment in EXPERIMENTS.values() for tier in experiment.tiers)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    root = records.results_root(arguments.results)
+    try:
+        if arguments.command == "list":
+            for experiment in EXPERIMENTS.values():
+                counts = ", ".join(f"{tier} {len(experiment.runs(tier))} runs" for tier in experiment.tiers)
+                print(f"{experiment.name}: {experiment.question} ({counts})")
+        elif arguments.command == "run":
+            return _run(arguments, root)
+        elif arguments.command == "status":
+            for experiment, tier in _each_tier():
+                runs = experiment.runs(tier)
+                done = sum(recorded(run, root) is not None for run in runs)
+                print(f"{experiment.name} {tier}: {done} of {len(runs)} recorded" + ("" if done else ", not run"))
+        elif arguments.command == "table":
+            print(load_or_run(arguments.name, arguments.tier, root=root).table().to_string(index=False))
+        elif arguments.command == "verify":
+            found = problems(root)
+            print("\n".join(found) if found else f"{len(list(root.glob('*/*/*.json')))} records, all in order")
+            return 1 if found else 0
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""Measures: what a record keeps of a trained network, so that no figure needs the network again.
+
+Everything is plain JSON, rounded to the digits that a figure can show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from companion import flow
+from companion.features import extract
+from companion.models import BasicBlock
+from companion.similarity import cka_map
+
+# Edges of the histogram of |w| / RMS(layer): 1 is a typical weight, whatever the layer's scale.
+WEIGHT_EDGES = [0.0, *(round(10 ** (k / 4), 6) for k in range(-16, 5))]
+
+
+def block_outputs(name: str, module: nn.Module) -> bool:
+    """Layers of a CIFAR ResNet whose outputs the papers compare: stem, every block, logits."""
+    return isinstance(module, BasicBlock) or name in ("relu", "linear")
+
+
+def convolutions(name: str, module: nn.Module) -> bool:
+    """Every convolution and linear layer of a network."""
+    return isinstance(module, nn.Conv2d | nn.Linear)
+
+
+def rounded(value: Any, digits: int = 4) -> Any:
+    """Numbers with `digits` significant digits; tensors become lists."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}")
+    if isinstance(value, Mapping):
+        return {key: rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [rounded(item, digits) for item in value]
+    return value
+
+
+def matrix(table: pd.DataFrame) -> dict[str, Any]:
+    """A table layers × layers as `{"layers", "columns", "values"}`, four decimals."""
+    return {"layers": list(table.index), "columns": list(table.columns), "values": table.round(4).to_numpy().tolist()}
+
+
+def weights(model: nn.Module) -> dict[str, Any]:
+    """Of every convolution and linear layer: shape, RMS, histogram of |w|/RMS, filter norms, and the scales of a batch
+    norm that follows.
+
+    Returns:
+        `edges` of the histogram (the last bin is open) and one entry a layer: `name`, `shape`, `rms`, `zeros` (exact),
+        `histogram` (counts), `filter_norms` (L2, one a filter) and, with a batch norm right after it, `bn_scale` (γ)
+        and `bn_deviation` (running σ).
+    """
+    modules = list(model.named_modules())
+    layers = []
+    for index, (name, module) in enumerate(modules):
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        w = module.weight.detach().float().cpu()
+        rms = float(w.square().mean().sqrt())
+        edges = torch.tensor([*WEIGHT_EDGES, torch.inf])
+        counts = (
+            torch.histogram(w.abs().flatten() / (rms or 1.0), bins=edges).hist
+            if rms
+            else torch.zeros(len(WEIGHT_EDGES))
+        )
+        layer = {
+            "name": name,
+            "shape": list(w.shape),
+            "rms": rms,
+            "zeros": int((w == 0).sum()),
+            "histogram": [int(c) for c in counts] if rms else [w.numel()] + [0] * (len(WEIGHT_EDGES) - 1),
+            "filter_norms": w.flatten(1).norm(dim=1),
+        }
+        follower = modules[index + 1][1] if index + 1 < len(modules) else None
+        if isinstance(module, nn.Conv2d) and isinstance(follower, nn.BatchNorm2d) and follower.weight is not None:
+            layer["bn_scale"] = follower.weight.detach().float().cpu()
+            layer["bn_deviation"] = (
+                (follower.running_var + follower.eps).sqrt().float().cpu() if follower.running_var is not None else []
+            )
+        layers.append(rounded(layer, 3))
+    return {"edges": WEIGHT_EDGES, "layers": layers}
+
+
+def trajectory(model: nn.Module, images: Tensor) -> dict[str, Any]:
+    """Path of the examples through the blocks, stage by stage: means of ‖d_l‖, ‖d_l‖/‖x_l‖ and turning angles (radians)."""
+    features = extract(model, images, BasicBlock, reduce=None)
+    found: dict[str, list[Any]] = {"steps": [], "length": [], "relative_length": [], "turns": [], "angle": []}
+    for stage in flow.stages(features):
+        if len(stage) < 2:
+            continue
+        names, xs = list(stage), list(stage.values())
+        path = flow.steps(xs)
+        length = flow.lengths(path)
+        norms = flow.lengths([x.flatten(1) for x in xs[:-1]])
+        found["steps"] += names[1:]
+        found["length"] += length.mean(1).tolist()
+        found["relative_length"] += (length / norms.clamp(min=1e-12)).mean(1).tolist()
+        found["turns"] += names[1:-1]
+        found["angle"] += flow.turning_angles(path).mean(1).tolist()
+    return rounded(found)
+
+
+def geometry(model: nn.Module, images: Tensor, layers: Any = block_outputs) -> dict[str, Any]:
+    """Two principal components of the examples at every layer, unit variance in all, each layer turned onto the one
+    before.
+
+    Principal components are defined up to sign and, when their variances are close, up to rotation; an orthogonal
+    Procrustes turn onto the layer before keeps the eye from reading such a flip as a change.
+
+    Returns:
+        `layers`, `points` (layers × examples × 2) and `explained`, the share of the layer's variance that the two
+        components hold.
+    """
+    points: list[Tensor] = []
+    explained: list[float] = []
+    features = extract(model, images, layers)
+    for x in features.values():
+        x = (x - x.mean(0)).double()
+        u, s, _ = torch.linalg.svd(x, full_matrices=False)
+        total = s.square().sum()
+        plane = u[:, :2] * s[:2] / total.sqrt().clamp(min=1e-300) * len(x) ** 0.5
+        if points:
+            a, _, b = torch.linalg.svd(plane.T @ points[-1])
+            plane = plane @ (a @ b)
+        points.append(plane)
+        explained.append(float(s[:2].square().sum() / total.clamp(min=1e-300)))
+    return {"layers": list(features), "points": rounded(points, 3), "explained": rounded(explained, 3)}
+
+
+def of_network(model: nn.Module, images: Tensor) -> dict[str, Any]:
+    """The measures that every training run records, on held-out `images` on the model's device."""
+    return {
+        "cka": matrix(cka_map(model, images, block_outputs)),
+        "weights": weights(model),
+        "trajectory": trajectory(model, images[:256]),
+    }

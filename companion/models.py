@@ -1,0 +1,355 @@
+"""Networks for small images: CIFAR ResNets, VGG-16 with batch norm, and small nets for the digits.
+
+ImageNet networks are torchvision's. Every network maps normalised images `(examples, channels, height, width)` to
+logits `(examples, classes)`; shapes in comments are those of a 32×32 image with the default widths. Chapters 02 and 10
+look inside these networks, chapter 09 removes filters from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import urllib.error
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from companion.data import data_root
+
+Shortcut = Literal["A", "B"]
+
+_AKAMASTER_URL = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
+_AKAMASTER_SHA256 = {
+    20: "12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8",
+    32: "d509ac1820d7f25398913559d7e81a13229b1e7adc5648e3bfa5e22dc137f850",
+    44: "014dd6541728a1c700b1642ab640e211dc6eb8ed507d70697458dc8f8a0ae2e4",
+    56: "4bfd97631478d6b638d2764fd2baff3edb1d7d82252d54439343b6596b9b5367",
+}
+
+
+class Subsample(nn.Module):
+    """Type-A shortcut (He et al. 2016, section 3.3): every second pixel, missing channels filled with zeros.
+
+    It has no parameters. The zeros are shared between both ends of the channel axis, as in the published CIFAR weights.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.before = (outputs - inputs) // 2
+        self.after = outputs - inputs - self.before
+
+    def forward(
+        self, x: Float[Tensor, "examples inputs height width"]
+    ) -> Float[Tensor, "examples outputs rows columns"]:
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, self.before, self.after))
+
+    def extra_repr(self) -> str:
+        return f"stride={self.stride}, zero_channels=({self.before}, {self.after})"
+
+
+class BasicBlock(nn.Module):
+    """Residual block of two 3×3 convolutions: y = relu(F(x) + shortcut(x)) (He et al. 2016, eq. 1).
+
+    The module's output is the *block output*, after the last ReLU; the input of `relu2` is the same sum before it.
+    Where the shape does not change the shortcut is the identity; elsewhere `shortcut` chooses type A or type B.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, shortcut: Shortcut = "A") -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu2 = nn.ReLU()
+        self.shortcut: nn.Module = nn.Identity()
+        if (stride != 1 or inputs != outputs) and shortcut == "A":
+            self.shortcut = Subsample(inputs, outputs, stride)
+        elif stride != 1 or inputs != outputs:
+            convolution = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(OrderedDict(conv=convolution, bn=nn.BatchNorm2d(outputs)))
+
+    def forward(
+        self, x: Float[Tensor, "examples inputs height width"]
+    ) -> Float[Tensor, "examples outputs rows columns"]:
+        branch = self.relu1(self.bn1(self.conv1(x)))  # examples outputs height/stride width/stride
+        branch = self.bn2(self.conv2(branch))  # the same shape
+        return self.relu2(branch + self.shortcut(x))  # the same shape
+
+
+class ResNet(nn.Module):
+    """Residual network for small images (He et al. 2016, section 4.2).
+
+    Stage s = 1, 2, … holds `blocks[s-1]` basic blocks of `width · 2^(s-1)` channels; every stage after the first begins
+    by halving the resolution. Blocks are named `layer1.0`, `layer1.1`, … `layer3.2`; they give the block outputs.
+
+    Args:
+        blocks: number of blocks of each stage; (3, 3, 3) is ResNet-20.
+        classes: number of logits.
+        shortcut: "A" (subsample, zero channels, no parameters) or "B" (1×1 convolution and batch norm).
+        width: channels of the stem and of the first stage.
+        channels: channels of the images: 3 for colour, 1 for grey.
+
+    Raises:
+        ValueError: an unknown shortcut, or a number below 1.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[int] = (3, 3, 3),
+        classes: int = 10,
+        shortcut: Shortcut = "A",
+        width: int = 16,
+        channels: int = 3,
+    ) -> None:
+        super().__init__()
+        if shortcut not in ("A", "B"):
+            raise ValueError(
+                f'shortcut={shortcut!r}; allowed: "A" (subsample, no parameters), "B" (1×1 convolution and batch norm)'
+            )
+        _at_least_one(classes=classes, width=width, channels=channels)
+        _at_least_one(**{f"blocks[{stage}]": number for stage, number in enumerate(blocks)})
+        self.stages = len(blocks)
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
+        inputs = width
+        for stage, number in enumerate(blocks):
+            outputs = width * 2**stage
+            first = BasicBlock(inputs, outputs, stride=1 if stage == 0 else 2, shortcut=shortcut)
+            others = (BasicBlock(outputs, outputs) for _ in range(number - 1))
+            self.add_module(f"layer{stage + 1}", nn.Sequential(first, *others))
+            inputs = outputs
+        self.linear = nn.Linear(inputs, classes)
+        _initialize(self)
+
+    def forward(self, x: Float[Tensor, "examples channels height width"]) -> Float[Tensor, "examples classes"]:
+        x = self.relu(self.bn1(self.conv1(x)))  # examples 16 32 32
+        for stage in range(1, self.stages + 1):
+            x = getattr(self, f"layer{stage}")(x)  # examples 16 32 32, then 32 16 16, then 64 8 8
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # examples 64
+        return self.linear(x)  # examples classes
+
+
+def resnet20(
+    classes: int = 10,
+    shortcut: Shortcut = "A",
+    width: int = 16,
+    weights: Literal["akamaster"] | None = None,
+    root: str | Path | None = None,
+) -> ResNet:
+    """CIFAR ResNet of depth 20, that is 3 stages of 3 blocks (He et al. 2016, section 4.2).
+
+    With `shortcut="B"` and 10 classes it has 272,474 parameters and 40,813,184 multiply-adds for a 32×32 image.
+
+    Args:
+        classes: number of logits.
+        shortcut: "A" (subsample, zero channels, no parameters) or "B" (1×1 convolution and batch norm).
+        width: channels of the first stage; the other two have twice and four times as many.
+        weights: None for random weights; "akamaster" for the CIFAR-10 weights published by Y. Idelbayev (type A, 10
+            classes, width 16; 91.73 % top-1). They expect images normalised by ImageNet's constants:
+            `dataclasses.replace(images, mean=IMAGENET_MEAN, std=IMAGENET_STD)`, with the constants of `companion.data`.
+        root: the data root (see `companion.data.data_root`) in whose folder `weights/` the file is looked for, and kept
+            after a download.
+
+    Raises:
+        ValueError: an argument that is not allowed, or a weight file of the wrong hash or shape.
+        FileNotFoundError: the weights are not there and cannot be downloaded.
+    """
+    return _cifar_resnet(20, classes, shortcut, width, weights, root)
+
+
+def resnet32(
+    classes: int = 10,
+    shortcut: Shortcut = "A",
+    width: int = 16,
+    weights: Literal["akamaster"] | None = None,
+    root: str | Path | None = None,
+) -> ResNet:
+    """CIFAR ResNet of depth 32: 3 stages of 5 blocks; published weights reach 92.63 %. Arguments as for `resnet20`."""
+    return _cifar_resnet(32, classes, shortcut, width, weights, root)
+
+
+def resnet44(
+    classes: int = 10,
+    shortcut: Shortcut = "A",
+    width: int = 16,
+    weights: Literal["akamaster"] | None = None,
+    root: str | Path | None = None,
+) -> ResNet:
+    """CIFAR ResNet of depth 44: 3 stages of 7 blocks; published weights reach 93.10 %. Arguments as for `resnet20`."""
+    return _cifar_resnet(44, classes, shortcut, width, weights, root)
+
+
+def resnet56(
+    classes: int = 10,
+    shortcut: Shortcut = "A",
+    width: int = 16,
+    weights: Literal["akamaster"] | None = None,
+    root: str | Path | None = None,
+) -> ResNet:
+    """CIFAR ResNet of depth 56: 3 stages of 9 blocks; published weights reach 93.39 %. Arguments as for `resnet20`."""
+    return _cifar_resnet(56, classes, shortcut, width, weights, root)
+
+
+def resnet110(
+    classes: int = 10,
+    shortcut: Shortcut = "A",
+    width: int = 16,
+    weights: Literal["akamaster"] | None = None,
+    root: str | Path | None = None,
+) -> ResNet:
+    """CIFAR ResNet of depth 110: 3 stages of 18 blocks; no weights are offered. Arguments as for `resnet20`."""
+    return _cifar_resnet(110, classes, shortcut, width, weights, root)
+
+
+class VGG(nn.Module):
+    """VGG-16 with batch norm for small images: 13 × (3×3 convolution, batch norm, ReLU), then one linear layer.
+
+    Simonyan & Zisserman (2015), configuration D, with batch norm, and with average pooling and one linear layer in
+    place of three large ones. `features` holds conv1_1, bn1_1, relu1_1, … conv5_3, bn5_3, relu5_3, and after each of
+    the five groups a pooling layer, pool1 … pool5, that halves the resolution.
+
+    Args:
+        classes: number of logits.
+        width: channels of the first convolutions (64 in the paper); the five groups have 1, 2, 4, 8, 8 times as many.
+    """
+
+    def __init__(self, classes: int = 10, width: int = 64) -> None:
+        super().__init__()
+        _at_least_one(classes=classes, width=width)
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        inputs = 3
+        for group, (multiple, convolutions) in enumerate(((1, 2), (2, 2), (4, 3), (8, 3), (8, 3)), start=1):
+            outputs = width * multiple
+            for k in range(1, convolutions + 1):
+                layers[f"conv{group}_{k}"] = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+                layers[f"bn{group}_{k}"] = nn.BatchNorm2d(outputs)
+                layers[f"relu{group}_{k}"] = nn.ReLU()
+                inputs = outputs
+            layers[f"pool{group}"] = nn.MaxPool2d(2)
+        self.features = nn.Sequential(layers)
+        self.linear = nn.Linear(inputs, classes)
+        _initialize(self)
+
+    def forward(self, x: Float[Tensor, "examples 3 height width"]) -> Float[Tensor, "examples classes"]:
+        x = self.features(x)  # examples 512 1 1
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # examples 512
+        return self.linear(x)  # examples classes
+
+
+def vgg16_bn(classes: int = 10, width: int = 64) -> VGG:
+    """VGG-16 with batch norm for 32×32 images or larger; `width` is the number of channels of the first convolutions.
+
+    With the defaults it has 14,724,042 parameters.
+
+    Raises:
+        ValueError: `classes` or `width` is not an integer of at least 1.
+    """
+    return VGG(classes, width)
+
+
+def digits_net(classes: int = 10, width: int = 16, blocks: int = 4) -> ResNet:
+    """Small residual network for scikit-learn's digits (1×8×8): one stage of `blocks` blocks of equal shape.
+
+    The outputs of its blocks `layer1.0` … `layer1.3` all have the shape `(examples, width, 8, 8)`: layers can be
+    compared, and trajectories of features drawn, with no change of shape. It trains in seconds on a laptop.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+    return ResNet((blocks,), classes, width=width, channels=1)
+
+
+def mlp(widths: Sequence[int]) -> nn.Sequential:
+    """Multilayer perceptron with ReLUs: `mlp([64, 32, 32, 10])` takes 64 values and returns 10 logits.
+
+    Inputs of any shape are flattened to `(examples, widths[0])`. Layers are `linear1`, `relu1`, `linear2`, …; no ReLU
+    follows the last one.
+
+    Raises:
+        ValueError: fewer than two widths, or a width below 1.
+    """
+    if len(widths) < 2:
+        raise ValueError(f"widths={list(widths)}; give at least the numbers of inputs and outputs, as in [64, 32, 10]")
+    _at_least_one(**{f"widths[{i}]": width for i, width in enumerate(widths)})
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    for depth, (inputs, outputs) in enumerate(pairwise(widths), start=1):
+        layers[f"linear{depth}"] = nn.Linear(inputs, outputs)  # examples outputs
+        if depth < len(widths) - 1:
+            layers[f"relu{depth}"] = nn.ReLU()
+    return nn.Sequential(layers)
+
+
+def _cifar_resnet(
+    depth: int,
+    classes: int,
+    shortcut: Shortcut,
+    width: int,
+    weights: str | None,
+    root: str | Path | None,
+) -> ResNet:
+    """ResNet of depth 6n + 2: one stem convolution, 3 stages of n blocks of 2 convolutions each, one linear layer."""
+    model = ResNet([(depth - 2) // 6] * 3, classes, shortcut, width)
+    if weights is not None:
+        _load_akamaster(model, depth, weights, root)
+    return model
+
+
+def _load_akamaster(model: ResNet, depth: int, weights: str, root: str | Path | None) -> None:
+    """Fill the model with published weights; the file is found under the data root or downloaded into it."""
+    if weights != "akamaster":
+        raise ValueError(f"weights={weights!r}; allowed: None (random), 'akamaster' (published CIFAR-10 weights)")
+    if depth not in _AKAMASTER_SHA256:
+        raise ValueError(f"no published weights are known for depth {depth}; allowed: {sorted(_AKAMASTER_SHA256)}")
+    sha256 = _AKAMASTER_SHA256[depth]
+    path = data_root(root) / "weights" / f"resnet{depth}-{sha256[:8]}.th"
+    if not path.exists():
+        _download(path)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise ValueError(f"{path} is damaged or not the published file (SHA-256 differs); delete it and try again")
+    published = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    try:
+        model.load_state_dict({name.removeprefix("module."): value for name, value in published.items()})
+    except RuntimeError as error:
+        raise ValueError(
+            f"the published weights of ResNet-{depth} are for classes=10, shortcut='A', width=16, "
+            f"not for the network that was asked for: {error}"
+        ) from error
+
+
+def _download(path: Path) -> None:
+    """Download a file of published weights; torch.hub keeps it only if its hash is the one in its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.load_state_dict_from_url(
+            _AKAMASTER_URL + path.name, str(path.parent), map_location="cpu", check_hash=True, weights_only=True
+        )
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"{path} is not there and {_AKAMASTER_URL}{path.name} cannot be downloaded ({error}); "
+            "download it elsewhere and put it there, or name another folder with root= or COMPANION_DATA"
+        ) from error
+    except RuntimeError as error:  # torch.hub: invalid hash value
+        raise ValueError(f"the download of {path.name} is not the published file: {error}") from error
+
+
+def _initialize(model: nn.Module) -> None:
+    """Kaiming-normal convolutions (He et al. 2015, eq. 10); batch norms and linear layers keep PyTorch's defaults."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+
+def _at_least_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name}={number!r}; it must be an integer of at least 1")

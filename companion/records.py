@@ -1,0 +1,402 @@
+"""Records: what a finished run of an experiment measured, as one small JSON file.
+
+A record is written once, by `companion.experiments`, and read by the chapters. It holds the settings and the seed that
+decide the run, its result, its curve over epochs, the measures that figures draw, and its provenance: when, on what,
+with which versions, from which commit. `problems` checks a record against itself: a number changed by hand no longer
+fits the others.
+
+The folder is `results/EXPERIMENT/TIER/METHOD[-SPARSITY]-seedN.json`, under `book/` in the repository and inside the
+package elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from scipy import stats
+
+SCHEMA = 1
+LIMIT = 200_000  # bytes a record may take
+PROVENANCE = (
+    "started",
+    "wall_seconds",
+    "processor",
+    "accelerator",
+    "threads",
+    "python",
+    "torch",
+    "torchvision",
+    "companion",
+    "commit",
+    "clean",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of an experiment: everything that decides its result.
+
+    Attributes:
+        sparsity: share of the weights that are 0, or None where the experiment has no such axis.
+        settings: what else decides the run; JSON values only.
+    """
+
+    experiment: str
+    tier: str
+    method: str
+    seed: int
+    sparsity: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """`METHOD[-SPARSITY]-seedN`, the record's file name."""
+        sparsity = "" if self.sparsity is None else f"-{self.sparsity:g}"
+        return f"{self.method}{sparsity}-seed{self.seed}"
+
+    @property
+    def path(self) -> Path:
+        """Where the record lies, relative to the folder of results."""
+        return Path(self.experiment, self.tier, f"{self.name}.json")
+
+    def __str__(self) -> str:
+        return f"{self.experiment}/{self.tier}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished run.
+
+    Attributes:
+        result: the numbers the run was made for. Each evaluation is `{"correct", "examples", "loss"}`.
+        curve: one entry an epoch.
+        measures: what the figures draw: matrices `{"layers", "values"}`, histograms, norms.
+        provenance: when, how long (seconds), processor and accelerator models, versions, commit and whether `companion`
+            was clean.
+    """
+
+    run: Run
+    result: Mapping[str, Any]
+    curve: Sequence[Mapping[str, Any]]
+    measures: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+    # -- reading
+    def accuracy(self, split: str = "test") -> float:
+        """Share of the examples of `split` that the net of the last epoch classifies correctly."""
+        part = self.result[split]
+        return part["correct"] / part["examples"]
+
+    def frame(self, measure: str) -> pd.DataFrame:
+        """A matrix among the measures, as a table layers × layers."""
+        if measure not in self.measures:
+            raise ValueError(f"record {self.run} has no measure {measure!r}; it has {sorted(self.measures)}")
+        matrix = self.measures[measure]
+        return pd.DataFrame(matrix["values"], index=matrix["layers"], columns=matrix.get("columns", matrix["layers"]))
+
+    # -- files
+    def to_json(self) -> str:
+        """The record as text; NaN and infinity are refused."""
+        content = {"schema": SCHEMA, **dataclasses.asdict(self)}
+        return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """The record in `text`.
+
+        Raises:
+            ValueError: no JSON, another schema, missing or unknown parts.
+        """
+        try:
+            content = json.loads(text)
+            schema = content.pop("schema")
+        except (ValueError, AttributeError, KeyError) as error:
+            raise ValueError(f"not a record: {error!r}") from error
+        if schema != SCHEMA:
+            raise ValueError(f"record has schema {schema}; this version of companion reads schema {SCHEMA}")
+        parts = {f.name for f in dataclasses.fields(cls)}
+        if set(content) != parts:
+            raise ValueError(f"a record has the parts {sorted(parts)}; this one has {sorted(content)}")
+        fields = {f.name for f in dataclasses.fields(Run)}
+        if set(content["run"]) != fields:
+            raise ValueError(f"a record's run has the parts {sorted(fields)}; this one has {sorted(content['run'])}")
+        return cls(**{**content, "run": Run(**content["run"])})
+
+    def save(self, root: str | Path | None = None) -> Path:
+        """Write the record into the folder of results, all or nothing.
+
+        Raises:
+            ValueError: the record contradicts itself, or is larger than 200 kB.
+        """
+        found = problems(self)
+        text = self.to_json()
+        if len(text.encode()) > LIMIT:
+            found.append(f"{len(text.encode())} bytes; at most {LIMIT} are allowed: store fewer or rounder measures")
+        if found:
+            raise ValueError(f"record {self.run}: " + "; ".join(found))
+        path = results_root(root) / self.run.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_aside(path, text)
+        return path
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write `text` beside `path`, then rename: a reader sees the old file or the new one, never half of it."""
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(aside, 0o644)
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def results_root(root: str | Path | None = None) -> Path:
+    """The argument, else `COMPANION_RESULTS`, else the repository's `book/results`, else the package's own copy."""
+    if root is not None:
+        return Path(root)
+    if given := os.environ.get("COMPANION_RESULTS"):
+        return Path(given)
+    here = Path(__file__).resolve().parent
+    checkout = here.parent / "book" / "results"
+    return checkout if checkout.is_dir() else here / "results"
+
+
+def load(path: Path) -> Record:
+    """Read one record.
+
+    Raises:
+        ValueError: the file is no record; the message names it.
+    """
+    try:
+        return Record.from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------- consistency
+def problems(record: Record) -> list[str]:
+    """What is wrong with a record in itself; empty when nothing is."""
+    found = [f"provenance lacks {key}" for key in PROVENANCE if key not in record.provenance]
+    found += [
+        f"{path} is not finite"
+        for path in _infinite({"result": record.result, "curve": record.curve, "measures": record.measures})
+    ]
+    for split, part in record.result.items():
+        if not isinstance(part, Mapping) or "correct" not in part:
+            continue
+        correct, examples = part.get("correct"), part.get("examples")
+        if not (isinstance(correct, int) and isinstance(examples, int) and 0 <= correct <= examples and examples > 0):
+            found.append(f"result.{split}: {correct} correct of {examples} examples")
+            continue
+        # The curve's last epoch is the net that the result evaluates.
+        if (
+            record.curve
+            and (last := record.curve[-1].get(f"{split}_accuracy")) is not None
+            and abs(last - correct / examples) > 1e-9
+        ):
+            found.append(f"result.{split} has accuracy {correct / examples}, the last epoch of the curve {last}")
+    epochs = [entry.get("epoch") for entry in record.curve]
+    if epochs != list(range(1, len(epochs) + 1)):
+        found.append(f"curve has epochs {epochs}; expected 1, 2, …")
+    if record.curve and "epochs" in record.run.settings and len(epochs) != record.run.settings["epochs"]:
+        found.append(f"curve has {len(epochs)} epochs, settings say {record.run.settings['epochs']}")
+    for name, measure in record.measures.items():
+        if isinstance(measure, Mapping) and {"layers", "values"} <= set(measure):
+            rows, columns = len(measure["layers"]), len(measure.get("columns", measure["layers"]))
+            if [len(row) for row in measure["values"]] != [columns] * rows:
+                found.append(f"measures.{name} is not {rows} × {columns}")
+    seconds = record.provenance.get("wall_seconds", 0)
+    if not (isinstance(seconds, int | float) and seconds > 0):
+        found.append(f"provenance.wall_seconds is {seconds!r}")
+    return found
+
+
+def _infinite(value: Any, path: str = "") -> Iterator[str]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _infinite(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _infinite(item, f"{path}[{index}]")
+
+
+# ----------------------------------------------------------------------------------------------------------- provenance
+def provenance(device: torch.device | str, started: str, wall_seconds: float) -> dict[str, Any]:
+    """Where and with what a run was made: models of processor and accelerator, never a host's name; versions; commit."""
+    device = torch.device(device)
+    commit, clean = _commit()
+    return {
+        "started": started,
+        "wall_seconds": round(wall_seconds, 1),
+        "processor": _processor(),
+        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": metadata.version("torchvision"),
+        "companion": metadata.version("identity-and-flow"),
+        "commit": commit,
+        "clean": clean,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The checkout's commit and whether the package's files are as committed; None for an installed package."""
+    here = Path(__file__).resolve().parent
+    try:
+
+        def git(*args: str) -> str:
+            return subprocess.run(
+                ["git", "-C", str(here), *args], capture_output=True, text=True, check=True
+            ).stdout.strip()
+
+        return git("rev-parse", "HEAD"), git("status", "--porcelain", "--", ".") == ""
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------------------- statistics
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds with its interval, from Student's t; the interval is infinite for a single value."""
+
+    value: float
+    half: float
+    count: int
+    level: float = 0.95
+
+    @property
+    def low(self) -> float:
+        return self.value - self.half
+
+    @property
+    def high(self) -> float:
+        return self.value + self.half
+
+    def __str__(self) -> str:
+        return (
+            f"{self.value:.4g} ± {self.half:.2g} (n = {self.count})" if self.count > 1 else f"{self.value:.4g} (n = 1)"
+        )
+
+
+def mean(values: Iterable[float], level: float = 0.95) -> Mean:
+    """Mean and `level` confidence interval of values that are independent, one a seed.
+
+    For a paired comparison pass the differences of the runs that share a seed.
+    """
+    series = [float(v) for v in values]
+    if not series:
+        raise ValueError("the mean of no values")
+    n = len(series)
+    centre = math.fsum(series) / n
+    if n == 1:
+        return Mean(centre, math.inf, 1, level)
+    deviation = math.sqrt(math.fsum((v - centre) ** 2 for v in series) / (n - 1))
+    return Mean(centre, float(stats.t.ppf((1 + level) / 2, n - 1)) * deviation / math.sqrt(n), n, level)
+
+
+class Records(Sequence[Record]):
+    """The records of an experiment at one tier, and the runs that have none."""
+
+    def __init__(self, records: Iterable[Record], missing: Iterable[Run] = ()) -> None:
+        self._records = list(records)
+        self.missing = list(missing)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._records[index]
+
+    def __repr__(self) -> str:
+        return f"Records({len(self)} recorded, {len(self.missing)} not run)"
+
+    def where(self, **criteria: Any) -> Records:
+        """Those whose run has the given method, sparsity, seed or setting; the missing runs are chosen alike."""
+
+        def fits(run: Run) -> bool:
+            return all(
+                getattr(run, key) == value if hasattr(run, key) else run.settings.get(key) == value
+                for key, value in criteria.items()
+            )
+
+        return Records((r for r in self if fits(r.run)), (r for r in self.missing if fits(r)))
+
+    def one(self, **criteria: Any) -> Record:
+        """The only record that fits.
+
+        Raises:
+            ValueError: none or several do; says which runs are there and which did not run.
+        """
+        found = self.where(**criteria)
+        if len(found) != 1:
+            there, not_run = [str(r.run) for r in self], [str(r) for r in found.missing]
+            raise ValueError(f"{len(found)} records fit {criteria}; recorded: {there}; not run: {not_run}")
+        return found[0]
+
+    def mean(self, value: Callable[[Record], float] = Record.accuracy) -> Mean:
+        """Mean over the records, that is over seeds when the rest is fixed."""
+        return mean(value(r) for r in self)
+
+    def paired(self, other: Records, value: Callable[[Record], float] = Record.accuracy) -> Mean:
+        """Mean difference to `other` over the seeds that both have."""
+        here, there = ({r.run.seed: value(r) for r in records} for records in (self, other))
+        shared = sorted(set(here) & set(there))
+        if not shared:
+            raise ValueError(f"no shared seed: {sorted(here)} and {sorted(there)}")
+        return mean(here[seed] - there[seed] for seed in shared)
+
+    def table(self, value: Callable[[Record], float] = Record.accuracy) -> pd.DataFrame:
+        """One row for each method and sparsity: mean, interval, number of seeds; "not run" where there is no record."""
+        cells = {(r.run.method, r.run.sparsity): None for r in self} | {
+            (r.method, r.sparsity): None for r in self.missing
+        }
+        rows = []
+        for method, sparsity in cells:
+            chosen = self.where(method=method, sparsity=sparsity)
+            row: dict[str, Any] = {
+                "method": method,
+                "sparsity": sparsity,
+                "seeds": len(chosen),
+                "not run": len(chosen.missing),
+            }
+            if len(chosen):
+                average = chosen.mean(value)
+                row |= {"mean": average.value, "low": average.low, "high": average.high}
+            rows.append(row)
+        return pd.DataFrame(rows)
