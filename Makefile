@@ -79,5 +79,5 @@ $(INSTALLED): requirements.txt pyproject.toml
 	@touch $@
 
 $(BUILT): $(INSTALLED) $(PAGES)
-	$(BIN)/jupyter-book build .
+	$(BIN)/jupyter-book build . --all
 	@touch $@

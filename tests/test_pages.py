@@ -94,7 +94,7 @@ def barriers(page: Page) -> list[str]:
     import axe_playwright_python
 
     page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text())
-    violations = page.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
+    violations = page.evaluate("axe.run({resultTypes: ['violations'], preload: false})")["violations"]
     return [
         f"{violation['impact']} {violation['id']} at {node['target']}: {node['failureSummary']}"
         for violation in violations
@@ -113,7 +113,7 @@ def test_nothing_overflows_on_a_phone(name: str, visit: Callable[[str], Page], p
         """() => {
           const contained = (element) => element && element.tagName !== "BODY" &&
             (getComputedStyle(element).overflowX !== "visible" || contained(element.parentElement));
-          return [...document.querySelectorAll("main *")]
+          return [...document.querySelectorAll("article *")]
             .filter((element) => element.getBoundingClientRect().right > innerWidth + 1)
             .filter((element) => !contained(element.parentElement))
             .map((element) => element.outerHTML.slice(0, 120));
@@ -173,6 +173,19 @@ def test_colour_mode_can_be_chosen(visit: Callable[[str], Page]) -> None:
         page.locator("button.theme-switch-button:visible").first.click()
         seen.add(page.evaluate("document.documentElement.dataset.mode"))
     assert seen == {"light", "dark", "auto"}
+
+
+def test_paper_is_white(visit: Callable[[str], Page], page: Page) -> None:
+    page.emulate_media(color_scheme="dark")
+    visit(PAGES[0])
+    seen = page.evaluate(
+        """() => {
+          const theme = () => document.documentElement.dataset.theme;
+          return [theme(), dispatchEvent(new Event("beforeprint")) && theme(),
+                  dispatchEvent(new Event("afterprint")) && theme()];
+        }"""
+    )
+    assert seen == ["dark", "light", "dark"]
 
 
 def test_colab_button_opens_the_page_s_own_notebook(visit: Callable[[str], Page]) -> None:

@@ -1,0 +1,24 @@
+// Mends what the tools behind the book get wrong on paper and for screen readers; tests/test_pages.py holds it to account.
+
+// A page printed from dark mode would put pale letters on white paper.
+addEventListener("beforeprint", () => {
+  const { dataset } = document.documentElement;
+  const theme = dataset.theme;
+  dataset.theme = "light";
+  addEventListener("afterprint", () => (dataset.theme = theme), { once: true });
+});
+
+document.addEventListener("DOMContentLoaded", () => {
+  // Sphinx lays a long signature out as a list of definitions that defines no term: plain lines say the same.
+  for (const list of document.querySelectorAll("dt.sig > dl")) {
+    list.replaceWith(...Array.from(list.children, (definition) => {
+      const line = document.createElement("div");
+      line.className = "sig-line";
+      line.append(...definition.childNodes);
+      return line;
+    }));
+  }
+
+  // docutils marks references as entries of a bibliography, a role that a list must not hold: they are its items.
+  for (const entry of document.querySelectorAll(".citation-list > .citation")) entry.setAttribute("role", "listitem");
+});
