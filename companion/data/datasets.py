@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import tempfile
+import secrets
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -283,12 +283,13 @@ def _cached(cache: Path, paths: list[Path]) -> UInt8[np.ndarray, "examples 3 64 
 def _write_aside(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Write a file under a passing name beside `path`, then rename it; a failure leaves nothing behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False) as file:
-        try:
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # its own for each of several processes
+    try:
+        with aside.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
