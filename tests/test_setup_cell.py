@@ -96,4 +96,6 @@ def test_on_colab_the_cell_adds_the_package_and_touches_nothing_else(colab: Cola
     colab.run(RUN_CELL, setup_cell(address, "main"), "colab")
     assert json.loads(colab.run(INSTALLED)) == before
     assert {name.partition("-")[0] for name in colab.added()} == {"companion", "identity_and_flow"}
+    records = [path.relative_to(ROOT / "book" / "results") for path in ROOT.glob("book/results/**/*.json")]
+    assert all((colab.site / "companion" / "results" / record).exists() for record in records)
     assert Path(colab.run("import companion; print(companion.__file__)").strip()).is_relative_to(colab.site)
