@@ -56,7 +56,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, LookupError, ValueError, AttributeError, pickle.UnpicklingError) as error:
         before = previous(path)
         hint = f"delete it, and training resumes from {before}" if before.exists() else "delete it to train anew"
-        raise ValueError(f"{path} is truncated or foreign ({str(error).splitlines()[0]}): {hint}") from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is truncated or foreign ({reason}): {hint}") from error
     return state
 
 

@@ -261,7 +261,7 @@ def _compiler_works(device_type: str) -> bool:
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(4, device=device_type))
     except Exception as error:  # its kind depends on the platform; whatever it is, eager mode trains
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().partition("\n")[0]
         warnings.warn(f"torch.compile does not work here, so training runs without it: {reason}", stacklevel=2)
         return False
     return True

@@ -1,0 +1,359 @@
+"""Checkpoints: a run that is killed and resumed ends bit for bit where a run that was never interrupted ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from companion.training import (
+    History,
+    adamw,
+    checkpoints,
+    fit,
+    load_checkpoint,
+    one_cycle,
+    save_checkpoint,
+    seed_everything,
+    sgd,
+)
+
+# Children start from a process that has imported torch already: a real process each, in a tenth of a second.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["pytest", "torch._dynamo", "companion.training"])
+
+
+# ------------------------------------------------------------------------------------------------------------ the run
+class Noise:
+    """A penalty with a state and a random draw of NumPy's and Python's."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.calls = model, 0
+
+    def __call__(self) -> Tensor:
+        self.calls += 1
+        strength = 1e-3 * self.calls * np.random.rand() * random.random()
+        return strength * sum(p.square().sum() for p in self.model.parameters())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.calls = state["calls"]
+
+
+class Drop:
+    """A sparsity that sets one more random weight to zero at every step."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight, self.generator = weight, torch.Generator().manual_seed(5)
+        self.mask = torch.ones_like(weight)
+
+    def step(self) -> None:
+        self.mask.view(-1)[torch.randint(self.mask.numel(), (1,), generator=self.generator)] = 0
+        self.weight.data.mul_(self.mask)
+
+    def density(self) -> float:
+        return self.mask.mean().item()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mask": self.mask, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.mask.copy_(state["mask"])
+        self.generator.set_state(state["generator"])
+
+
+class EpochLoader:
+    """As a DeviceLoader: order and noise are a function of (epoch, batch), and it starts at batch `start`."""
+
+    def __init__(self, dataset: TensorDataset, batch_size: int) -> None:
+        self.dataset, self.batch_size, self.epoch, self.start = dataset, batch_size, 0, 0
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(self.epoch))
+        for batch in range(self.start, len(self)):
+            generator = torch.Generator().manual_seed(1000 * self.epoch + batch)
+            x, y = self.dataset[order[batch * self.batch_size : (batch + 1) * self.batch_size]]
+            yield x + 0.1 * torch.randn(x.shape, generator=generator), y
+
+
+def run(
+    path: Path | None, loader: str = "epoch", before_step: Callable[[], None] = lambda: None, **options: Any
+) -> Any:
+    """Train a small net with dropout, batch norm and every kind of state; (weights, history)."""
+    torch.set_num_threads(1)
+    seed_everything(0)
+    x = torch.randn(150, 1, 8, 8)
+    dataset = TensorDataset(x, (x.mean((1, 2, 3)) > 0).long())
+    loaders: dict[str, Callable[[], Any]] = {
+        "epoch": lambda: EpochLoader(dataset, 16),
+        "global random state": lambda: DataLoader(dataset, batch_size=16, shuffle=True),
+        "own generator": lambda: DataLoader(dataset, 16, shuffle=True, generator=torch.Generator().manual_seed(7)),
+    }
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(8 * 36, 2)
+    )
+    data, noise = loaders[loader](), Noise(model)
+
+    def penalty() -> Tensor:
+        before_step()
+        return torch.zeros(())
+
+    options = {
+        "epochs": 3,
+        "schedule": one_cycle(),
+        "checkpoint_every": 3,
+        "validation": EpochLoader(dataset, 50),
+    } | options
+    optimizer = options.pop("optimizer", adamw)(model, 1e-2)
+    history = fit(
+        model, data, optimizer, penalty=[noise, penalty], sparsity=Drop(model[5].weight), seed=1, progress=False,
+        checkpoint=path, **options,
+    )  # fmt: skip
+    return {name: value.clone() for name, value in model.state_dict().items()}, history
+
+
+def timeless(history: History) -> list[dict[str, Any]]:
+    return [{k: v for k, v in record.items() if k not in ("seconds", "images_per_second")} for record in history]
+
+
+def assert_equal(ours: Any, theirs: Any) -> None:
+    assert ours[0].keys() == theirs[0].keys()
+    for name, value in theirs[0].items():
+        assert torch.equal(ours[0][name], value), name
+    assert timeless(ours[1]) == timeless(theirs[1])
+
+
+class Stop(Exception):  # noqa: N818
+    """An interruption inside a process."""
+
+
+def stop_at(step: int) -> Callable[[], None]:
+    steps = count(1)
+
+    def before_step() -> None:
+        if next(steps) == step:
+            raise Stop
+
+    return before_step
+
+
+# ------------------------------------------------------------------------------------------------- stop and resume
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"loader": "global random state"},
+        {"loader": "own generator"},
+        {"accumulate": 3, "checkpoint_every": 1, "clip": 0.5},
+        {"optimizer": sgd, "schedule": None, "precision": "bfloat16", "channels_last": True},
+        {"checkpoint_every": None},
+    ],
+    ids=lambda options: ", ".join(map(str, options.values())) or "default",
+)
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Interrupted in the middle of the first and of a later epoch, each time resumed from the last checkpoint."""
+    whole = run(None, **options)
+    steps = 30 if "accumulate" not in options else 12
+    for interruption in (steps // 5, steps // 2):
+        with pytest.raises(Stop):
+            run(tmp_path / "run.pt", before_step=stop_at(interruption), **options)
+    assert_equal(run(tmp_path / "run.pt", **options), whole)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_finished_run_returns_its_result_without_training(tmp_path: Path) -> None:
+    whole = run(tmp_path / "run.pt")
+    assert_equal(run(tmp_path / "run.pt", before_step=stop_at(1)), whole)
+
+
+# ------------------------------------------------------------------------------------------------------------ kill −9
+def child(path: Path, result: Path, begun: Any, pause: float, moment: tuple[str, int] | None) -> None:
+    """A run in a process of its own; at `moment` = (place, visit) it kills itself, as kill −9 does."""
+    if moment is not None:
+        place, visit = moment
+        visits = count(1)
+        real = getattr(os, place)
+
+        def fatal(*args: Any) -> Any:
+            if next(visits) == visit:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args)
+
+        setattr(os, place, fatal)
+
+    def before_step() -> None:
+        begun.set()
+        time.sleep(pause)
+
+    weights, history = run(path, before_step=before_step)
+    save_checkpoint(result, {"weights": weights, "history": list(history)})
+
+
+def start(folder: Path, name: str, pause: float = 0.0, moment: tuple[str, int] | None = None) -> Any:
+    begun = PROCESSES.Event()
+    path, result = folder / f"{name}.pt", folder / f"{name}.result"
+    process = PROCESSES.Process(target=child, args=(path, result, begun, pause, moment))
+    process.start()
+    process.begun = begun  # set when the first step begins
+    return process
+
+
+def result(folder: Path, name: str) -> Any:
+    state = load_checkpoint(folder / f"{name}.result")
+    return state["weights"], state["history"]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
+    moments, kills, positions = random.Random(0), 0, set()
+    for attempt in count():
+        process = start(tmp_path, "run", pause=0.01)  # 30 steps of 10 ms and more
+        if attempt < 8:
+            process.begun.wait(timeout=60)
+            time.sleep(moments.uniform(0, 0.25))
+            process.kill()  # SIGKILL
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        kills += 1
+        if (tmp_path / "run.pt").exists():
+            state = load_checkpoint(tmp_path / "run.pt")
+            positions.add((state["epoch"], state["batch"]))
+    assert kills >= 3 and len(positions) >= 2 and any(batch > 0 for _, batch in positions)
+    assert_equal(result(tmp_path, "run"), run(None))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("visit", [1, 2, 5])
+@pytest.mark.parametrize("place", ["fsync", "replace"])
+def test_killed_inside_a_save_it_ends_bit_for_bit_the_same(tmp_path: Path, place: str, visit: int) -> None:
+    """Before the bytes are on the disk, and before either of the two renames."""
+    process = start(tmp_path, "run", moment=(place, visit))
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert list(tmp_path.glob("*.tmp"))  # the half-finished file; the next run sweeps it away
+    process = start(tmp_path, "run")
+    process.join()
+    assert process.exitcode == 0 and not list(tmp_path.glob("*.tmp"))
+    assert_equal(result(tmp_path, "run"), run(None))
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_do_not_touch_each_other(tmp_path: Path) -> None:
+    process = start(tmp_path, "run", pause=0.03)
+    while not (tmp_path / "run.pt").exists():
+        time.sleep(0.01)
+    with pytest.raises(RuntimeError, match=r"run\.pt is in use by another run"):
+        run(tmp_path / "run.pt")
+    process.join()
+    assert process.exitcode == 0
+    whole = run(None)
+    assert_equal(result(tmp_path, "run"), whole)
+    assert_equal(run(tmp_path / "run.pt"), whole)  # and the lock is free again
+
+
+# ----------------------------------------------------------------------------------------- damaged and foreign files
+def test_a_truncated_checkpoint_is_refused_and_the_one_before_resumes(tmp_path: Path) -> None:
+    path, before = tmp_path / "run.pt", tmp_path / "run.pt.previous"
+    with pytest.raises(Stop):
+        run(path, before_step=stop_at(20))
+    for size in (0, 100, path.stat().st_size // 2, path.stat().st_size - 1):
+        os.truncate(path, size)
+        kept = before.read_bytes()
+        with pytest.raises(ValueError, match=r"run\.pt is truncated or foreign .*delete it.*run\.pt\.previous"):
+            run(path)
+        assert before.read_bytes() == kept and path.stat().st_size == size
+    path.unlink()
+    assert_equal(run(path), run(None))
+
+
+def test_a_foreign_file_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    foreign: list[Callable[[], Any]] = [
+        lambda: path.write_text("something dear to someone"),
+        lambda: torch.save({"weights": torch.zeros(3)}, path),
+        lambda: torch.save([1, 2], path),
+        lambda: torch.save(nn.Linear(2, 2), path),  # a pickled module runs code when it is loaded
+    ]
+    for write in foreign:
+        write()
+        content = path.read_bytes()
+        with pytest.raises(ValueError, match="truncated or foreign"):
+            run(path)
+        assert path.read_bytes() == content
+    with pytest.raises(FileNotFoundError):
+        load_checkpoint(tmp_path / "none.pt")
+
+
+def test_another_configuration_is_refused_by_name(tmp_path: Path) -> None:
+    run(tmp_path / "run.pt", epochs=1)
+    with pytest.raises(ValueError, match="epochs: 1 there, 2 here"):
+        run(tmp_path / "run.pt", epochs=2)
+    with pytest.raises(ValueError, match=r"clip: None there, 1\.0 here"):
+        run(tmp_path / "run.pt", epochs=1, clip=1.0)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer fails half-way through its third file, as on a full disk."""
+    path, files = tmp_path / "run.pt", count(1)
+
+    class Full:
+        def __init__(self, file: Any, number: int) -> None:
+            self.file, self.number = file, number
+
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *error: Any) -> None:
+            self.file.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def write(self, content: memoryview) -> int:
+            if self.number < 3:
+                return self.file.write(content)
+            self.file.write(content[: len(content) // 2])
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "open", lambda *name: Full(open(*name), next(files)), raising=False)  # noqa: SIM115
+    with pytest.raises(OSError, match="No space left") as error:
+        run(path)
+    assert "the one before it is untouched" in error.value.__notes__[0]
+    monkeypatch.undo()
+    assert load_checkpoint(path)["batch"] == 6 and not list(tmp_path.glob("*.tmp"))
+    assert_equal(run(path), run(None))
+
+
+def test_a_checkpoint_holds_tensors_and_plain_types_only(tmp_path: Path) -> None:
+    run(tmp_path / "run.pt")
+    state = torch.load(tmp_path / "run.pt", weights_only=True)
+    assert {
+        "model",
+        "optimizer",
+        "schedule",
+        "sparsity",
+        "penalty Noise",
+        "random",
+        "history",
+        "configuration",
+    } <= state.keys()
+    assert (state["epoch"], state["batch"]) == (3, 0)
