@@ -54,7 +54,7 @@ notebooks: $(INSTALLED) ## run the notebooks and store their outputs (NOTEBOOKS=
 
 benchmark: $(INSTALLED) ## measure the package beside its peers
 	$(BIN)/pip install --quiet -e '.[benchmark]'
-	$(BIN)/python -m pytest tests/benchmarks -s
+	for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
 repository: $(INSTALLED) ## write the repository's public address everywhere (URL=https://github.com/...)
 	$(BIN)/python scripts/repository.py $(URL)
