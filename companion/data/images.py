@@ -167,8 +167,8 @@ class Normalize:
     def __call__(
         self, images: UInt8[Tensor, "examples channels height width"]
     ) -> Float[Tensor, "examples channels height width"]:
-        x = images.to(self.mean.dtype, memory_format=self.memory_format)
-        return x.sub_(self.mean).div_(self.std).to(self.dtype)
+        x = images.to(self.mean.dtype).sub_(self.mean).div_(self.std)
+        return x.to(self.dtype, memory_format=self.memory_format)
 
 
 def frozen_random(*key: int) -> np.random.RandomState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,14 +29,18 @@ def crop_and_flip(
     Image by image this is torchvision's `pad`, `crop` at (top, left) and `horizontal_flip`, but all images are done at
     once and nobody waits for the device. `top` and `left` go from 0 to 2·padding; `padding` is the middle.
     """
-    examples, _, height, width = images.shape
-    every = torch.arange(examples, device=images.device)
-    if padding:
-        # All (2·padding + 1)² windows of every image are one view; indexing copies the chosen ones.
-        windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-        images = windows[every, :, top, left]  # examples channels height width
-    # To choose whole images out of both versions is faster than torch.where, which chooses pixel by pixel.
-    return torch.cat([images, images.flip(3)]).index_select(0, every + examples * flip)
+    examples, channels, height, width = images.shape
+    index = partial(torch.arange, device=images.device)
+    if padding and examples:  # a rank's part of a small last batch may be empty
+        high, wide = height + 2 * padding, width + 2 * padding
+        # Where each row of each window begins, if all padded images are one long line of pixels
+        planes = index(examples * channels).view(examples, channels, 1)
+        begin = (planes * high + top[:, None, None] + index(height)) * wide + left[:, None, None]
+        # Any `width` neighbours on that line are a view, so that a row is copied as a whole and not pixel by pixel.
+        line = F.pad(images, (padding,) * 4).flatten()
+        images = line.unfold(0, width, 1).index_select(0, begin.flatten()).view_as(images)
+    # Likewise, whole images are chosen out of the upright and the mirrored ones.
+    return torch.cat([images, images.flip(3)]).index_select(0, index(examples) + examples * flip)
 
 
 class DeviceLoader:
