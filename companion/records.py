@@ -124,7 +124,7 @@ class Record:
         try:
             content = json.loads(text)
             schema = content.pop("schema")
-        except (ValueError, AttributeError, KeyError) as error:
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a record: {error!r}") from error
         if schema != SCHEMA:
             raise ValueError(f"record has schema {schema}; this version of companion reads schema {SCHEMA}")
@@ -142,12 +142,13 @@ class Record:
         Raises:
             ValueError: the record contradicts itself, or is larger than 200 kB.
         """
-        found = problems(self)
+        if found := problems(self):
+            raise ValueError(f"record {self.run}: " + "; ".join(found))
         text = self.to_json()
         if len(text.encode()) > LIMIT:
-            found.append(f"{len(text.encode())} bytes; at most {LIMIT} are allowed: store fewer or rounder measures")
-        if found:
-            raise ValueError(f"record {self.run}: " + "; ".join(found))
+            raise ValueError(
+                f"record {self.run}: {len(text.encode())} bytes, at most {LIMIT} are allowed; store fewer or rounder measures"
+            )
         path = results_root(root) / self.run.path
         path.parent.mkdir(parents=True, exist_ok=True)
         write_aside(path, text)

@@ -1,0 +1,140 @@
+"""Records: what is written is read again, and what was changed by hand is found out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+
+import pytest
+from scipy import stats
+
+from companion import records
+from companion.records import Record, Records, Run
+
+
+def make(seed=0, correct=90, method="dense", sparsity=None, **changes) -> Record:
+    run = Run("toy", "smoke", method, seed, sparsity, {"epochs": 2})
+    parts = {
+        "result": {"test": {"correct": correct, "examples": 100, "loss": 0.5}},
+        "curve": [{"epoch": 1, "test_accuracy": 0.5}, {"epoch": 2, "test_accuracy": correct / 100}],
+        "measures": {"cka": {"layers": ["a", "b"], "columns": ["a", "b"], "values": [[1.0, 0.5], [0.5, 1.0]]}},
+        "provenance": records.provenance("cpu", "2026-01-01T00:00:00+00:00", 1.0),
+    }
+    return Record(run, **{**parts, **changes})
+
+
+def test_round_trip(tmp_path):
+    record = make(sparsity=0.95)
+    path = record.save(tmp_path)
+    assert path == tmp_path / "toy" / "smoke" / "dense-0.95-seed0.json"
+    assert records.load(path) == record
+    assert records.load(path).accuracy() == 0.9
+    assert records.load(path).frame("cka").loc["a", "b"] == 0.5
+
+
+def test_provenance_names_models_and_versions_but_no_host():
+    seen = records.provenance("cpu", "now", 1.0)
+    assert set(records.PROVENANCE) == set(seen)
+    assert os.uname().nodename not in json.dumps({key: value for key, value in seen.items() if key != "processor"})
+    assert seen["processor"] and seen["torch"] and seen["accelerator"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"result": {"test": {"correct": 95, "examples": 100, "loss": 0.5}}}, "last epoch of the curve 0.9"),
+        ({"result": {"test": {"correct": 101, "examples": 100, "loss": 0.5}}}, "101 correct of 100"),
+        ({"curve": [{"epoch": 1}]}, "curve has 1 epochs, settings say 2"),
+        ({"curve": [{"epoch": 1}, {"epoch": 3}]}, r"epochs \[1, 3\]"),
+        ({"measures": {"cka": {"layers": ["a", "b"], "values": [[1.0, 0.5]]}}}, "not 2 × 2"),
+        ({"measures": {"norm": [1.0, math.nan]}}, r"measures.norm\[1\] is not finite"),
+        ({"provenance": {}}, "provenance lacks commit"),
+    ],
+)
+def test_contradictions_are_found_and_not_saved(tmp_path, change, message):
+    record = make(**change)
+    assert records.problems(make()) == []
+    with pytest.raises(ValueError, match=message):
+        # NaN is refused by JSON itself; the message must still be ours
+        record.save(tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_record_over_the_limit_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="200000 are allowed"):
+        make(measures={"much": list(range(60_000))}).save(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not a record"),
+        ("[]", "not a record"),
+        ('{"schema": 99}', "schema 99"),
+        ('{"schema": 1, "run": {}}', "parts"),
+    ],
+)
+def test_foreign_files_are_named(tmp_path, text, message):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"x\.json.*{message}"):
+        records.load(path)
+
+
+def test_a_writer_that_fails_midway_leaves_the_old_record(tmp_path, monkeypatch):
+    path = make().save(tmp_path)
+    before = path.read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        make(correct=80).save(tmp_path)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_mean_is_students_t():
+    found = records.mean([1.0, 2.0, 3.0, 4.0])
+    low, high = stats.t.interval(0.95, 3, loc=2.5, scale=stats.sem([1.0, 2.0, 3.0, 4.0]))
+    assert found.low == pytest.approx(low) and found.high == pytest.approx(high) and found.count == 4
+    assert math.isinf(records.mean([1.0]).half)
+    with pytest.raises(ValueError, match="no values"):
+        records.mean([])
+
+
+def test_paired_difference_uses_shared_seeds_only():
+    here = Records([make(0, 90), make(1, 92), make(2, 95)])
+    there = Records([make(0, 89, "rst"), make(1, 90, "rst"), make(5, 10, "rst")])
+    found = here.paired(there)
+    assert found.count == 2 and found.value == pytest.approx(0.015)
+    with pytest.raises(ValueError, match="no shared seed"):
+        here.paired(Records([make(9)]))
+
+
+def test_table_says_what_did_not_run():
+    missing = Run("toy", "smoke", "rst", 0, 0.9, {"epochs": 2})
+    table = Records([make(0, 90), make(1, 92)], [missing]).table()
+    dense, rst = table.iloc[0], table.iloc[1]
+    assert dense["mean"] == pytest.approx(0.91) and dense["seeds"] == 2 and dense["not run"] == 0
+    assert rst["seeds"] == 0 and rst["not run"] == 1 and math.isnan(rst["mean"])
+
+
+def test_one_names_what_is_there():
+    with pytest.raises(ValueError, match="2 records fit"):
+        Records([make(0), make(1)]).one(method="dense")
+    assert Records([make(0), make(1)]).one(seed=1).run.seed == 1
+
+
+def test_results_root_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPANION_RESULTS", str(tmp_path))
+    assert records.results_root() == tmp_path
+    assert records.results_root(tmp_path / "other") == tmp_path / "other"
+
+
+def test_records_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make().run.seed = 3  # type: ignore[misc]
