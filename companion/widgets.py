@@ -1,0 +1,260 @@
+"""Explorables: figures that answer to the reader. They draw records, they never train.
+
+`explorable_data` makes the data of the static page's explorable (`book/_static/explorables/`), which needs no kernel;
+`CKAExplorer` is its twin for live notebooks. Both show a CKA map and, for the two layers of the chosen cell, how each
+of them arranges the same test images. Chapter *Feature similarity* uses them.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ipywidgets
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from companion.records import Record
+
+# Petroff's ten colours (2021, arXiv 2107.02270), made to be told apart with deficient colour vision. Vehicles are
+# squares, so that not everything hangs on colour.
+PALETTE = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
+VEHICLES = frozenset({"airplane", "automobile", "ship", "truck"})
+
+# What a value of CKA says, for the sentence beside the map: the first line whose number the value reaches.
+WORDS = (
+    (0.9, "almost the same arrangement"),
+    (0.6, "similar arrangements"),
+    (0.3, "some common structure"),
+    (-np.inf, "little in common"),
+)
+
+
+def words(value: float) -> str:
+    """A value of CKA in words."""
+    return next(text for least, text in WORDS if value >= least)
+
+
+def network_name(method: str) -> str:
+    """`"resnet20-untrained"` as a reader says it: `"ResNet-20, untrained"`."""
+    net, _, state = method.partition("-")
+    return f"{re.sub(r'^resnet', 'ResNet-', net)}, {state or 'trained'}"
+
+
+def layer_name(layer: str) -> str:
+    """The stem and the classifier by their role, a block by its name."""
+    return {"relu": "stem", "linear": "logits"}.get(layer, layer)
+
+
+def stages(layers: Iterable[str]) -> list[tuple[str, int, int]]:
+    """Runs of layers that belong together, as `(label, first, length)`: blocks by stage, other layers by themselves.
+
+    >>> stages(["relu", "layer1.0", "layer1.1", "linear"])
+    [('stem', 0, 1), ('stage 1', 1, 2), ('logits', 3, 1)]
+    """
+    found: list[tuple[str, int, int]] = []
+    for index, layer in enumerate(layers):
+        block = re.match(r"layer(\d+)\.", layer)
+        label = f"stage {block[1]}" if block else layer_name(layer)
+        if found and found[-1][0] == label:
+            found[-1] = (label, found[-1][1], found[-1][2] + 1)
+        else:
+            found.append((label, index, 1))
+    return found
+
+
+def turned(
+    points: Float[np.ndarray, "examples 2"], target: Float[np.ndarray, "examples 2"]
+) -> Float[np.ndarray, "examples 2"]:
+    """The points, rotated and perhaps mirrored to lie as near as they can to `target` (orthogonal Procrustes).
+
+    CKA does not see such a turn, so the eye should not either.
+    """
+    u, _, v = np.linalg.svd(points.T @ target)
+    return points @ (u @ v)
+
+
+# ------------------------------------------------------------------------------------------------------ the static page
+def explorable_data(records: Iterable[Record]) -> dict[str, Any]:
+    """What the static explorable draws, from records of `published_cka` with the same images.
+
+    Args:
+        records: each with the measures `cka` and `geometry`; the order is that of the menu.
+
+    Returns:
+        plain JSON: `networks`, each with its layers, stages, CKA map, points (two decimals) and the share of
+        the variance that they hold; the images' numbers, labels and classes; palette, shapes, colour map and words.
+
+    Raises:
+        ValueError: no records, a record without geometry, or records of different images.
+    """
+    chosen = list(records)
+    geometries = _geometries(chosen)
+    first = geometries[0]
+    return {
+        "networks": [_network(record, geometry) for record, geometry in zip(chosen, geometries, strict=True)],
+        "images": first["images"],
+        "labels": first["labels"],
+        "classes": first["classes"],
+        "palette": list(PALETTE[: len(first["classes"])]),
+        "shapes": ["square" if name in VEHICLES else "circle" for name in first["classes"]],
+        "colours": _stops(),
+        "words": [[max(least, -9.0), text] for least, text in WORDS],
+    }
+
+
+def explorable_script(records: Iterable[Record]) -> str:
+    """`explorable_data` as the script `cka_map.data.js`: a page opened from disk may load a script, but no JSON."""
+    text = json.dumps(explorable_data(records), separators=(",", ":"), sort_keys=True)
+    return f"window.ckaMapData = {text};\n"
+
+
+def _geometries(records: list[Record]) -> list[Mapping[str, Any]]:
+    if not records:
+        raise ValueError("no records to explore; load_or_run('published_cka', tier='paper') has some")
+    for record in records:
+        if not {"cka", "geometry"} <= set(record.measures):
+            raise ValueError(
+                f"record {record.run} has the measures {sorted(record.measures)}; an explorer needs cka and geometry"
+            )
+    geometries = [record.measures["geometry"] for record in records]
+    for record, geometry in zip(records, geometries, strict=True):
+        if (geometry["images"], geometry["labels"]) != (geometries[0]["images"], geometries[0]["labels"]):
+            raise ValueError(
+                f"record {record.run} shows other images than {records[0].run}; an explorer needs the same in all"
+            )
+    return geometries
+
+
+def _network(record: Record, geometry: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry of the menu."""
+    layers = geometry["layers"]
+    cka = record.frame("cka").loc[layers, layers]
+    return {
+        "name": network_name(record.run.method),
+        "layers": [layer_name(layer) for layer in layers],
+        "stages": [list(stage) for stage in stages(layers)],
+        "cka": cka.to_numpy().tolist(),
+        "points": [np.round(_unit(points), 2).tolist() for points in geometry["points"]],
+        "explained": list(geometry["explained"]),
+        "first": _first(layers),
+    }
+
+
+def _first(layers: list[str]) -> list[int]:
+    """The pair to begin with: the first block against the last one, where depth has changed most."""
+    blocks = [index for index, layer in enumerate(layers) if layer.startswith("layer")] or [0, len(layers) - 1]
+    return [blocks[0], blocks[-1]]
+
+
+def _unit(points: Any) -> Float[np.ndarray, "examples 2"]:
+    """The points with a mean square radius of 1: a picture shows shape, not scale."""
+    points = np.asarray(points, dtype=float)
+    radius = np.sqrt(np.square(points).sum(1).mean())
+    return points / radius if radius > 0 else points
+
+
+def _stops(count: int = 33) -> list[list[int]]:
+    """The colour map from 0 to 1 as red, green, blue from 0 to 255."""
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 1, count))
+    return (255 * colours[:, :3]).round().astype(int).tolist()
+
+
+# ---------------------------------------------------------------------------------------------------- the live notebook
+class CKAExplorer(ipywidgets.VBox):
+    """The CKA map with its two layers' arrangements of the images, for a live notebook.
+
+    Without a kernel it is a picture of what was chosen last. Choose by hand or by assignment:
+    `explorer.row.value = "layer2.0"`.
+
+    Args:
+        records: as for `explorable_data`.
+
+    Attributes:
+        network: menu of the records' networks.
+        row, column: sliders over the network's layers.
+        sentence: the pair's CKA and what it says, in HTML.
+        picture: the figure, a PNG.
+    """
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self._data = explorable_data(records)
+        self._networks = {network["name"]: network for network in self._data["networks"]}
+        names = list(self._networks)
+        self.network = ipywidgets.Dropdown(options=names, description="Network")
+        self.row = ipywidgets.SelectionSlider(options=["…"], description="Row")
+        self.column = ipywidgets.SelectionSlider(options=["…"], description="Column")
+        self.sentence = ipywidgets.HTML()
+        self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%", object_fit="contain"))
+        super().__init__([self.network, self.row, self.column, self.sentence, self.picture])
+        self._load()
+        self.network.observe(self._load, "value")
+        for slider in (self.row, self.column):
+            slider.observe(self._draw, "value")
+
+    def _load(self, change: Any = None) -> None:
+        """Offer the chosen network's layers and show its first pair."""
+        network = self._networks[self.network.value]
+        for slider, index in zip((self.row, self.column), network["first"], strict=True):
+            slider.options = network["layers"]
+            slider.index = index
+        self._draw()
+
+    def _draw(self, change: Any = None) -> None:
+        network, i, j = self._networks[self.network.value], self.row.index, self.column.index
+        if not list(self.row.options) == list(self.column.options) == network["layers"]:
+            return  # one slider has the new network's layers already, the other will follow
+        value = network["cka"][i][j]
+        self.sentence.value = f"<b>{self.row.value} and {self.column.value}: CKA {value:.2f}</b>, {words(value)}."
+        file = io.BytesIO()
+        _figure(self._data, network, i, j).savefig(file, format="png", dpi=100)
+        self.picture.value = file.getvalue()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        """Beside the live view a picture, for readers without a kernel."""
+        bundle = super()._repr_mimebundle_(**kwargs) or {}
+        return {**bundle, "image/png": base64.b64encode(self.picture.value).decode()}
+
+
+def cka_explorer(records: Iterable[Record]) -> CKAExplorer:
+    """The explorer of CKA maps in a live notebook: `cka_explorer(load_or_run("published_cka", tier="paper"))`.
+
+    Records without the two measures that it draws (CKA between two networks) are left out.
+
+    Raises:
+        ValueError: see `explorable_data`.
+    """
+    return CKAExplorer(record for record in records if {"cka", "geometry"} <= set(record.measures))
+
+
+def _figure(data: Mapping[str, Any], network: Mapping[str, Any], i: int, j: int) -> Figure:
+    """The map with cell (i, j) marked, and the pictures of layers i and j."""
+    figure = Figure(figsize=(10, 3.9), layout="constrained")
+    axes = figure.subplots(1, 3, width_ratios=[1.15, 1, 1])
+    layers, points = network["layers"], [np.asarray(p) for p in network["points"]]
+    drawn = axes[0].imshow(network["cka"], vmin=0, vmax=1, cmap="viridis")
+    axes[0].grid(False)
+    figure.colorbar(drawn, ax=axes[0], label="CKA", shrink=0.8)
+    middles = [(label, first + (length - 1) / 2) for label, first, length in network["stages"] if length > 1]
+    axes[0].set_xticks([m for _, m in middles], [label for label, _ in middles])
+    axes[0].set_yticks([m for _, m in middles], [label for label, _ in middles], rotation=90, va="center")
+    axes[0].plot([j], [i], marker="s", markersize=9, fillstyle="none", color="white", markeredgewidth=2.5)
+    axes[0].set_title(network["name"])
+    labels = np.asarray(data["labels"])
+    looks = list(zip(data["classes"], data["palette"], data["shapes"], strict=True))
+    for axis, layer, p in ((axes[1], i, points[i]), (axes[2], j, turned(points[j], points[i]))):
+        for label, (name, colour, shape) in enumerate(looks):
+            x, y = p[labels == label].T
+            marker = "s" if shape == "square" else "o"
+            axis.scatter(x, y, s=18, color=colour, marker=marker, edgecolor="#222222", linewidth=0.4, label=name)
+        reach = 1.05 * np.abs(p).max()
+        axis.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
+        axis.set_title(f"{layers[layer]} ({network['explained'][layer]:.0%} of its variance)")
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    return figure
