@@ -119,13 +119,9 @@ def _shrink(images: data.Images, settings: Mapping[str, Any]) -> data.Images:
     return dataclasses.replace(images, images=small)
 
 
-def _evaluate(model: nn.Module, loader: data.DeviceLoader) -> dict[str, Any]:
-    found = training.evaluate(model, loader)
-    return {
-        "correct": round(found["accuracy"] * found["examples"]),
-        "examples": int(found["examples"]),
-        "loss": float(f"{found['loss']:.6g}"),
-    }
+def _score(accuracy: float, examples: float, loss: float) -> dict[str, Any]:
+    """An evaluation as a record keeps it."""
+    return {"correct": round(accuracy * examples), "examples": int(examples), "loss": measures.rounded(loss, 6)}
 
 
 SCHEDULES: Mapping[str, Callable[..., training.Schedule]] = MappingProxyType(
@@ -175,8 +171,8 @@ def train(run: Run, place: Place) -> Outcome:
     best = max(history, key=lambda epoch: epoch["validation_accuracy"])
     result = {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "test": _evaluate(model, tested),
-        "validation": _evaluate(model, validation),
+        "test": _score(**training.evaluate(model, tested)),
+        "validation": _score(history[-1]["validation_accuracy"], len(held_out), history[-1]["validation_loss"]),
         "best_validation": {"epoch": best["epoch"], "accuracy": best["validation_accuracy"]},
     }
     inputs = torch.cat(list(itertools.islice(batches(tested), 2)))
@@ -202,7 +198,7 @@ def published_cka(run: Run, place: Place) -> Outcome:
         return getattr(models, name)(**options).to(place.device).eval()
 
     model = network(s["model"], s["weights"])
-    result = {"test": _evaluate(model, loader)}
+    result = {"test": _score(**training.evaluate(model, loader))}
     if "other" in s:
         table = cka_map(model, loader, measures.block_outputs, other=network(s["other"], s["weights"]))
         return Outcome(result, [], {"cka": measures.matrix(table)})
@@ -252,8 +248,6 @@ CIFAR_LAPTOP = CIFAR | {
     "schedule": "one_cycle",
     "milestones": [],
     "lr": 0.2,
-    "precision": "float32",
-    "channels_last": False,
     "compile": False,
 }
 DIGITS = {
@@ -303,7 +297,7 @@ _EXPERIMENTS = (
         train,
         {
             "smoke": Tier(DIGITS, {"dense": {}}),
-            "laptop": Tier(CIFAR_LAPTOP | {"pool": 1, "padding": 4, "epochs": 16}, {"dense": {}}),
+            "laptop": Tier(CIFAR_LAPTOP | {"pool": 1, "padding": 4, "epochs": 16, "compile": True}, {"dense": {}}),
         },
     ),
 )
