@@ -1,0 +1,216 @@
+"""Figures: what a CKA map shows, that all maps share one scale, and that the book's style is whole and readable."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+
+from companion import plots
+
+LAYERS = ["relu", "layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "linear"]
+
+
+@pytest.fixture(autouse=True)
+def figures() -> Iterator[None]:
+    """Draw nowhere, in the book's style, and close everything."""
+    matplotlib.use("agg")
+    with matplotlib.rc_context():
+        plots.style()
+        yield
+        plt.close("all")
+
+
+def table(names: list[str], others: list[str] | None = None) -> pd.DataFrame:
+    """CKA that falls with the distance in depth."""
+    others = names if others is None else others
+    distance = np.abs(np.subtract.outer(np.linspace(0, 1, len(names)), np.linspace(0, 1, len(others))))
+    return pd.DataFrame(1 - distance, index=names, columns=others)
+
+
+def texts(labels: list[plt.Text]) -> list[str]:
+    return [label.get_text() for label in labels]
+
+
+def boundaries(axis: plt.Axes) -> tuple[list[float], list[float]]:
+    """Where the thin lines stand, across and down."""
+    lines = [np.asarray(line.get_data(), dtype=float) for line in axis.lines]
+    across = [line[1][0] for line in lines if line[1][0] == line[1][1]]
+    down = [line[0][0] for line in lines if line[0][0] == line[0][1]]
+    return across, down
+
+
+# ------------------------------------------------------------------------------------------------------------ one map
+def test_a_map_shows_the_values_with_the_layers_in_order() -> None:
+    image = plots.cka_heatmap(table(LAYERS), title="ResNet")
+    np.testing.assert_array_equal(image.get_array(), table(LAYERS).to_numpy())
+    assert image.origin == "upper"  # the first layer is at the top left, as in the table
+    names = ["stem", *LAYERS[1:-1], "logits"]
+    assert texts(image.axes.get_xticklabels()) == texts(image.axes.get_yticklabels()) == names
+    assert image.axes.get_title(loc="left") == "ResNet"
+    assert (image.axes.get_xlabel(), image.axes.get_ylabel()) == ("depth →", "← depth")
+
+
+@pytest.mark.parametrize("values", [[0.97, 1.0], [-0.3, 0.1], [0.0, 0.5]])
+def test_colours_mean_the_same_in_every_map(values: list[float]) -> None:
+    frame = pd.DataFrame([values, values[::-1]], index=["a", "b"], columns=["a", "b"])
+    image = plots.cka_heatmap(frame)
+    assert image.get_clim() == (0.0, 1.0)
+    assert image.get_cmap().name == "viridis"
+    assert image.to_rgba(-0.3) == image.to_rgba(0.0)  # a negative estimate looks like none
+
+
+def test_stages_begin_at_thin_lines() -> None:
+    assert boundaries(plots.cka_heatmap(table(LAYERS)).axes) == ([0.5, 2.5, 4.5, 5.5], [0.5, 2.5, 4.5, 5.5])
+    assert boundaries(plots.cka_heatmap(table(LAYERS), stages=False).axes) == ([], [])
+    assert boundaries(plots.cka_heatmap(table(["relu1", "relu2", "linear"])).axes) == ([], [])
+
+
+def test_two_networks_make_a_rectangle_with_their_names() -> None:
+    frame = table(LAYERS, LAYERS[:4]).rename_axis(index="tall", columns="short")
+    axis = plots.cka_heatmap(frame, ax=plt.subplots()[1]).axes
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("short →", "← tall")
+    assert boundaries(axis) == ([0.5, 2.5, 4.5, 5.5], [0.5, 2.5])
+    assert len(axis.get_xticks()) == 4
+    assert len(axis.get_yticks()) == 7
+
+
+@pytest.mark.parametrize(("count", "most"), list(itertools.product((1, 2, 11, 12, 13, 29, 55, 60), (1, 2, 8, 12))))
+def test_layer_names_are_thinned_evenly_and_the_last_stays(count: int, most: int) -> None:
+    image = plots.cka_heatmap(table([f"block{i}" for i in range(count)]), labels=most, colorbar=False)
+    shown = list(map(int, image.axes.get_xticks()))
+    assert len(shown) <= most
+    assert shown[-1] == count - 1
+    steps = np.diff(shown[:-1])
+    assert (steps == steps[:1]).all()  # evenly, but for the gap before the last
+    if count <= most:
+        assert shown == list(range(count))
+
+
+def test_a_dead_layer_is_grey_and_the_living_are_not() -> None:
+    frame = table(LAYERS)
+    frame.loc["layer2.0", :] = 0.0
+    frame.loc[:, "layer2.0"] = 0.0
+    living, grey = plots.cka_heatmap(frame).axes.get_images()
+    covered = ~np.ma.getmaskarray(grey.get_array())
+    expected = np.zeros_like(covered)
+    expected[3, :] = expected[:, 3] = True
+    np.testing.assert_array_equal(covered, expected)
+    colour = to_rgb(grey.get_cmap()(0)[:3])
+    assert np.ptp(colour) == 0  # no colour of the map is grey
+    assert np.ptp(living.get_cmap()(np.linspace(0, 1, 256))[:, :3], axis=1).min() > 0.1
+    assert len(plots.cka_heatmap(table(LAYERS)).axes.get_images()) == 1
+
+
+def test_it_draws_where_it_is_told() -> None:
+    figure, axes = plt.subplots(1, 2)
+    image = plots.cka_heatmap(table(LAYERS), ax=axes[1], colorbar=False)
+    assert image.axes is axes[1]
+    assert plt.get_fignums() == [figure.number]
+    assert not axes[0].get_images()
+    assert axes[1].get_xlabel() == ""
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_table_that_is_not_finite_is_refused(broken: float) -> None:
+    frame = table(LAYERS)
+    frame.iloc[1, 2] = broken
+    with pytest.raises(ValueError, match="finite values; got 1 values that are not"):
+        plots.cka_heatmap(frame)
+
+
+def test_an_empty_table_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty table"):
+        plots.cka_heatmap(pd.DataFrame())
+
+
+# ------------------------------------------------------------------------------------------------------- several maps
+@pytest.mark.parametrize(("count", "shape"), [(1, (1, 1)), (2, (1, 2)), (3, (2, 2)), (4, (2, 2))])
+def test_several_maps_share_one_scale(count: int, shape: tuple[int, int]) -> None:
+    figure = plots.cka_heatmaps({f"net {i}": table(LAYERS) for i in range(count)}, labels=4)
+    axes = figure.axes
+    drawn = [axis for axis in axes if axis.get_images()]
+    assert [axis.get_title(loc="left") for axis in drawn] == [f"net {i}" for i in range(count)]
+    assert len(axes) == shape[0] * shape[1] + 1  # one colour bar
+    assert axes[-1].get_xlabel() == "CKA"
+    assert sum(not axis.axison for axis in axes) == shape[0] * shape[1] - count
+
+
+def test_no_maps_are_refused() -> None:
+    with pytest.raises(ValueError, match="no tables"):
+        plots.cka_heatmaps({})
+
+
+# --------------------------------------------------------------------------------------------------------------- style
+def luminance(colour: str) -> float:
+    """Relative luminance of WCAG 2."""
+    parts = np.asarray(to_rgb(colour))
+    return float(np.where(parts <= 0.03928, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+
+
+def contrast(a: str, b: str) -> float:
+    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_the_style_is_the_whole_style() -> None:
+    plt.rcParams["lines.linewidth"] = 99
+    plots.style()
+    expected = matplotlib.rcParamsDefault.copy()
+    expected.update(plots.STYLE)
+    assert {key: plt.rcParams[key] for key in plots.STYLE} == {key: expected[key] for key in plots.STYLE}
+    assert plt.rcParams["lines.linewidth"] < 99
+
+
+def test_text_and_lines_can_be_read_on_white() -> None:
+    assert contrast(plots.INK, "white") >= 7
+    assert contrast(plots.GREY, "white") >= 4.5
+    for colour in plots.STYLE["axes.prop_cycle"].by_key()["color"][:4]:
+        assert contrast(colour, "white") >= 3
+
+
+def test_lines_can_be_told_apart_by_those_who_see_two_colours() -> None:
+    # Machado, Oliveira & Fernandes (2009), deuteranopia and protanopia, on linear RGB.
+    simulations = {
+        "deuteranopia": [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.01182, 0.04294, 0.968881],
+        ],
+        "protanopia": [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ],
+    }
+    colours = np.asarray([to_rgb(c) for c in plots.STYLE["axes.prop_cycle"].by_key()["color"][:4]])
+    for matrix in simulations.values():
+        seen = (colours**2.2 @ np.asarray(matrix).T).clip(0, 1) ** (1 / 2.2)
+        for a, b in itertools.combinations(seen, 2):
+            assert np.linalg.norm(a - b) > 0.25
+
+
+# ---------------------------------------------------------------------------------------------------------------- glue
+def test_glue_is_the_bundle_that_the_book_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    reader = pytest.importorskip("myst_nb.ext.glue")
+    outputs: list[Any] = []
+
+    def display(data: dict[str, str], *, raw: bool, metadata: dict[str, Any]) -> None:
+        assert raw
+        outputs.append(nbformat.v4.new_output("display_data", data=data, metadata=metadata))
+
+    monkeypatch.setattr(plots, "display", display)
+    plots.glue(bias="0.970", drop="-0.50")
+    glued = dict(reader.extract_glue_data_cell(nbformat.v4.new_code_cell(outputs=outputs)))
+    assert {key: output["data"]["text/plain"] for key, output in glued.items()} == {
+        "bias": "'0.970'",
+        "drop": "'−0.50'",
+    }
