@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from companion.data import DeviceLoader, Images
 from companion.training import distributed, evaluate, fit, load_checkpoint, sgd
 from companion.training import loop as training_loop
 
@@ -44,11 +45,11 @@ def two_ranks(work: Callable[..., Any], *args: Any) -> list[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    results = PROCESSES.SimpleQueue()
+    results = PROCESSES.Queue()
     processes = [PROCESSES.Process(target=on_rank, args=(rank, port, work, args, results)) for rank in (0, 1)]
     for process in processes:
         process.start()
-    outcomes = dict(results.get() for _ in processes)
+    outcomes = dict(results.get(timeout=300) for _ in processes)
     for process in processes:
         process.join()
         assert process.exitcode == 0
@@ -62,25 +63,13 @@ def net(norm: bool, dropout: float = 0.0) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(6 * 36, 3)).double()
 
 
-class Slices:
-    """A rank's neighbouring part of every global batch, as DeviceLoader cuts it; the last batch is smaller."""
-
-    def __init__(self, examples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        generator = torch.Generator().manual_seed(1)
-        self.x = torch.randn(examples, 1, 8, 8, generator=generator, dtype=torch.float64)
-        self.y = torch.randint(3, (examples,), generator=generator)
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.epoch = self.start = 0
-
-    def __len__(self) -> int:
-        return -(-len(self.x) // self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(self.epoch))
-        for batch in range(self.start, len(self)):
-            whole = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            begin, end = (len(whole) * r // self.world_size for r in (self.rank, self.rank + 1))
-            yield self.x[whole[begin:end]], self.y[whole[begin:end]]
+def slices(examples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> DeviceLoader:
+    """A rank's part of every global batch; the last batch is smaller."""
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(256, (examples, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(3, (examples,), generator=generator)
+    images = Images(pixels, labels, ("a", "b", "c"), (0.5,), (0.3,), "noise")
+    return DeviceLoader(images, batch_size, shuffle=True, dtype=torch.float64, rank=rank, world_size=world_size)
 
 
 def feature_penalty(model: nn.Sequential) -> Callable[[], Tensor]:
@@ -100,9 +89,9 @@ def train(rank: int, world_size: int, options: dict[str, Any]) -> Any:
     model = net(options.pop("norm"), options.pop("dropout"))
     sizes = options.pop("examples"), options.pop("batch_size")
     terms = [feature_penalty(model)] if options.pop("penalty") else None
-    test = Slices(17, 4, rank, world_size)
+    test = slices(17, 4, rank, world_size)
     history = fit(
-        model, Slices(*sizes, rank, world_size), sgd(model, 0.1), epochs=3, validation=test, penalty=terms,
+        model, slices(*sizes, rank, world_size), sgd(model, 0.1), epochs=3, validation=test, penalty=terms,
         progress=False, **options,
     )  # fmt: skip
     return {k: v.numpy() for k, v in model.state_dict().items()}, list(history), evaluate(model, test)
@@ -141,7 +130,7 @@ def test_batch_norm_and_penalties_see_each_ranks_half() -> None:
 
     model = net(norm=True)
     penalty, optimizer = feature_penalty(model), sgd(model, 0.1)
-    left, right = Slices(27, 9, 0, 2), Slices(27, 9, 1, 2)
+    left, right = slices(27, 9, 0, 2), slices(27, 9, 1, 2)
     for epoch in range(3):
         left.epoch = right.epoch = epoch
         penalties = []
@@ -202,10 +191,9 @@ def test_an_error_on_rank_zero_reaches_every_rank(tmp_path: Path) -> None:
 
 
 def nan_on_rank_one(rank: int) -> Any:
-    data = Slices(26, 5, rank, 2)
-    if rank == 1:
-        data.x[:] = torch.nan
-    return fit(model := net(norm=False), data, sgd(model), epochs=1, progress=False)
+    batches = [(x if rank == 0 else x * torch.nan, y) for x, y in slices(26, 5, rank, 2)]
+    model = net(norm=False)
+    return fit(model, batches, sgd(model), epochs=1, progress=False)
 
 
 def test_nan_on_one_rank_stops_both() -> None:

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from companion.data import DeviceLoader, Images
 from companion.training import (
     History,
     adamw,
@@ -76,33 +77,17 @@ class Drop:
         self.generator.set_state(state["generator"])
 
 
-class EpochLoader:
-    """As a DeviceLoader: order and noise are a function of (epoch, batch), and it starts at batch `start`."""
-
-    def __init__(self, dataset: TensorDataset, batch_size: int) -> None:
-        self.dataset, self.batch_size, self.epoch, self.start = dataset, batch_size, 0, 0
-
-    def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(self.epoch))
-        for batch in range(self.start, len(self)):
-            generator = torch.Generator().manual_seed(1000 * self.epoch + batch)
-            x, y = self.dataset[order[batch * self.batch_size : (batch + 1) * self.batch_size]]
-            yield x + 0.1 * torch.randn(x.shape, generator=generator), y
-
-
 def run(
-    path: Path | None, loader: str = "epoch", before_step: Callable[[], None] = lambda: None, **options: Any
+    path: Path | None, loader: str = "device", before_step: Callable[[], None] = lambda: None, **options: Any
 ) -> Any:
     """Train a small net with dropout, batch norm and every kind of state; (weights, history)."""
     torch.set_num_threads(1)
     seed_everything(0)
-    x = torch.randn(150, 1, 8, 8)
-    dataset = TensorDataset(x, (x.mean((1, 2, 3)) > 0).long())
+    pixels = torch.randint(256, (150, 1, 8, 8), dtype=torch.uint8)
+    images = Images(pixels, (pixels.float().mean((1, 2, 3)) > 127).long(), ("dark", "bright"), (0.5,), (0.3,), "noise")
+    dataset = TensorDataset(pixels / 255, images.labels)
     loaders: dict[str, Callable[[], Any]] = {
-        "epoch": lambda: EpochLoader(dataset, 16),
+        "device": lambda: DeviceLoader(images, 16, shuffle=True, augment=True, padding=1, seed=2),
         "global random state": lambda: DataLoader(dataset, batch_size=16, shuffle=True),
         "own generator": lambda: DataLoader(dataset, 16, shuffle=True, generator=torch.Generator().manual_seed(7)),
     }
@@ -119,7 +104,7 @@ def run(
         "epochs": 3,
         "schedule": one_cycle(),
         "checkpoint_every": 3,
-        "validation": EpochLoader(dataset, 50),
+        "validation": DeviceLoader(images, 50),
     } | options
     optimizer = options.pop("optimizer", adamw)(model, 1e-2)
     history = fit(
@@ -259,7 +244,7 @@ def test_killed_inside_a_save_it_ends_bit_for_bit_the_same(tmp_path: Path, place
 @pytest.mark.slow
 def test_two_runs_at_once_do_not_touch_each_other(tmp_path: Path) -> None:
     process = start(tmp_path, "run", pause=0.03)
-    while not (tmp_path / "run.pt").exists():
+    while process.is_alive() and not (tmp_path / "run.pt").exists():
         time.sleep(0.01)
     with pytest.raises(RuntimeError, match=r"run\.pt is in use by another run"):
         run(tmp_path / "run.pt")

@@ -6,7 +6,6 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
+from companion.data import DeviceLoader, Images
 from companion.features import FeatureTap
 from companion.training import adamw, cosine, evaluate, fit, load_checkpoint, multistep, one_cycle, seed_everything, sgd
 from companion.training import loop as training_loop
@@ -292,25 +292,13 @@ def test_progress_shows_what_matters_or_nothing(capfd: pytest.CaptureFixture[str
         assert word in shown
 
 
-class EpochLoader:
-    """As a DeviceLoader: its order is a function of `epoch`, and it skips `start` batches."""
-
-    def __init__(self, batches: list[tuple[Tensor, Tensor]]) -> None:
-        self.batches, self.epoch, self.start, self.epochs = batches, 0, 0, []
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        self.epochs.append(self.epoch)
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(self.epoch)).tolist()
-        yield from [self.batches[i] for i in order][self.start :]
-
-
 def test_tells_the_loader_the_epoch() -> None:
-    loader = EpochLoader(list(data()))
-    train(net(), loader, epochs=3)
-    assert loader.epochs == [0, 1, 2]
+    """A DeviceLoader, and through its sampler a DataLoader."""
+    pixels = torch.randint(256, (60, 1, 8, 8), dtype=torch.uint8)
+    images = Images(pixels, torch.randint(2, (60,)), ("a", "b"), (0.5,), (0.3,), "noise")
+    loader, epochs = DeviceLoader(images, 16, shuffle=True), []
+    train(net(), loader, epochs=3, penalty=lambda: epochs.append(loader.epoch) or torch.zeros(()))
+    assert epochs == [0] * 4 + [1] * 4 + [2] * 4
 
     class Sampler(torch.utils.data.SequentialSampler):
         epochs: list[int] = []  # noqa: RUF012
