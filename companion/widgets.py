@@ -255,6 +255,7 @@ def _figure(data: Mapping[str, Any], network: Mapping[str, Any], i: int, j: int)
             axis.scatter(x, y, s=18, color=colour, marker=marker, edgecolor="#222222", linewidth=0.4, label=name)
         reach = 1.05 * np.abs(p).max()
         axis.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
-        axis.set_title(f"{layers[layer]} ({network['explained'][layer]:.0%} of its variance)")
+        share = int(100 * network["explained"][layer] + 0.5)  # as in the static page: halves upwards
+        axis.set_title(f"{layers[layer]} ({share} % of its variance)")
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure

@@ -58,7 +58,7 @@
 
     function show(layer, explained, points) {
       name.textContent = layer;
-      share.textContent = `shows ${(100 * explained).toFixed(0)} % of its variance`;
+      share.textContent = `shows ${Math.floor(100 * explained + 0.5)} % of its variance`;
       svg.setAttribute("aria-label", `${marks.length} test images as ${layer} arranges them, in two dimensions`);
       const [xs, ys] = [0, 1].map((axis) => points.map((point) => point[axis]));
       const middle = [xs, ys].map((all) => (Math.max(...all) + Math.min(...all)) / 2);
