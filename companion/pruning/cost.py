@@ -1,0 +1,256 @@
+"""What a network costs: parameters, multiply-adds, bytes, and seconds; dense, and with its zeros seen.
+
+Chapter *What sparsity is and what it buys* reads these numbers.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from companion.features import device_of, evaluating, unwrap
+
+
+# ------------------------------------------------------------------------------------------------------------- counting
+@dataclass(frozen=True)
+class Cost:
+    """What one forward pass of one example input costs; of a network, or of one of its layers.
+
+    One MAC (multiply-add) is two FLOPs. Counted are matrix products and convolutions, wherever they are called:
+    linear and convolutional layers (grouped, strided, transposed), attention, recurrent cells written in Python. The
+    dense numbers are those of `torch.utils.flop_counter`. **Not counted** are element-wise work and reductions (biases,
+    norms, activations, pooling, softmax), memory traffic, and fused recurrent kernels. Multiplications by padded zeros
+    count as dense ones do.
+
+    Attributes:
+        parameters_dense: all parameters; a shared one counts once.
+        parameters_sparse: those that must be kept: non-zero weights, and all of the one-dimensional parameters (biases,
+            norms).
+        macs_dense: multiply-adds, every weight taken as non-zero.
+        macs_sparse: multiply-adds with non-zero weights. A masked network on dense kernels still does the dense ones.
+        bytes_dense: of the parameters as they lie in memory.
+        bytes_sparse: of the parameters where every weight is stored in CSR form: a value and a 4-byte column for each
+            non-zero one, a 4-byte offset for each row (a row is what feeds one output), one-dimensional ones as they
+            are. Above a density of about a half (float32) this is *more* than dense.
+        name: the layer, "" for the whole; `layers` are its parts.
+    """
+
+    parameters_dense: int
+    parameters_sparse: int
+    macs_dense: int
+    macs_sparse: int
+    bytes_dense: int
+    bytes_sparse: int
+    name: str = ""
+    layers: tuple[Cost, ...] = ()
+
+    @property
+    def flops_dense(self) -> int:
+        """2 × `macs_dense`."""
+        return 2 * self.macs_dense
+
+    @property
+    def flops_sparse(self) -> int:
+        """2 × `macs_sparse`."""
+        return 2 * self.macs_sparse
+
+    def table(self) -> pd.DataFrame:
+        """One row a layer, in the model's order, and the total last; "(activations)" are products in which no parameter
+        takes part, such as attention's."""
+        columns = [f"{what}_{how}" for what in ("parameters", "macs", "flops", "bytes") for how in ("dense", "sparse")]
+        rows = [{"layer": part.name} | {c: getattr(part, c) for c in columns} for part in self.layers]
+        rows.append({"layer": "total"} | {c: getattr(self, c) for c in columns})
+        return pd.DataFrame(rows).set_index("layer")
+
+
+ACTIVATIONS = "(activations)"
+
+
+class _MacCounter(TorchDispatchMode):
+    """Sees every product that reaches the device. A parameter in it, or a view of one, is known by its storage."""
+
+    def __init__(self, owners: Mapping[int, str]) -> None:
+        super().__init__()
+        self.owners = owners  # storage → layer
+        self.dense: dict[str, int] = {}
+        self.sparse: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is None:
+            with self:  # a composite operation is counted in its parts
+                parts = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if parts is NotImplemented else parts
+        out = func(*args, **kwargs)
+        macs = formula(*args, **kwargs, out_val=out) // 2
+        tensors = [arg for arg in args if isinstance(arg, Tensor) and arg.ndim > 1]  # not the bias
+        weight = next((t for t in tensors if t.untyped_storage().data_ptr() in self.owners), None)
+        owner, alive = ACTIVATIONS, macs
+        if weight is not None and weight.numel():
+            # A weight takes part once at every position: macs = weights × positions.
+            owner = self.owners[weight.untyped_storage().data_ptr()]
+            alive = macs * int(weight.count_nonzero()) // weight.numel()
+        self.dense[owner] = self.dense.get(owner, 0) + macs
+        self.sparse[owner] = self.sparse.get(owner, 0) + alive
+        return out
+
+
+def cost(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Cost:
+    """Count parameters, multiply-adds and bytes of `model` in one forward pass of `example`, dense and sparse.
+
+    A batch of n examples costs n times one: give `x[:1]`. The model is left as it was, mode included.
+
+    >>> layer = nn.Sequential(nn.Linear(8, 4))
+    >>> with torch.no_grad():
+    ...     _ = layer[0].weight[:, :6].zero_()
+    >>> now = cost(layer, torch.ones(1, 8))
+    >>> now.parameters_dense, now.parameters_sparse, now.macs_dense, now.macs_sparse
+    (36, 12, 32, 8)
+
+    Raises:
+        ValueError: the model has no parameter.
+    """
+    model = unwrap(model)
+    owners: dict[int, str] = {}
+    parameters: dict[str, list[Tensor]] = {}
+    for name, parameter in model.named_parameters():  # a shared one appears once, under its first owner
+        owners[parameter.untyped_storage().data_ptr()] = owner = name.rpartition(".")[0]
+        parameters.setdefault(owner, []).append(parameter.detach())
+    if not parameters:
+        raise ValueError(f"{type(model).__name__} has no parameter: there is nothing to count")
+    device = next(model.parameters()).device
+    inputs = [x.to(device) for x in (example if isinstance(example, tuple) else (example,))]
+
+    counter = _MacCounter(owners)
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused kernels hide their products
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.autocast(device.type, enabled=False),  # a cast copy would not be known as the weight
+            sdpa_kernel(SDPBackend.MATH),
+            evaluating(model),
+            counter,
+        ):
+            model(*inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+    layers = []
+    for name in [*parameters, *(counter.dense.keys() - parameters.keys())]:
+        sizes = [(0, 0, 0, 0), *map(_sizes, parameters.get(name, []))]
+        dense, sparse, bytes_dense, bytes_sparse = map(sum, zip(*sizes, strict=True))
+        macs = counter.dense.get(name, 0), counter.sparse.get(name, 0)
+        layers.append(Cost(dense, sparse, *macs, bytes_dense, bytes_sparse, name))
+
+    def total(what: str) -> int:
+        return sum(getattr(layer, what) for layer in layers)
+
+    return Cost(
+        parameters_dense=total("parameters_dense"),
+        parameters_sparse=total("parameters_sparse"),
+        macs_dense=total("macs_dense"),
+        macs_sparse=total("macs_sparse"),
+        bytes_dense=total("bytes_dense"),
+        bytes_sparse=total("bytes_sparse"),
+        layers=tuple(layers),
+    )
+
+
+def _sizes(p: Tensor) -> tuple[int, int, int, int]:
+    """Numbers of a parameter, those to be kept, and the bytes of both."""
+    dense = p.numel() * p.element_size()
+    if p.ndim < 2:
+        return p.numel(), p.numel(), dense, dense
+    alive = int(p.count_nonzero())
+    return p.numel(), alive, dense, alive * (p.element_size() + 4) + (len(p) + 1) * 4
+
+
+# --------------------------------------------------------------------------------------------------------------- timing
+@dataclass(frozen=True)
+class Latency:
+    """Seconds of single forward passes, in the order in which they were measured."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Half of the passes took no longer (seconds)."""
+        return statistics.median(self.seconds)
+
+    @property
+    def low(self) -> float:
+        """First quartile (seconds)."""
+        return self._quartile(0)
+
+    @property
+    def high(self) -> float:
+        """Third quartile (seconds)."""
+        return self._quartile(2)
+
+    def _quartile(self, which: int) -> float:
+        return statistics.quantiles(self.seconds, n=4, method="inclusive")[which]
+
+    def __repr__(self) -> str:
+        low, median, high = (f"{1000 * value:.3g}" for value in (self.low, self.median, self.high))
+        return f"Latency({median} ms, quartiles {low} … {high} ms, {len(self.seconds)} passes)"
+
+
+def latency(model: nn.Module, example: Tensor, *, repeats: int = 30, warmup: int = 5) -> Latency:
+    """Seconds of a forward pass of `example` on the model's device, in eval mode without gradients.
+
+    `warmup` passes are not counted. On CUDA the time is the device's own, between two events. The model is left as it
+    was, mode included. To compare models use `latencies`.
+
+    Raises:
+        ValueError: fewer than 2 repeats, or a negative warmup.
+    """
+    return latencies({"model": model}, example, repeats=repeats, warmup=warmup)["model"]
+
+
+def latencies(
+    models: Mapping[str, nn.Module], example: Tensor, *, repeats: int = 30, warmup: int = 5
+) -> dict[str, Latency]:
+    """`latency` of several models under equal conditions: they take turns, in alternating order.
+
+    What else the machine does then falls on all alike, so that the ratio of two models' passes of one round is fair
+    where the passes themselves scatter.
+
+    Raises:
+        ValueError: see `latency`.
+    """
+    if repeats < 2 or warmup < 0:
+        raise ValueError(f"repeats={repeats}, warmup={warmup}: at least 2 passes to measure, and 0 or more before them")
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(-warmup, repeats):
+        for name, model in list(models.items())[:: 1 if turn % 2 else -1]:
+            x = example.to(device_of(model, example))
+            with evaluating(model):
+                elapsed = _timed(model, x)
+            if turn >= 0:
+                seconds[name].append(elapsed)
+    return {name: Latency(tuple(measured)) for name, measured in seconds.items()}
+
+
+def _timed(model: nn.Module, x: Tensor) -> float:
+    if x.device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize(x.device)
+        start.record(torch.cuda.current_stream(x.device))
+        model(x)
+        end.record(torch.cuda.current_stream(x.device))
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+    began = time.perf_counter()
+    model(x)
+    return time.perf_counter() - began

@@ -1,0 +1,199 @@
+"""Cost against closed forms, torch's own counter, and by hand; latency against a layer that sleeps."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from companion.models import digits_net, resnet20, vgg16_bn
+from companion.pruning import Latency, cost, latencies, latency
+
+
+def of_torch(model: nn.Module, x: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(x)
+    return counter.get_total_flops()
+
+
+def zero(weight: Tensor, share: float) -> None:
+    """Make exactly that share of the weights 0."""
+    with torch.no_grad():
+        weight.view(-1)[torch.randperm(weight.numel(), device=weight.device)[: round(share * weight.numel())]] = 0
+
+
+def test_type_b_resnet20_is_the_published_one(device: torch.device) -> None:
+    found = cost(resnet20(shortcut="B").to(device), torch.randn(1, 3, 32, 32))
+    assert found.parameters_dense == found.parameters_sparse == 272_474
+    assert found.macs_dense == found.macs_sparse == 40_813_184
+    assert found.flops_dense == 2 * 40_813_184
+    assert found.bytes_dense == 4 * 272_474
+
+
+@pytest.mark.parametrize("model", [resnet20(), vgg16_bn(width=8), digits_net()], ids=["A", "vgg", "digits"])
+def test_dense_flops_are_those_of_torch(model: nn.Module) -> None:
+    x = torch.randn(2, model.conv1.in_channels if hasattr(model, "conv1") else 3, 32, 32)
+    assert cost(model, x).flops_dense == of_torch(model, x) == 2 * cost(model, x[:1]).flops_dense
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "positions"),
+    [
+        (nn.Linear(8, 6), (3, 8), 3),
+        (nn.Linear(8, 6, bias=False), (3, 5, 8), 15),
+        (nn.Conv1d(8, 6, 3), (1, 8, 10), 8),
+        (nn.Conv2d(8, 12, 3, stride=2, padding=1, groups=4), (2, 8, 9, 9), 2 * 5 * 5),
+        (nn.Conv2d(8, 8, 3, groups=8, dilation=2), (1, 8, 9, 9), 5 * 5),
+        (nn.Conv3d(2, 4, 3), (1, 2, 5, 5, 5), 27),
+        (nn.ConvTranspose2d(6, 8, 3, stride=2, groups=2), (1, 6, 5, 5), 5 * 5),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_a_weight_works_once_at_every_position(
+    layer: nn.Module, shape: tuple[int, ...], positions: int, device: torch.device
+) -> None:
+    layer.to(device)
+    zero(layer.weight, 0.5)
+    found = cost(nn.Sequential(layer), torch.randn(shape))
+    assert found.macs_dense == layer.weight.numel() * positions
+    assert found.macs_sparse == int(layer.weight.count_nonzero()) * positions
+
+
+def test_table_has_a_row_a_layer_and_the_total() -> None:
+    model = digits_net(width=4, blocks=1)
+    zero(model.layer1[0].conv1.weight, 0.75)
+    found = cost(model, torch.randn(1, 1, 8, 8))
+    table = found.table()
+    assert table.loc["layer1.0.conv1", "parameters_sparse"] == 36
+    assert table.loc["layer1.0.conv1", "macs_sparse"] == 36 * 64
+    assert table.loc["layer1.0.conv1", "bytes_sparse"] == 36 * 8 + 5 * 4  # value and column, and offsets of 4 rows
+    assert table.loc["bn1", "macs_dense"] == 0
+    assert table.loc["bn1", "bytes_sparse"] == 4 * 2 * 4
+    layers = table.drop(index="total")
+    for column in table:
+        assert layers[column].sum() == table.loc["total", column] == getattr(found, column)
+    assert list(layers.index) == [name for name, m in model.named_modules() if list(m.parameters(recurse=False))]
+
+
+def test_functional_and_shared_weights_and_modules_called_twice() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(2, 2, 3, 3))
+            self.tied = nn.Linear(4, 4)
+            self.same = nn.Linear(4, 4)
+            self.same.weight = self.tied.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.conv2d(x, self.kernel).flatten(1)
+            return self.same(self.tied(self.tied(x)))
+
+    found = cost(Odd(), torch.randn(1, 2, 3, 4)[..., :4])
+    assert found.parameters_dense == 36 + 16 + 4 + 4
+    macs = found.table()["macs_dense"]
+    assert macs[""] == 36 * 2
+    assert macs["tied"] == 3 * 16 * 1
+
+
+def test_attention_products_are_counted_and_named(device: torch.device) -> None:
+    tokens, width = 7, 8
+    layer = nn.TransformerEncoderLayer(width, 2, 16, batch_first=True).to(device)
+    zero(layer.self_attn.in_proj_weight, 0.5)
+    found = cost(layer, torch.randn(1, tokens, width))
+    macs = found.table()
+    assert macs.loc["(activations)", "macs_dense"] == macs.loc["(activations)", "macs_sparse"] == 2 * tokens**2 * width
+    assert macs.loc["self_attn", "macs_dense"] == 3 * width**2 * tokens
+    assert macs.loc["self_attn", "macs_sparse"] == 3 * width**2 * tokens // 2
+    assert macs.loc["self_attn.out_proj", "macs_dense"] == width**2 * tokens
+    assert found.macs_dense == (4 * width**2 + 2 * width * 16) * tokens + 2 * tokens**2 * width
+
+
+def test_leaves_the_model_as_it_was() -> None:
+    model = digits_net(width=4, blocks=1)
+    model.bn1.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
+    cost(model, torch.randn(1, 1, 8, 8))
+    latency(model, torch.randn(1, 1, 8, 8), repeats=2, warmup=1)
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_wrapped_and_under_inference_mode_and_autocast() -> None:
+    model, x = digits_net(width=4, blocks=1), torch.randn(1, 1, 8, 8)
+    plain = cost(model, x)
+    assert cost(torch.compile(model, backend="eager"), x) == plain
+    with torch.inference_mode():
+        assert cost(model, x) == plain
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert cost(model, x) == plain
+
+
+def test_a_model_without_parameters_is_refused() -> None:
+    with pytest.raises(ValueError, match="no parameter"):
+        cost(nn.Sequential(nn.ReLU()), torch.randn(1, 2))
+
+
+# -------------------------------------------------------------------------------------------------------------- latency
+class Sleep(nn.Module):
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds, self.calls, self.mode = seconds, 0, ""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.mode = f"{self.training} {torch.is_grad_enabled()}"
+        time.sleep(self.seconds)
+        return x
+
+
+def test_latency_is_the_time_of_one_pass() -> None:
+    model = Sleep(0.01)
+    found = latency(model, torch.ones(1), repeats=5, warmup=2)
+    assert model.calls == 7
+    assert model.mode == "False False"
+    assert len(found.seconds) == 5
+    assert 0.01 <= found.low <= found.median <= found.high < 1
+
+
+def test_models_take_turns() -> None:
+    order: list[str] = []
+
+    class Named(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def forward(self, x: Tensor) -> Tensor:
+            order.append(self.name)
+            return x
+
+    found = latencies({name: Named(name) for name in "ab"}, torch.ones(1), repeats=4, warmup=0)
+    assert order == list("baabbaab")
+    assert {name: len(measured.seconds) for name, measured in found.items()} == {"a": 4, "b": 4}
+
+
+def test_a_smaller_model_is_faster_and_a_masked_one_is_not(device: torch.device) -> None:
+    def net(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(2048, width), nn.Linear(width, 10)).to(device)
+
+    models = {"dense": net(2048), "masked": net(2048), "small": net(16)}
+    zero(models["masked"][0].weight, 0.99)
+    x = torch.randn(64, 2048, device=device)
+    found = latencies(models, x, repeats=9, warmup=2)
+    if device.type == "cpu":
+        assert found["small"].median < 0.5 * found["dense"].median
+    assert found["masked"].median > 0.5 * found["dense"].median
+
+
+def test_latency_says_its_quartiles_and_refuses_nonsense() -> None:
+    assert repr(Latency((0.001, 0.002, 0.003, 0.004, 0.005))) == "Latency(3 ms, quartiles 2 … 4 ms, 5 passes)"
+    with pytest.raises(ValueError, match="repeats=1"):
+        latency(Sleep(0), torch.ones(1), repeats=1)
+    with pytest.raises(ValueError, match="warmup=-1"):
+        latency(Sleep(0), torch.ones(1), warmup=-1)
