@@ -18,7 +18,18 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from companion.data import DeviceLoader, Images
 from companion.features import FeatureTap
-from companion.training import adamw, cosine, evaluate, fit, load_checkpoint, multistep, one_cycle, seed_everything, sgd
+from companion.training import (
+    History,
+    adamw,
+    cosine,
+    evaluate,
+    fit,
+    load_checkpoint,
+    multistep,
+    one_cycle,
+    seed_everything,
+    sgd,
+)
 from companion.training import loop as training_loop
 
 
@@ -38,7 +49,7 @@ def weights(model: nn.Module) -> Tensor:
     return torch.cat([value.detach().flatten().cpu() for value in model.state_dict().values()])
 
 
-def train(model: nn.Module, loader: Any, **options: Any) -> training_loop.History:
+def train(model: nn.Module, loader: Any, **options: Any) -> History:
     options = {"epochs": 2, "progress": False, "seed": 3, **options}
     return fit(model, loader, options.pop("optimizer", None) or sgd(model, 0.05), **options)
 
@@ -47,7 +58,8 @@ def train(model: nn.Module, loader: Any, **options: Any) -> training_loop.Histor
 def test_is_the_hand_written_loop_bit_for_bit(device: torch.device) -> None:
     ours, loader = net(device), data()
     theirs = copy.deepcopy(ours)
-    history = train(ours, loader, epochs=3, schedule=multistep(2))
+    smooth = nn.CrossEntropyLoss(label_smoothing=0.1)
+    history = train(ours, loader, epochs=3, schedule=multistep(2), loss=smooth)
 
     optimizer = torch.optim.SGD(theirs.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2], gamma=0.1)
@@ -56,7 +68,7 @@ def test_is_the_hand_written_loop_bit_for_bit(device: torch.device) -> None:
         total = correct = 0.0
         for x, y in loader:
             logits = theirs(x.to(device))
-            loss = F.cross_entropy(logits, y.to(device))
+            loss = F.cross_entropy(logits, y.to(device), label_smoothing=0.1)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -288,7 +300,7 @@ def test_progress_shows_what_matters_or_nothing(capfd: pytest.CaptureFixture[str
     assert capfd.readouterr() == ("", "")
     train(net(), data(), sparsity=Steps(), progress=True)
     shown = capfd.readouterr().err
-    for word in ("epoch 2/2", "14/14", "loss=", "accuracy=", "sparsity=0", "images_per_second="):
+    for word in ("epoch 2/2", "14/14", "loss=", "accuracy=", "sparsity=0", "images/s="):
         assert word in shown
 
 
@@ -411,6 +423,8 @@ def test_weights_that_overflow_in_the_last_step_are_not_saved(tmp_path: Any) -> 
         ({"clip": 0.0}, "clip=0.0"),
         ({"precision": "half"}, "float32, bfloat16, float16"),
         ({"penalty": [3]}, "penalty=3"),
+        ({"penalty": lambda: 0.5}, "returned 0.5: a scalar tensor"),
+        ({"penalty": lambda: torch.zeros(2)}, "a scalar tensor"),
         ({"schedule": cosine(warmup=5)}, "warmup=5 of 2 epochs"),
         ({"optimizer": sgd(net())}, "none of the model's parameters"),
     ],

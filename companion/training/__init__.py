@@ -22,13 +22,15 @@ On many GPUs the same script runs under `torchrun`; each rank reads its slice of
         fit(model, loader, sgd(model, lr=0.4, weight_decay=1e-4), epochs=100, schedule=cosine(warmup=5),
             loss=nn.CrossEntropyLoss(label_smoothing=0.1), accumulate=2, precision="bfloat16", channels_last=True)
 
-`recipes` holds the optimizers and schedules, `checkpoints` what survives a kill, `ranks` the process group.
+`loop` holds `fit` and the sockets, `measuring` what a run measures, `recipes` the optimizers and schedules,
+`checkpoints` what survives a kill, `ranks` the process group.
 """
 
 from __future__ import annotations
 
 from companion.training.checkpoints import load_checkpoint, save_checkpoint, seed_everything
-from companion.training.loop import History, Penalty, Sparsity, evaluate, fit
+from companion.training.loop import Penalty, Sparsity, fit
+from companion.training.measuring import History, evaluate
 from companion.training.ranks import Place, distributed, rank, world_size
 from companion.training.recipes import Schedule, adamw, cosine, multistep, one_cycle, sgd
 

@@ -1,23 +1,21 @@
-"""The loop: `fit`, `evaluate`, and the two sockets."""
+"""The loop: `fit` and its two sockets."""
 
 from __future__ import annotations
 
 import functools
 import math
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
-import pandas as pd
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -25,14 +23,22 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from companion.training.checkpoints import claim, random_state, save_checkpoint, seed_everything, set_random_state
+from companion.training.measuring import (
+    Batch,
+    History,
+    Loss,
+    Meter,
+    autocast,
+    batch_sums,
+    evaluate,
+    full_precision,
+    move,
+)
 from companion.training.ranks import from_ranks, on_rank_zero, rank, world_size
 from companion.training.recipes import Schedule
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STEPS_BETWEEN_CHECKS = 25  # so often the device is asked for its losses: progress and NaN cost no wait in every step
-
-Batch: TypeAlias = tuple[Tensor, Tensor]
-Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+IN_THE_BAR = {"loss": "loss", "accuracy": "accuracy", "sparsity": "sparsity", "images/s": "images_per_second"}
 
 
 # -------------------------------------------------------------------------------------------------------- the sockets
@@ -66,95 +72,6 @@ class Sparsity(Protocol):
     def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
 
 
-# --------------------------------------------------------------------------------------------------- what is measured
-class History(list[dict[str, Any]]):
-    """One record an epoch, of plain numbers: `epoch` (from 1), `lr` (of its last step), `loss` and `accuracy` (means
-    over the training examples as they passed), `penalty_NAME` (mean over steps and ranks), `validation_loss`,
-    `validation_accuracy`, `sparsity`, `images_per_second` and `seconds` (of the training passes)."""
-
-    def frame(self) -> pd.DataFrame:
-        """As a table, one row an epoch."""
-        return pd.DataFrame(list(self))
-
-
-class _Meter:
-    """Sums over an epoch. A step leaves its numbers on the device; `fetch` gets those of many steps at once."""
-
-    def __init__(self, penalties: Iterable[str], saved: dict[str, Any] | None = None) -> None:
-        self.columns = ["loss", "correct", *(f"penalty_{name}" for name in penalties), "examples"]
-        self.sums: list[float] = saved["sums"] if saved else [0.0] * len(self.columns)
-        self.steps: int = saved["steps"] if saved else 0
-        self.seconds: float = saved["seconds"] if saved else 0.0
-        self.since = time.perf_counter()
-        self.pending: list[tuple[Tensor, int]] = []  # a row on the device, and its number of examples
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"sums": self.sums, "steps": self.steps, "seconds": self.seconds}
-
-    def fetch(self) -> int | None:
-        """Add up the pending steps of all ranks; returns the first whose loss or penalty is NaN or infinite, if any."""
-        if self.pending:
-            rows = torch.stack([row for row, _ in self.pending])
-            rows = torch.cat([rows, rows.new_tensor([[examples] for _, examples in self.pending])], dim=1)
-            if world_size() > 1:
-                dist.all_reduce(rows)
-            for row in rows.tolist():  # one by one: the sums do not depend on how often they are fetched
-                self.sums = [total + value for total, value in zip(self.sums, row, strict=True)]
-                self.steps += 1
-                if not all(map(math.isfinite, row)):
-                    return self.steps
-        self.pending.clear()
-        self.seconds, self.since = self.seconds + time.perf_counter() - self.since, time.perf_counter()
-        return None
-
-    def means(self) -> dict[str, float]:
-        sums = dict(zip(self.columns, self.sums, strict=True))
-        examples = sums.pop("examples")
-        means = {"loss": sums.pop("loss") / examples, "accuracy": sums.pop("correct") / examples}
-        means |= {name: total / self.steps / world_size() for name, total in sums.items()}
-        return means | {"images_per_second": examples / self.seconds, "seconds": self.seconds}
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    loader: Iterable[Batch],
-    *,
-    loss: Loss = nn.functional.cross_entropy,
-    precision: str = "float32",
-    channels_last: bool = False,
-) -> dict[str, float]:
-    """Mean `loss`, share of right answers (`accuracy`) and number of `examples` of a loader's batches (x, y).
-
-    Runs in eval mode without gradients and leaves every module in the mode it had. In a process group every rank calls
-    it with its own part of the examples, and gets the result over all of them. No example at all: `ValueError`.
-    """
-    device = next(model.parameters()).device
-    modes = {module: module.training for module in model.modules()}
-    sums, examples = [], 0
-    try:
-        model.eval()
-        for x, y in loader:
-            x, y = _move(x, device, channels_last), y.to(device, non_blocking=True)
-            with _autocast(device, precision):
-                logits = _full_precision(model(x))
-            if len(y):
-                sums.append(torch.stack(_sums(loss(logits, y), logits, y)))
-            examples += len(y)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    totals = torch.stack(sums).cpu().double().sum(0) if sums else torch.zeros(2, dtype=torch.float64)
-    totals = torch.cat([totals, totals.new_tensor([examples])])
-    if world_size() > 1:
-        totals = totals.to(device)
-        dist.all_reduce(totals)
-    total_loss, correct, everyone = totals.tolist()
-    if everyone == 0:
-        raise ValueError("nothing to evaluate: the loader gave no example")
-    return {"loss": total_loss / everyone, "accuracy": correct / everyone, "examples": int(everyone)}
-
-
 # ----------------------------------------------------------------------------------------------------------- one step
 @dataclass
 class _Step:
@@ -186,7 +103,7 @@ class _Step:
 
     def __call__(self, group: list[Batch]) -> tuple[Float[Tensor, " columns"], int]:
         """Take the step. The gradient is that of the mean over all examples of the group and of all ranks, however
-        unevenly batches and ranks share them. Returns the row for `_Meter` and the number of examples."""
+        unevenly batches and ranks share them. Returns the row for `Meter` and the number of examples."""
         examples = sum(len(y) for _, y in group)
         everyone = self._of_all_ranks(examples)
         self.lr = float(self.optimizer.param_groups[0]["lr"])
@@ -194,21 +111,21 @@ class _Step:
         sums, penalties = [], []
         for number, (x, y) in enumerate(group, start=1):
             last = number == len(group)
-            x, y = _move(x, self.device, self.channels_last), y.to(self.device, non_blocking=True)
+            x, y = move(x, self.device, self.channels_last), y.to(self.device, non_blocking=True)
             # A smaller last batch of an epoch runs eagerly: compiling for its shape costs more than it saves.
             self.largest_batch = max(self.largest_batch, len(y))
             forward = self.compiled if len(y) == self.largest_batch else self.eager
             with nullcontext() if last or self.ddp is None else self.ddp.no_sync():  # one exchange of gradients a step
-                with _autocast(self.device, self.precision):
+                with autocast(self.device, self.precision):
                     logits = forward(x)
-                logits = _full_precision(logits)
+                logits = full_precision(logits)
                 loss = self.loss(logits, y) if len(y) else logits.sum()  # a rank's part of a last batch may be empty
                 if last:
-                    penalties = [penalty() for penalty in self.penalties.values()]
+                    penalties = [_scalar(name, penalty()) for name, penalty in self.penalties.items()]
                 # DDP averages the ranks' gradients, hence the world size.
                 objective = loss * (world_size() * len(y) / everyone) + sum(penalties)
                 self.scaler.scale(objective).backward()
-            sums.append(_sums(loss, logits, y))
+            sums.append(batch_sums(loss, logits, y))
         self._update()
         totals = [functools.reduce(torch.add, column) for column in zip(*sums, strict=True)]
         return torch.stack([*totals, *(penalty.detach().to(totals[0]) for penalty in penalties)]), examples
@@ -235,24 +152,10 @@ class _Step:
             self.scheduler.step()
 
 
-def _move(x: Tensor, device: torch.device, channels_last: bool) -> Tensor:
-    layout = torch.channels_last if channels_last and x.ndim == 4 else torch.preserve_format
-    return x.to(device, non_blocking=True, memory_format=layout)
-
-
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32")
-
-
-def _full_precision(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 stays float64
-
-
-def _sums(
-    loss: Float[Tensor, ""], logits: Float[Tensor, "examples classes"], y: Int[Tensor, " examples"]
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """A batch's summed loss and its number of right answers, still on the device."""
-    return loss.detach() * len(y), (logits.detach().argmax(1) == y).sum().to(loss.dtype)
+def _scalar(name: str, value: Any) -> Float[Tensor, ""]:
+    if not isinstance(value, Tensor) or value.ndim > 0:
+        raise ValueError(f"penalty {name} returned {value!r}: a scalar tensor, such as (…).sum() or torch.zeros(())")
+    return value
 
 
 @functools.cache
@@ -290,7 +193,7 @@ def fit(
     progress: bool = True,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> History:
-    """Train `model` in place, on the device where it is, and return one record an epoch.
+    """Train `model` in place, on the device where it is, and return one record an epoch. Leaves it in train mode.
 
     Parameters
     ----------
@@ -331,7 +234,8 @@ def fit(
         When another run is using the checkpoint.
     """
     device = next(model.parameters()).device
-    _refuse_nonsense(model, data, optimizer, device, schedule, precision, clip)
+    _refuse_nonsense(model, data, optimizer, schedule, clip)
+    autocast(device, precision)  # refuses a precision that is unknown, or not for this device
     for name, count in {"epochs": epochs, "accumulate": accumulate, "checkpoint_every": checkpoint_every}.items():
         if count is not None and (not isinstance(count, int) or count < 1):
             raise ValueError(f"{name}={count!r}: a whole number from 1 on")
@@ -358,12 +262,12 @@ def fit(
         saved = None
         if checkpoint is not None:
             saved = on_rank_zero(lambda: claim(checkpoint, configuration, held))
-        history, first, done, meter, resumed = History(), 0, 0, _Meter(penalties), None
+        history, first, done, meter, resumed = History(), 0, 0, Meter(penalties), None
         if saved is not None:
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
             history, first, done = History(saved["history"]), saved["epoch"], saved["batch"]
-            meter, resumed = _Meter(penalties, saved["meter"]), saved["random"][rank()]
+            meter, resumed = Meter(penalties, saved["meter"]), saved["random"][rank()]
         step = _Step(
             model, optimizer, scheduler, scaler, penalties, sparsity, loss, precision, channels_last, compile, clip
         )
@@ -377,8 +281,10 @@ def fit(
             wrong = meter.fetch()
             if wrong is not None:
                 raise _diverged(f"loss or penalty of epoch {epoch + 1}, step {wrong}", checkpoint)
-            shown = meter.means() | _sparsity(sparsity)
-            bar.set_postfix({name: f"{shown[name]:.4g}" for name in _SHOWN if name in shown}, refresh=False)
+            if not bar.disable:
+                means = meter.means() | _sparsity(sparsity)
+                shown = {label: f"{means[name]:.4g}" for label, name in IN_THE_BAR.items() if name in means}
+                bar.set_postfix(shown, refresh=False)
 
         def save(epoch: int, batch: int) -> None:
             if checkpoint is None:
@@ -429,12 +335,9 @@ def fit(
             if on_epoch is not None:
                 on_epoch(record)
             history.append(record)
-            done, meter = 0, _Meter(penalties)
+            done, meter = 0, Meter(penalties)
             save(epoch + 1, 0)
     return history
-
-
-_SHOWN = ("loss", "accuracy", "sparsity", "images_per_second")
 
 
 def _batches(data: Any, epoch: int, start: int) -> Iterator[Batch]:
@@ -501,19 +404,13 @@ def _refuse_nonsense(
     model: nn.Module,
     data: Any,
     optimizer: Optimizer,
-    device: torch.device,
     schedule: Any,
-    precision: str,
     clip: float | None,
 ) -> None:
     if not hasattr(data, "__len__") or len(data) == 0:
         raise ValueError(f"data={type(data).__name__} has no batch, or no length: give a DeviceLoader or a DataLoader")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip={clip!r}: the largest norm of the gradient, above 0, or None")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r}: one of {', '.join(PRECISIONS)}")
-    if precision == "float16" and device.type != "cuda":
-        raise ValueError(f'precision="float16" on {device.type}: it needs a CUDA GPU; "bfloat16" works here')
     if isinstance(schedule, LRScheduler):
         raise ValueError(
             f"schedule={type(schedule).__name__}(…): give multistep(…), cosine(…), one_cycle(…) or a function of "
