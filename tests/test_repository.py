@@ -19,8 +19,7 @@ from scripts import repository
 
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PROJECT = PYPROJECT["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 @pytest.fixture
@@ -101,12 +100,6 @@ def test_citation_has_what_the_format_requires() -> None:
 def test_the_package_sets_lower_bounds_only() -> None:
     for requirement in map(Requirement, PROJECT["dependencies"]):
         assert [specifier.operator for specifier in requirement.specifier] == [">="], requirement
-
-
-def test_every_folder_of_the_package_is_packaged() -> None:
-    folders = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("companion/**/*.py")}
-    packages = set(PYPROJECT["tool"]["setuptools"]["packages"])
-    assert packages == {folder.replace("/", ".") for folder in folders} | {"companion.results"}
 
 
 def test_the_environment_is_pinned_and_holds_what_the_project_asks_for() -> None:
