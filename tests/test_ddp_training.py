@@ -14,16 +14,19 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from companion.data import DeviceLoader, Images
-from companion.training import distributed, evaluate, fit, load_checkpoint, sgd
+from companion.data import DeviceLoader, ImageNetLoader, Images, imagenet, tiny_imagenet
+from companion.training import cosine, distributed, evaluate, fit, load_checkpoint, sgd
 from companion.training import loop as training_loop
 
 pytestmark = pytest.mark.slow
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pytest", "torch._dynamo", "torch.distributed", "companion.training"])
+PROCESSES.set_forkserver_preload(
+    ["pytest", "torch._dynamo", "torch.distributed", "companion.data", "companion.training"]
+)
 
 
 # ------------------------------------------------------------------------------------------------------- two processes
@@ -199,6 +202,42 @@ def nan_on_rank_one(rank: int) -> Any:
 def test_nan_on_one_rank_stops_both() -> None:
     for error in two_ranks(nan_on_rank_one):
         assert isinstance(error, FloatingPointError) and "epoch 1, step 1" in str(error)
+
+
+# --------------------------------------------------------------------------------------------------------- photographs
+def train_on_photographs(rank: int, root: Path, name: str, path: Path) -> Any:
+    """ImageNet's recipe in small, on 48 real JPEGs."""
+    options: dict[str, Any] = {"channels_last": True, "rank": rank, "world_size": 2}
+    if name == "imagenet":
+        folder = imagenet("val", root)
+        folder.samples = folder.samples[:: len(folder) // 48][:48]
+        size = {"size": 32, "workers": 0}
+        loader = ImageNetLoader(folder, 16, train=True, **size, **options)
+        test: Any = ImageNetLoader(folder, 16, **size, **options)
+        classes = len(folder.classes)
+    else:
+        images = tiny_imagenet("val", root)
+        images = images.subset(range(0, len(images), len(images) // 48)[:48])
+        loader = DeviceLoader(images, 16, shuffle=True, augment=True, **options)
+        test = DeviceLoader(images, 20, **options)
+        classes = len(images.classes)
+    torch.manual_seed(rank)  # unequal initial weights: the process group makes them equal
+    model = torchvision.models.resnet18(num_classes=classes)
+    history = fit(
+        model, loader, sgd(model, 0.02, weight_decay=1e-4), epochs=2, schedule=cosine(warmup=1), validation=test,
+        loss=nn.CrossEntropyLoss(label_smoothing=0.1), accumulate=2, precision="bfloat16", channels_last=True, seed=0,
+        checkpoint=path, progress=False,
+    )  # fmt: skip
+    checksums = [value.double().sum().item() for value in model.state_dict().values()]
+    return checksums, [record["loss"] for record in history], evaluate(model, test)
+
+
+@pytest.mark.parametrize("name", ["imagenet", "tiny-imagenet"])
+def test_two_ranks_train_on_photographs(data_root: Path, tmp_path: Path, name: str) -> None:
+    ours, other = two_ranks(train_on_photographs, data_root, name, tmp_path / "run.pt")
+    assert ours == other
+    assert all(0 < loss < 10 for loss in ours[1]) and ours[2]["examples"] == 48
+    assert load_checkpoint(tmp_path / "run.pt")["epoch"] == 2
 
 
 # ------------------------------------------------------------------------------------------------------------ torchrun
