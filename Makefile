@@ -71,7 +71,7 @@ requirements: $(INSTALLED) ## resolve requirements.txt anew from pyproject.toml
 clean: ## remove what was built; the environment stays
 	rm -rf _build
 
-$(INSTALLED): requirements.txt pyproject.toml
+$(INSTALLED): requirements.txt pyproject.toml setup.py
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "Missing: Python 3.11 or newer. Install it (https://www.python.org), or name it: make book PYTHON=/path/to/python3"; exit 1; }
 	@command -v git >/dev/null || { echo "Missing: git. Install it (https://git-scm.com)."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "Missing: Python's venv module. On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
