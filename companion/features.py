@@ -30,7 +30,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 Layers: TypeAlias = (
-    "str | Iterable[str] | type[nn.Module] | tuple[type[nn.Module], ...] | Callable[[str, nn.Module], bool]"
+    "str | Iterable[str] | type[nn.Module] | Iterable[type[nn.Module]] | Callable[[str, nn.Module], bool]"
 )
 Reducer: TypeAlias = "str | Callable[[Tensor], Tensor] | None"
 
@@ -94,37 +94,88 @@ def find_layers(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
     """The chosen modules of `model` by qualified name, in the order of `named_modules`.
 
     Args:
-        layers: names, which may hold wildcards (`"layer?.*"`; `*` also matches dots); one or several module types; or a
-            predicate `(name, module) -> bool`.
+        layers: one or several names, which may hold wildcards (`"layer?.*"`; `*` also matches dots); one or several
+            module types; or a predicate `(name, module) -> bool`.
 
     Raises:
-        ValueError: a name or pattern that matches nothing (with the closest names), or an empty choice.
+        ValueError: a name or pattern that matches nothing (with the closest names), a choice of another kind, or an
+            empty choice.
     """
-    # Names are those of the bare model: wrappers around it or around a child leave no trace in them.
+    # Names are those of the bare model; a compiled child is the module that it wraps.
     modules = {
-        name.replace("_orig_mod.", ""): module
+        name.replace("_orig_mod.", ""): getattr(module, "_orig_mod", module)
         for name, module in unwrap(model).named_modules()
         if name and not name.endswith("_orig_mod")
     }
-    if isinstance(layers, type) or (isinstance(layers, tuple) and layers and all(isinstance(t, type) for t in layers)):
-        chosen = {name for name, module in modules.items() if isinstance(unwrap(module), layers)}
-    elif callable(layers):
+    kind = type(unwrap(model)).__name__
+    if callable(layers) and not isinstance(layers, type | nn.Module):
         chosen = {name for name, module in modules.items() if layers(name, module)}
     else:
         chosen = set()
-        for pattern in [layers] if isinstance(layers, str) else list(cast("Iterable[str]", layers)):
-            found = {name for name in modules if name == pattern} or set(fnmatch.filter(modules, pattern))
-            if not found:
-                close = difflib.get_close_matches(pattern, modules, n=3, cutoff=0.3) or list(modules)[:5]
+        for choice in [layers] if isinstance(layers, str | type | nn.Module) else list(layers):
+            if isinstance(choice, type):
+                chosen |= {name for name, module in modules.items() if isinstance(module, choice)}
+            elif isinstance(choice, str):
+                found = {choice} & set(modules) or set(fnmatch.filter(modules, choice))
+                if not found:
+                    close = difflib.get_close_matches(choice, modules, n=3, cutoff=0.3) or list(modules)[:5]
+                    raise ValueError(
+                        f"no layer of {kind} matches {choice!r}; close names: {close}. "
+                        "`dict(model.named_modules())` lists them all"
+                    )
+                chosen |= found
+            else:
                 raise ValueError(
-                    f"no layer of {type(unwrap(model)).__name__} matches {pattern!r}; close names: {close}. "
-                    "`dict(model.named_modules())` lists them all"
+                    f"layers holds a {type(choice).__name__}; choose by name, by type, or by a predicate (name, module)"
                 )
-            chosen |= found
     if not chosen:
         kinds = sorted({type(module).__name__ for module in modules.values()})
-        raise ValueError(f"layers={layers!r} chooses no layer of {type(unwrap(model)).__name__}; it is made of {kinds}")
+        raise ValueError(f"layers={layers!r} chooses no layer of {kind}; it is made of {kinds}")
     return {name: module for name, module in modules.items() if name in chosen}
+
+
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Tanh, nn.Sigmoid)
+
+
+def find_blocks(model: nn.Module) -> list[str]:
+    """The blocks whose outputs the papers compare, found by the model's structure.
+
+    They are the composite children (modules with layers of their own) of the outermost `nn.Sequential` and
+    `nn.ModuleList` that have any: residual blocks of ours and torchvision's ResNets, encoder blocks of a ViT. A plain
+    net, such as VGG or a sequence of layers, has none; its blocks are its activations, those on maps where it has
+    convolutions.
+
+    Raises:
+        ValueError: neither kind is there; name the layers.
+    """
+    net = unwrap(model)
+    blocks: list[str] = []
+
+    def collect(module: nn.Module, prefix: str) -> None:
+        holds_blocks = isinstance(module, nn.Sequential | nn.ModuleList)
+        for name, child in module.named_children():
+            child = unwrap(child)
+            if (
+                holds_blocks
+                and not isinstance(child, nn.Sequential | nn.ModuleList)
+                and any(True for _ in child.children())
+            ):
+                blocks.append(f"{prefix}{name}")
+            else:
+                collect(child, f"{prefix}{name}.")
+
+    collect(net, "")
+    if not blocks:
+        modules = find_layers(model, lambda name, module: True)
+        blocks = [name for name, module in modules.items() if isinstance(module, ACTIVATIONS)]
+        maps = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
+        if maps:  # the activations of a classifier's linear layers come after the last convolution's own
+            order = list(modules)
+            after = [name for name in blocks if order.index(name) > order.index(maps[-1])][:1]
+            blocks = [name for name in blocks if order.index(name) < order.index(maps[-1])] + after
+    if not blocks:
+        raise ValueError(f"{type(net).__name__} has no blocks and no activation modules to find; choose layers by name")
+    return blocks
 
 
 # ----------------------------------------------------------------------------------------------------------------- taps
@@ -132,20 +183,18 @@ def _one_tensor(output: Any, name: str) -> Tensor:
     """The single tensor in a layer's output; a clear refusal when there are several or none."""
     if isinstance(output, Tensor):
         return output
-    parts = (
-        dict(output)
-        if isinstance(output, Mapping)
-        else dict(enumerate(output))
-        if isinstance(output, tuple | list)
-        else {}
-    )
+    if isinstance(output, Mapping):
+        parts = {f"output[{key!r}]": part for key, part in output.items()}
+    elif isinstance(output, tuple | list):
+        parts = {f"output[{i}]": part for i, part in enumerate(output)}
+    else:
+        parts = {f"output.{key}": part for key, part in getattr(output, "__dict__", {}).items()}
     tensors = {key: part for key, part in parts.items() if isinstance(part, Tensor)}
     if len(tensors) == 1:
         return next(iter(tensors.values()))
-    example = f"output[{next(iter(tensors))!r}]" if tensors else "..."
     raise ValueError(
-        f"layer {name!r} returns a {type(output).__name__} with {len(tensors)} tensors (keys {list(parts)}); "
-        f"say which to use with select=lambda output: {example}"
+        f"layer {name!r} returns a {type(output).__name__} with {len(tensors)} tensors {list(tensors)}; "
+        f"say which to use with select=lambda output: {next(iter(tensors), '...')}"
     )
 
 
@@ -154,7 +203,8 @@ class FeatureTap(Mapping[str, Tensor]):
 
     Use it as a context manager; on exit, also by an exception, every hook is gone. The tap never changes the model's
     mode, device or outputs. A module called more than once in one forward pass gives one entry for each call: `"relu"`,
-    `"relu#2"`, … A new forward pass of the model starts a new set of features.
+    `"relu#2"`, … A layer that the forward pass does not run has none. A new forward pass of the model starts a new set
+    of features.
 
     Args:
         model: any module. Wrapped in DistributedDataParallel it is tapped inside the wrapper. While the tap is open,
@@ -165,6 +215,10 @@ class FeatureTap(Mapping[str, Tensor]):
         reduce: a name in `REDUCERS`, a function of the layer's output tensor, or None for the raw output.
         select: picks the tensor from a layer's output when that is a dict or tuple with several tensors.
         detach: cut the features from the autograd graph (default). Penalties keep the graph.
+        when: asked at every layer whether to store its features; None: always.
+
+    Attributes:
+        shapes: layer name → shape of its output for one example, of the last forward pass.
 
     Raises:
         ValueError: unknown layers or reducer; an output with no or several tensors and no `select`.
@@ -179,18 +233,22 @@ class FeatureTap(Mapping[str, Tensor]):
         select: Callable[[Any], Tensor] | None = None,
         detach: bool = True,
         compiled: bool = False,
+        when: Callable[[], bool] | None = None,
     ) -> None:
-        if isinstance(model, DataParallel) and len(model.device_ids) > 1:
-            raise ValueError(
-                f"DataParallel on devices {model.device_ids} runs replicas that share one set of hooks; "
-                "tap model.module on one device, or use DistributedDataParallel"
-            )
+        for module in model.modules():
+            if isinstance(module, DataParallel) and len(module.device_ids) > 1:
+                raise ValueError(
+                    f"DataParallel on devices {module.device_ids} runs replicas that share one set of hooks; "
+                    "tap its .module on one device, or use DistributedDataParallel"
+                )
         self.model = model
         self.layers = find_layers(model, layers)
         self.detach = detach
         self._reduce = resolve_reducer(reduce)
         self._select = select
         self._compiled = compiled
+        self._when = when
+        self.shapes: dict[str, torch.Size] = {}
         self._features: dict[str, Tensor] = {}
         self._calls: dict[str, int] = {}
         self._handles: list[RemovableHandle] = []
@@ -200,8 +258,11 @@ class FeatureTap(Mapping[str, Tensor]):
     def _start(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._features.clear()
         self._calls.clear()
+        self.shapes.clear()
 
     def _store(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._when is not None and not self._when():
+            return
         tensor = self._select(output) if self._select is not None else _one_tensor(output, name)
         features = self._reduce(tensor.detach() if self.detach else tensor)
         # A view of the output would follow what later layers do to it in place (nn.ReLU(inplace=True)).
@@ -211,7 +272,8 @@ class FeatureTap(Mapping[str, Tensor]):
         ):
             features = features.clone()
         call = self._calls[name] = self._calls.get(name, 0) + 1
-        self._features[name if call == 1 else f"{name}#{call}"] = features
+        name = name if call == 1 else f"{name}#{call}"
+        self._features[name], self.shapes[name] = features, tensor.shape[1:]
 
     # -- life
     def attach(self) -> Self:
@@ -220,7 +282,7 @@ class FeatureTap(Mapping[str, Tensor]):
             raise RuntimeError("this tap is attached already")
         self._handles.append(unwrap(self.model).register_forward_pre_hook(self._start))
         for name, module in self.layers.items():
-            self._handles.append(unwrap(module).register_forward_hook(functools.partial(self._store, name)))
+            self._handles.append(module.register_forward_hook(functools.partial(self._store, name)))
         if not self._compiled and _is_compiled(self.model):
             self._stack.enter_context(torch.compiler.set_stance("force_eager"))
         return self
@@ -261,12 +323,9 @@ class FeatureTap(Mapping[str, Tensor]):
 
 
 def _is_compiled(model: nn.Module) -> bool:
-    inner: nn.Module | None = model
-    while isinstance(inner, DataParallel | DistributedDataParallel):
-        inner = inner.module
-    return inner is not None and any(
+    return any(
         hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-        for module in inner.modules()
+        for module in model.modules()
     )
 
 
@@ -287,12 +346,14 @@ def batches(data: Tensor | Iterable[Any], batch_size: int = 256, minimum: int = 
     """The inputs of `data`, batch by batch: a tensor of examples is cut up; of an iterable's `(x, y)` batches only x is
     kept.
 
-    A last batch with fewer than `minimum` examples is joined to the one before it.
+    A batch with fewer than `minimum` examples is joined to the one before it (to the one after it, if it is the first).
+
+    Raises:
+        ValueError: batch_size below `minimum`, or a batch that neither is nor begins with a tensor.
     """
-    if isinstance(data, Tensor):
-        stream: Iterable[Any] = data.split(batch_size)
-    else:
-        stream = data
+    if batch_size < minimum or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least {max(minimum, 1)}")
+    stream: Iterable[Any] = data.split(batch_size) if isinstance(data, Tensor) else data
     held: Tensor | None = None
     for batch in stream:
         x = batch[0] if isinstance(batch, tuple | list) else batch
@@ -309,6 +370,11 @@ def batches(data: Tensor | Iterable[Any], batch_size: int = 256, minimum: int = 
         yield held
 
 
+def device_of(model: nn.Module, x: Tensor) -> torch.device:
+    """The device of the model's parameters; that of x for a model without any."""
+    return next(iter(model.parameters()), x).device
+
+
 def extract(
     model: nn.Module,
     data: Tensor | Iterable[Any],
@@ -321,15 +387,19 @@ def extract(
     """Features of all examples at the chosen layers, in evaluation mode; the model is left as it was.
 
     Args:
-        data: inputs (examples, …), or an iterable of `x` or `(x, y)` batches on the model's device.
+        data: inputs (examples, …), or an iterable of `x` or `(x, y)` batches; each goes to the model's device.
 
     Returns:
         layer name → features of all examples, rows in the order of `data`.
+
+    Raises:
+        ValueError: see `FeatureTap` and `batches`; no batch, or none of the layers ran.
     """
     parts: dict[str, list[Tensor]] = {}
+    model = unwrap(model)  # a wrapper's forward may talk to other ranks, which may have fewer batches
     with evaluating(model), FeatureTap(model, layers, reduce=reduce, select=select) as tap:
         for x in batches(data, batch_size):
-            model(x)
+            model(x.to(device_of(model, x)))
             for name, features in tap.items():
                 parts.setdefault(name, []).append(features)
     if not parts:

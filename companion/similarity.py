@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from companion.features import FeatureTap, Layers, Reducer, batches, evaluating, resolve_reducer
+from companion.features import FeatureTap, Layers, Reducer, batches, device_of, evaluating, resolve_reducer, unwrap
 
 Kernel: TypeAlias = "str | Callable[[Tensor], Tensor]"
 
@@ -41,15 +41,7 @@ NARROW = 16_384  # widest M that ExactCKA accumulates: 2 GiB of float64
 # -------------------------------------------------------------------------------------------------------------- kernels
 def linear_kernel(x: Float[Tensor, "examples features"]) -> Float[Tensor, "examples examples"]:
     """K = XXᵀ."""
-    n, block = x.shape[0], 64
-    if x.requires_grad or x.device.type != "cpu" or n <= 2 * block:
-        return x @ x.T
-    # K is symmetric: blocks on and above the diagonal are enough, 5/8 of the work for 256 examples.
-    k = x.new_empty(n, n)
-    for i in range(0, n, block):
-        torch.mm(x[i : i + block], x[i:].T, out=k[i : i + block, i:])
-        k[i:, i : i + block] = k[i : i + block, i:].T
-    return k
+    return x @ x.T
 
 
 def rbf_kernel(
@@ -58,20 +50,30 @@ def rbf_kernel(
     """K_ij = exp(−‖x_i − x_j‖² / 2σ²).
 
     Args:
-        bandwidth: σ, in units of the features. None: `scale` times the median distance between distinct examples, a
-            constant for the gradient (detached).
+        bandwidth: σ, in units of the features. None: `scale` times the median distance between examples that differ
+            (the lower one of two middle values), a constant for the gradient (detached).
         scale: the fraction of the median; `functools.partial(rbf_kernel, scale=0.4)` makes such a kernel.
     """
     norms = x.square().sum(1)
     distances = (norms[:, None] + norms[None, :] - 2 * x @ x.T).clamp(min=0)
     if bandwidth is None:
-        median = distances.detach().masked_fill(distances == 0, torch.nan).nanmedian()
-        variance = torch.nan_to_num(scale**2 * median, nan=1.0)  # no two examples differ: any bandwidth will do
-    else:
-        if not bandwidth > 0:
-            raise ValueError(f"bandwidth must be a positive length, not {bandwidth}")
+        variance = scale**2 * _median_distance(distances.detach(), norms.detach().amax())
+    elif bandwidth > 0:
         variance = torch.as_tensor(bandwidth**2, dtype=x.dtype, device=x.device)
+    else:
+        raise ValueError(f"bandwidth must be a positive length, not {bandwidth}")
     return torch.exp(-distances / (2 * variance))
+
+
+def _median_distance(squared: Float[Tensor, "n n"], norm: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """Median of the squared distances between examples that differ; 1 where none do (any bandwidth will do)."""
+    n = len(squared)
+    rows, columns = torch.triu_indices(n, n, offset=1, device=squared.device)
+    pairs = squared[rows, columns].sort().values
+    # Equal examples are 0 apart up to rounding. Counted and gathered on the device: nanmedian would wait for it.
+    equal = (pairs <= 16 * torch.finfo(squared.dtype).eps * norm).sum()
+    median = pairs.gather(0, (equal + (len(pairs) - equal - 1) // 2).view(1))[0]
+    return torch.where(equal < len(pairs), median, 1)
 
 
 KERNELS: Mapping[str, Callable[[Tensor], Tensor]] = {"linear": linear_kernel, "rbf": rbf_kernel}
@@ -87,7 +89,7 @@ def gram(x: Float[Tensor, "n *feature"], kernel: Kernel = "linear") -> Float[Ten
         kernel: `"linear"`, `"rbf"`, a function of the feature matrix, or `"precomputed"`: x is a kernel matrix already.
 
     Raises:
-        ValueError: an unknown kernel; a precomputed matrix that is not square.
+        ValueError: an unknown kernel; a precomputed matrix that is not square; features without a second dimension.
     """
     if kernel == "precomputed":
         if x.ndim != 2 or x.shape[0] != x.shape[1]:
@@ -97,14 +99,37 @@ def gram(x: Float[Tensor, "n *feature"], kernel: Kernel = "linear") -> Float[Ten
         raise ValueError(
             f"kernel={kernel!r} is unknown; use one of {[*KERNELS, 'precomputed']}, or a function of the feature matrix"
         )
+    if x.ndim < 2:
+        raise ValueError(f"features are (examples, features); got shape {tuple(x.shape)}")
     with torch.autocast(x.device.type, enabled=False):
         x = x.flatten(1)
         x = x if x.dtype == torch.float64 else x.float()
-        mean = x.mean(0)
-        x = x - mean
-        resolution = 16 * torch.finfo(x.dtype).eps * math.sqrt(x.shape[0])
-        live = torch.linalg.vector_norm(x.detach()) > resolution * torch.linalg.vector_norm(mean.detach())
-        return (kernel if callable(kernel) else KERNELS[kernel])(x) * live
+        if kernel == "linear" and x.device.type == "cpu" and not (x.requires_grad or torch.compiler.is_compiling()):
+            k, spread, offset = _linear_blocks(x)
+        else:
+            mean = x.mean(0)
+            x = x - mean
+            k = (kernel if callable(kernel) else KERNELS[kernel])(x)
+            spread, offset = x.detach().square().sum(), mean.detach().square().sum()
+        resolution = 16 * torch.finfo(x.dtype).eps
+        return k * (spread > resolution**2 * len(x) * offset)
+
+
+def _linear_blocks(x: Float[Tensor, "n features"]) -> tuple[Float[Tensor, "n n"], Float[Tensor, ""], Float[Tensor, ""]]:
+    """`linear_kernel(x - x.mean(0))` for CPUs, with ‖x − mean‖² and ‖mean‖².
+
+    A few features at a time, so that their centred copy stays in the cache; and only the blocks on and above the
+    diagonal, 5/8 of the products for 256 examples.
+    """
+    n, width, block = len(x), 512, 64
+    k, offset = x.new_zeros(n, n), x.new_zeros(())
+    for part in x.split(width, dim=1):
+        mean = part.mean(0)
+        part = part - mean
+        offset += mean.square().sum()
+        for i in range(0, n, block):
+            k[i : i + block, i:].addmm_(part[i : i + block], part[i:].T)
+    return k.triu() + k.triu(1).T, k.trace(), offset
 
 
 # ------------------------------------------------------------------------------------------------------------- centring
@@ -135,24 +160,45 @@ def _ratio(cross: Float[Tensor, "a b"], own: Float[Tensor, "a"], other: Float[Te
     return torch.where((own > 0)[:, None] & (other > 0)[None, :], cross / norm, 0)
 
 
+def _conclude(
+    cross: Float[Tensor, "a b"],
+    own: Float[Tensor, "a"],
+    other: Float[Tensor, "b"],
+    names: Iterable[str],
+    other_names: Iterable[str],
+) -> Float[Tensor, "a b"]:
+    """`_ratio` after one look at the values: refuses NaN and infinity, warns once of dead layers."""
+    values = [*zip(names, own.tolist(), strict=True), *zip(other_names, other.tolist(), strict=True)]
+    broken = dict.fromkeys(name for name, value in values if not math.isfinite(value))
+    if broken:
+        raise ValueError(f"features hold NaN or infinite values, or overflow when squared, at layers {[*broken]}")
+    dead = dict.fromkeys(name for name, value in values if value <= 0)
+    if dead:
+        warnings.warn(
+            f"dead layers, the same features for every example: {[*dead]}; their CKA is defined as 0", stacklevel=3
+        )
+    return _ratio(cross, own, other)
+
+
 # ------------------------------------------------------------------------------------------------- two layers, or a few
 def _check(features: Mapping[str, Tensor]) -> None:
-    counts = {name: x.shape[0] if x.ndim else 0 for name, x in features.items()}
-    if len(set(counts.values())) > 1:
-        raise ValueError(f"features must have the same examples (rows) in the same order; got {counts} rows")
+    if not features:
+        raise ValueError("give at least one feature matrix")
     for name, x in features.items():
         if x.ndim < 2:
             raise ValueError(f"{name} must be (examples, features); got shape {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"{name} must be floating point, not {x.dtype}")
-        if x.shape[0] < MINIMUM:
-            raise ValueError(f"{name} has {x.shape[0]} examples; HSIC needs at least {MINIMUM}")
-        if not torch.isfinite(x).all():
-            raise ValueError(f"{name} holds NaN or infinite values")
+        if len(x) < MINIMUM:
+            raise ValueError(f"{name} has {len(x)} examples; HSIC needs at least {MINIMUM}")
+    counts = {name: len(x) for name, x in features.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"features must have the same examples (rows) in the same order; got {counts} rows")
 
 
-def _name(features: Sequence[Tensor] | Mapping[str, Tensor], letter: str) -> dict[str, Tensor]:
-    return dict(features) if isinstance(features, Mapping) else {f"{letter}[{i}]": x for i, x in enumerate(features)}
+def _label(features: Sequence[Tensor] | Mapping[str, Tensor], side: str) -> dict[str, Tensor]:
+    items = features.items() if isinstance(features, Mapping) else enumerate(features)
+    return {f"{side}[{key!r}]": x for key, x in items}
 
 
 def hsic(
@@ -171,7 +217,11 @@ def hsic(
         ValueError: fewer than 4 examples, different numbers of examples, NaN or infinite features, an unknown kernel.
     """
     _check({"x": x, "y": y})
-    return (_centered(gram(x, kernel), unbiased) * _centered(gram(y, kernel), unbiased)).sum()
+    a, b = _rows((x, y), unbiased, kernel)
+    for name, row in (("x", a), ("y", b)):
+        if not torch.isfinite(row).all():
+            raise ValueError(f"{name} holds NaN or infinite values, or overflows when squared")
+    return a @ b
 
 
 def cka(
@@ -189,13 +239,16 @@ def cka(
 
     >>> x = torch.randn(8, 256, generator=torch.Generator().manual_seed(0))
     >>> y = torch.randn(8, 256, generator=torch.Generator().manual_seed(1))
-    >>> f"unrelated, 8 examples: biased {cka(x, y, unbiased=False):.2f}; flipped and scaled: {cka(x, -3 * x.flip(1)):.2f}"
-    'unrelated, 8 examples: biased 0.97; flipped and scaled: 1.00'
+    >>> f"8 unrelated: biased {cka(x, y, unbiased=False):.2f}; flipped and scaled: {cka(x, -3 * x.flip(1)):.2f}"
+    '8 unrelated: biased 0.97; flipped and scaled: 1.00'
 
     Raises:
         ValueError: see `hsic`.
+
+    Warns:
+        UserWarning: x or y is dead.
     """
-    return cka_matrix([x], [y], unbiased=unbiased, kernel=kernel)[0, 0]
+    return _all_pairs({"x": x}, {"y": y}, unbiased, kernel)[0, 0]
 
 
 def cka_matrix(
@@ -212,17 +265,28 @@ def cka_matrix(
 
     Raises:
         ValueError: see `hsic`; the message names the layer.
+
+    Warns:
+        UserWarning: dead layers, once and by name.
     """
-    left = _name(xs, "x")
-    right = left if ys is None else _name(ys, "y")
-    _check(
-        {**{f"x {k}": v for k, v in left.items()}, **{f"y {k}": v for k, v in right.items()}}
-        if ys is not None
-        else left
-    )
-    a = _rows(left.values(), unbiased, kernel)
-    b = a if ys is None else _rows(right.values(), unbiased, kernel)
-    return _ratio(a @ b.T, a.square().sum(1), b.square().sum(1))
+    return _all_pairs(_label(xs, "xs"), None if ys is None else _label(ys, "ys"), unbiased, kernel)
+
+
+def alignment(grams: Iterable[Float[Tensor, "n n"]], unbiased: bool = True) -> Float[Tensor, "layers layers"]:
+    """CKA of all pairs from kernel matrices (`gram`): for a penalty, since nothing is checked and no device waited
+    for."""
+    rows = _rows(grams, unbiased, "precomputed")
+    own = rows.square().sum(1)
+    return _ratio(rows @ rows.T, own, own)
+
+
+def _all_pairs(
+    xs: Mapping[str, Tensor], ys: Mapping[str, Tensor] | None, unbiased: bool, kernel: Kernel
+) -> Float[Tensor, "layers_x layers_y"]:
+    _check({**xs, **(ys or {})})
+    a = _rows(xs.values(), unbiased, kernel)
+    b = a if ys is None else _rows(ys.values(), unbiased, kernel)
+    return _conclude(a @ b.T, a.square().sum(1), b.square().sum(1), xs, xs if ys is None else ys)
 
 
 def _rows(features: Iterable[Tensor], unbiased: bool, kernel: Kernel) -> Float[Tensor, "layers n_n"]:
@@ -261,8 +325,12 @@ def cka_interval(
     the bootstrap, is a trap: a duplicated example puts a copy of the removed diagonal back into the kernel matrix, and
     unrelated features look alike.
 
+    Where features by far outnumber examples both are cautious: the estimate's spread then falls as 1/n, not 1/√n, and
+    the jackknife is up to √2 and halves up to 2 times too wide. Where a few directions dominate, they cover a little
+    less often than `level` says.
+
     Raises:
-        ValueError: see `hsic`; a level outside (0, 1); an unknown method; fewer than 8 examples.
+        ValueError: see `hsic`; a level outside (0, 1); an unknown method; fewer than 8 examples or than 2 subsamples.
     """
     _check({"x": x, "y": y})
     n = x.shape[0]
@@ -273,7 +341,7 @@ def cka_interval(
     with torch.no_grad():
         # HSIC₁ of every subset comes from these; scaling K by a constant cancels in CKA, centring it is allowed.
         kx, ky = (_centered(gram(z, kernel), unbiased=True) for z in (x, y))
-        value = float(_cka_of(kx, ky))
+        value = float(_conclude(*_hsics(kx, ky), ["x"], ["y"]))
         if method == "jackknife":
             left_out = _jackknife(kx, ky)
             error = float(((n - 1) / n * (left_out - left_out.mean()).square().sum()).sqrt())
@@ -281,9 +349,11 @@ def cka_interval(
             size = n // 2 if size is None else size
             if not MINIMUM <= size < n:
                 raise ValueError(f"size={size} must be at least {MINIMUM} and less than the {n} examples")
+            if subsamples < 2:
+                raise ValueError(f"subsamples={subsamples} must be at least 2")
             generator = torch.Generator().manual_seed(seed)
             subsets = (torch.randperm(n, generator=generator)[:size].to(x.device) for _ in range(subsamples))
-            draws = torch.stack([_cka_of(u_center(kx[s][:, s]), u_center(ky[s][:, s])) for s in subsets])
+            draws = torch.stack([_ratio(*_hsics(u_center(kx[s][:, s]), u_center(ky[s][:, s]))) for s in subsets])
             error = float((draws - value).square().mean().sqrt()) * math.sqrt(size / (n - size))
         else:
             raise ValueError(f"method={method!r} is unknown; use 'jackknife' or 'subsample'")
@@ -291,9 +361,9 @@ def cka_interval(
     return Interval(value, value - half, value + half, error, level)
 
 
-def _cka_of(kx: Float[Tensor, "n n"], ky: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
-    """CKA of two centred kernel matrices."""
-    return _ratio((kx * ky).sum().view(1, 1), kx.square().sum().view(1), ky.square().sum().view(1))[0, 0]
+def _hsics(kx: Float[Tensor, "n n"], ky: Float[Tensor, "n n"]) -> tuple[Tensor, Tensor, Tensor]:
+    """What `_ratio` takes, of two centred kernel matrices."""
+    return (kx * ky).sum().view(1, 1), kx.square().sum().view(1), ky.square().sum().view(1)
 
 
 def _jackknife(kx: Float[Tensor, "n n"], ky: Float[Tensor, "n n"]) -> Float[Tensor, "n"]:
@@ -310,7 +380,7 @@ def _jackknife(kx: Float[Tensor, "n n"], ky: Float[Tensor, "n n"]) -> Float[Tens
 
     own, other = without(kx, kx), without(ky, ky)
     live = (own > 0) & (other > 0)
-    return torch.where(live, without(kx, ky) / torch.where(live, own * other, 1).sqrt(), 0)
+    return torch.where(live, without(kx, ky) / (own.clamp(min=0).sqrt() * other.clamp(min=0).sqrt()), 0)
 
 
 # ------------------------------------------------------------------------------------------- all layers, batch by batch
@@ -344,26 +414,29 @@ class _LayerPairs(Metric):
             if missing:
                 raise ValueError(f"no features for layers {missing}; got {list(given)}")
             rows.append([given[name].detach() for name in names])
-        counts = {len(x) for x in rows[0] + rows[1]}
-        if len(counts) > 1:
-            raise ValueError(f"features must have the same examples (rows); got {sorted(counts)} rows")
+        labels = [*self.layers, *self._other_labels]
+        shapes = {label: tuple(x.shape) for label, x in zip(labels, rows[0] + rows[1], strict=True)}
+        if any(len(shape) < 2 for shape in shapes.values()):
+            raise ValueError(f"features must be (examples, features); got shapes {shapes}")
+        if len({shape[0] for shape in shapes.values()}) > 1:
+            raise ValueError(f"features must have the same examples (rows); got shapes {shapes}")
         return rows[0], rows[1]
 
-    def _finish(self, cross: Tensor, own: Tensor, other: Tensor | None) -> Float[Tensor, "layers other_layers"]:
-        self.total = int(self.examples)  # of all ranks: compute runs on the reduced sums
+    @property
+    def _other_labels(self) -> list[str]:
+        return [f"other {name}" for name in self.other_layers or []]
+
+    def _count(self) -> int:
+        """Number of examples of all ranks: `compute` runs on the reduced sums."""
+        self.total = int(self.examples)
         if self.total < MINIMUM:
             raise ValueError(f"{self.total} examples in all; HSIC needs at least {MINIMUM}")
-        sides = [(self.layers, own)] + ([] if other is None else [(self.other_layers or [], other)])
-        for names, value in sides:
-            broken = [name for name, v in zip(names, value.tolist(), strict=True) if not math.isfinite(v)]
-            if broken:
-                raise ValueError(f"features hold NaN or infinite values at layers {broken}")
-        dead = sorted({name for names, value in sides for name, v in zip(names, value.tolist(), strict=True) if v <= 0})
-        if dead:
-            warnings.warn(
-                f"dead layers, the same features for every example: {dead}; their CKA is defined as 0", stacklevel=3
-            )
-        return _ratio(cross, own, own if other is None else other)
+        return self.total
+
+    def _finish(self, cross: Tensor, own: Tensor, other: Tensor) -> Float[Tensor, "layers other_layers"]:
+        if self.other_layers is None:
+            return _conclude(cross, own, own, self.layers, self.layers)
+        return _conclude(cross, own, other, self.layers, self._other_labels)
 
 
 class MinibatchCKA(_LayerPairs):
@@ -404,10 +477,8 @@ class MinibatchCKA(_LayerPairs):
         self._forget()
 
     def _forget(self) -> None:
-        self._last: tuple[list[Tensor], list[Tensor]] | None = (
-            None  # features of the latest batch, in case a small one follows
-        )
-        self._before: dict[str, Tensor] = {}  # the sums without them
+        # Features of the latest batch and their share of the sums, in case a small batch follows.
+        self._last: tuple[list[Tensor], list[Tensor], dict[str, Tensor | int]] | None = None
 
     def reset(self) -> None:
         super().reset()
@@ -416,28 +487,35 @@ class MinibatchCKA(_LayerPairs):
     def update(self, features: Mapping[str, Tensor], other: Mapping[str, Tensor] | None = None) -> None:
         """Add a batch: layer name → (examples, features)."""
         xs, ys = self._given(features, other)
-        if self._last is not None and (len(xs[0]) < MINIMUM or len(self._last[0][0]) < MINIMUM):
+        if self._last is not None and min(len(xs[0]), len(self._last[0][0])) < MINIMUM:
             if self.kernel == "precomputed":
                 raise ValueError(f"precomputed kernel matrices need at least {MINIMUM} examples in every batch")
-            xs, ys = (
-                [torch.cat(pair) for pair in zip(*both, strict=True)] for both in zip(self._last, (xs, ys), strict=True)
-            )
-            for name, value in self._before.items():
-                setattr(self, name, value)
-        self._before = {name: getattr(self, name) for name in ("cross", "own", "other", "examples")}
-        self._last = (xs, ys)
+            last_xs, last_ys, last = self._last
+            self._add(last, -1)
+            xs = [torch.cat(pair) for pair in zip(last_xs, xs, strict=True)]
+            ys = [torch.cat(pair) for pair in zip(last_ys, ys, strict=True)]
+        sums = self._sums(xs, ys)
+        self._add(sums, +1)
+        self._last = xs, ys, sums
+
+    def _sums(self, xs: list[Tensor], ys: list[Tensor]) -> dict[str, Tensor | int]:
+        """The HSICs of one batch times its number of examples."""
         n = len(xs[0])
-        if n >= MINIMUM:
-            a = _rows(xs, self.unbiased, self.kernel)
-            b = _rows(ys, self.unbiased, self.kernel) if ys else a
-            self.cross = self.cross + n * (a @ b.T)
-            self.own = self.own + n * a.square().sum(1)
-            self.other = self.other + n * b.square().sum(1)[: len(ys)]
-        self.examples = self.examples + n
+        if n < MINIMUM:
+            return {"examples": n}
+        a = _rows(xs, self.unbiased, self.kernel)
+        b = _rows(ys, self.unbiased, self.kernel) if ys else a
+        own, other = a.square().sum(1), b.square().sum(1)[: len(ys)]
+        return {"examples": n, "cross": n * (a @ b.T), "own": n * own, "other": n * other}
+
+    def _add(self, sums: Mapping[str, Tensor | int], sign: int) -> None:
+        for name, value in sums.items():
+            setattr(self, name, getattr(self, name) + sign * value)
 
     def compute(self) -> Float[Tensor, "layers other_layers"]:
         """CKA of every pair of layers, float64."""
-        return self._finish(self.cross, self.own, self.other if self.other_layers is not None else None)
+        self._count()
+        return self._finish(self.cross, self.own, self.other)
 
 
 class ExactCKA(_LayerPairs):
@@ -451,7 +529,8 @@ class ExactCKA(_LayerPairs):
 
         n(n−3)·HSIC₁ = ‖XᵀY‖²_F − n/(n−2)·Σ a_i b_i + Σ a_i Σ b_i / ((n−1)(n−2)),    (n−1)²·HSIC₀ = ‖XᵀY‖²_F.
 
-    Memory is 8·P² bytes for P features in all layers together: use it after `average_pool`.
+    M takes 8·P² bytes for P features in all layers together, `compute` a few times that: use it after `average_pool`.
+    Under torch.distributed every rank needs one update; its batch may be empty.
 
     Raises:
         ValueError: see `MinibatchCKA`; more than 16,384 features in all.
@@ -464,82 +543,73 @@ class ExactCKA(_LayerPairs):
     ) -> None:
         super().__init__(layers, other_layers, **kwargs)
         self.unbiased = unbiased
+        # First row: the origin that the features were shifted by; below it M. Its size is known after the first batch.
+        self.add_state("moments", torch.zeros(1, 1, dtype=torch.float64), dist_reduce_fx=self._merge)
         self.widths: list[int] = []
+
+    def reset(self) -> None:
+        super().reset()
+        self.widths = []
 
     def update(self, features: Mapping[str, Tensor], other: Mapping[str, Tensor] | None = None) -> None:
         """Add a batch of any size: layer name → (examples, features)."""
         xs, ys = self._given(features, other)
         rows = [x.flatten(1).double() for x in xs + ys]
         widths = [x.shape[1] for x in rows]
+        p = sum(widths)
         if not self.widths:
-            total = sum(widths) + len(widths) + 1
+            total = p + len(widths) + 1
             if total > NARROW:
                 raise ValueError(
-                    f"{sum(widths)} features in {len(widths)} layers need {8 * total**2 / 2**30:.1f} GiB; "
+                    f"{p} features in {len(widths)} layers need {8 * total**2 / 2**30:.1f} GiB; "
                     "reduce them (reduce='average_pool') or use MinibatchCKA"
                 )
             self.widths = widths
-            # First row: the origin that the features were shifted by, near the data so that nothing cancels; below it
-            # M.
-            start = torch.zeros(total + 1, total, dtype=torch.float64, device=rows[0].device)
-            self.add_state("moments", torch.zeros_like(start), dist_reduce_fx=self._merge)
-            start[0, : sum(widths)] = torch.cat([x.mean(0) for x in rows])
-            self.moments = start
+            self.moments = rows[0].new_zeros(total + 1, total)
+            # Near the data, so that nothing cancels.
+            self.moments[0, :p] = torch.cat([x.sum(0) / max(len(x), 1) for x in rows])
         elif widths != self.widths:
             raise ValueError(f"layer widths changed from {self.widths} to {widths}")
-        origin = self.moments[0, : sum(widths)].split(widths)
-        shifted = [x - shift for x, shift in zip(rows, origin, strict=True)]
-        z = torch.cat(
-            [*shifted, *(x.square().sum(1, keepdim=True) for x in shifted), torch.ones_like(rows[0][:, :1])], dim=1
-        )
-        self.moments = torch.cat([self.moments[:1], self.moments[1:] + z.T @ z])
+        shifted = [x - origin for x, origin in zip(rows, self.moments[0, :p].split(widths), strict=True)]
+        norms = [x.square().sum(1, keepdim=True) for x in shifted]
+        z = torch.cat([*shifted, *norms, torch.ones_like(norms[0])], dim=1)
+        self.moments[1:].addmm_(z.T, z)
         self.examples = self.examples + len(z)
 
     def _translate(self, m: Float[Tensor, "z z"], shift: Float[Tensor, "features"]) -> Float[Tensor, "z z"]:
-        """M of the features minus `shift`: x → x − d, a → a − 2xᵀd + ‖d‖², 1 → 1, a linear map of Z."""
-        p = sum(self.widths)
-        t = torch.eye(len(m), dtype=m.dtype, device=m.device)
-        t[-1, :p] = -shift
-        start = 0
-        for layer, (width, d) in enumerate(zip(self.widths, shift.split(self.widths), strict=True)):
-            t[start : start + width, p + layer] = -2 * d
-            t[-1, p + layer] = d.square().sum()
-            start += width
-        return t.T @ m @ t
+        """M of the features minus `shift`: a linear map of Z's columns, x → x − d, a → a − 2xᵀd + ‖d‖², 1 → 1."""
+        p, parts = sum(self.widths), shift.split(self.widths)
+        squares = torch.stack([d.square().sum() for d in parts])
+
+        def columns(m: Tensor) -> Tensor:
+            x, norms, one = m[:, :p], m[:, p:-1], m[:, -1:]
+            inner = torch.stack([xs @ d for xs, d in zip(x.split(self.widths, dim=1), parts, strict=True)], dim=1)
+            return torch.cat([x - one * shift, norms - 2 * inner + one * squares, one], dim=1)
+
+        return columns(columns(m).T)  # M is symmetric
 
     def _merge(self, moments: Float[Tensor, "ranks z1 z"]) -> Float[Tensor, "z1 z"]:
-        """Sum over ranks, each brought to the first one's origin."""
-        p = sum(self.widths)
-        origin = moments[0, 0]
-        total = sum(self._translate(m[1:], (origin - m[0])[:p]) for m in moments)
-        return torch.cat([origin[None], torch.as_tensor(total)])
+        """Sum over ranks, each brought to the origin of the one with most examples."""
+        p, origin = sum(self.widths), moments[moments[:, -1, -1].argmax(), 0]
+        parts = [self._translate(m[1:], (origin - m[0])[:p]) for m in moments]
+        return torch.cat([origin[None], torch.stack(parts).sum(0)])
 
     def compute(self) -> Float[Tensor, "layers other_layers"]:
         """CKA of every pair of layers, float64."""
-        if not self.widths:
-            raise ValueError(f"no examples; HSIC needs at least {MINIMUM}")
-        p, n = sum(self.widths), float(self.examples)
-        raw = self.moments[1:]
-        m = self._translate(raw, raw[-1, :p] / n)
-        # What rounding leaves of a constant layer is no variation: see _centered_gram.
-        means = self.moments[0, :p] + raw[-1, :p] / n
-        resolution = 16 * torch.finfo(m.dtype).eps
-        offsets = torch.stack([mean.square().sum() for mean in means.split(self.widths)])
-        live = m[-1, p:-1] > n * resolution**2 * offsets
-        blocks = m[:p, :p].split(self.widths)
-        inner = torch.stack([torch.stack([b.square().sum() for b in row.split(self.widths, dim=1)]) for row in blocks])
+        n, p = self._count(), sum(self.widths)
+        shift = self.moments[-1, :p] / n
+        m = self._translate(self.moments[1:], shift)
+        products, norms, totals = m[:p, :p], m[p:-1, p:-1], m[-1, p:-1]
+        blocks = [row.split(self.widths, dim=1) for row in products.split(self.widths)]
+        hsic = torch.stack([torch.stack([block.square().sum() for block in row]) for row in blocks])
         if self.unbiased:
-            norms = m[p:-1, p:-1]
-            total = m[-1, p:-1]
-            inner = inner - n / (n - 2) * norms + total[:, None] * total[None, :] / ((n - 1) * (n - 2))
-        inner = inner * live[:, None] * live[None, :]
-        a = len(self.layers)
-        own = inner.diagonal()
-        return self._finish(
-            inner[:a, :a] if self.other_layers is None else inner[:a, a:],
-            own[:a],
-            None if self.other_layers is None else own[a:],
-        )
+            hsic = hsic - n / (n - 2) * norms + totals[:, None] * totals[None, :] / ((n - 1) * (n - 2))
+        # What rounding leaves of a constant layer is no variation: see `gram`.
+        offsets = torch.stack([mean.square().sum() for mean in (self.moments[0, :p] + shift).split(self.widths)])
+        live = totals > n * (16 * torch.finfo(m.dtype).eps) ** 2 * offsets
+        hsic = hsic * live[:, None] * live[None, :]
+        a, own = len(self.layers), hsic.diagonal()
+        return self._finish(hsic[:a, :a] if self.other_layers is None else hsic[:a, a:], own[:a], own[a:])
 
 
 def cka_map(
@@ -559,7 +629,8 @@ def cka_map(
     """CKA of all pairs of layers of one model, or of two on the same inputs, in one pass over the data.
 
     The models run in evaluation mode without gradients and are left as they were. Under torch.distributed every rank
-    passes its own share of the data and gets the value for all of it.
+    passes its own share of the data and gets the value for all of it. Shares may be uneven, even empty tensors; of one
+    with fewer than 4 examples the minibatch estimator sees nothing.
 
     Args:
         data: inputs (examples, …), cut into batches of `batch_size`; or an iterable of `x` or `(x, y)` batches.
@@ -586,7 +657,10 @@ def cka_map(
         raise ValueError(f"estimator='exact' needs kernel='linear', not {kernel!r}")
     reducer = resolve_reducer(reduce)
     keep = reducer if estimator == "exact" else lambda x: gram(reducer(x), kernel)
-    models = [(model, layers)] + ([] if other is None else [(other, layers if other_layers is None else other_layers)])
+    # Bare models: a wrapper's forward may talk to other ranks, which may have fewer batches.
+    models = [(unwrap(model), layers)]
+    if other is not None:
+        models.append((unwrap(other), layers if other_layers is None else other_layers))
     metric: MinibatchCKA | ExactCKA | None = None
     with ExitStack() as stack:
         taps = []
@@ -594,10 +668,8 @@ def cka_map(
             stack.enter_context(evaluating(net))
             taps.append(stack.enter_context(FeatureTap(net, chosen, reduce=keep, select=select)))
         for x in batches(data, batch_size, minimum=MINIMUM):
-            if len(x) < MINIMUM:
-                raise ValueError(f"{len(x)} examples in all; HSIC needs at least {MINIMUM}")
             for net, _ in models:
-                net(x.to(next(iter(net.parameters()), x).device))
+                net(x.to(device_of(net, x)))
             if metric is None:
                 metric = (
                     ExactCKA(*taps, unbiased=unbiased)

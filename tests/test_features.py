@@ -1,0 +1,579 @@
+"""The tap: what it takes, what it keeps, and that it leaves no trace."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torchvision
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from companion.features import (
+    REDUCERS,
+    FeatureTap,
+    average_pool,
+    batches,
+    evaluating,
+    extract,
+    find_layers,
+    flatten,
+    per_position,
+    resolve_reducer,
+    unwrap,
+)
+
+
+def small_net() -> nn.Sequential:
+    """Every layer that a test taps is followed by an in-place ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(6 * 16, 5),
+        nn.ReLU(inplace=True),
+    )
+
+
+def images(n: int = 7) -> Tensor:
+    return torch.randn(n, 3, 4, 4)
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+class Nested(nn.Module):
+    """Blocks in blocks, and one ReLU that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage = nn.ModuleDict({"block": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), "head": nn.Linear(4, 2)})
+        self.relu = nn.ReLU(inplace=True)
+        self.tied = self.stage["head"]  # the same module under a second name
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stage["block"][0](x))
+        x = self.relu(self.stage["block"][1](x))
+        return self.tied(x)
+
+
+# ------------------------------------------------------------------------------------------------------ choosing layers
+@pytest.mark.parametrize(
+    ("layers", "names"),
+    [
+        ("2", ["2"]),
+        (["6", "0"], ["0", "6"]),
+        (("0", "6"), ["0", "6"]),
+        (iter(["0", "6"]), ["0", "6"]),
+        (nn.Conv2d, ["0", "2"]),
+        ((nn.Conv2d, nn.Linear), ["0", "2", "6"]),
+        ([nn.Conv2d, "6"], ["0", "2", "6"]),
+        (lambda name, module: name > "2" and isinstance(module, nn.ReLU), ["4", "7"]),
+        ("[0-2]", ["0", "1", "2"]),
+        ("*", list("01234567")),
+    ],
+    ids=str,
+)
+def test_find_layers(layers: Any, names: list[str]) -> None:
+    model = small_net()
+    found = find_layers(model, layers)
+    assert list(found) == names  # in the order of the model, not of the request
+    assert all(found[name] is model[int(name)] for name in names)
+
+
+def test_find_layers_in_nested_models() -> None:
+    model = Nested()
+    assert list(find_layers(model, "stage.*")) == ["stage.block", "stage.block.0", "stage.block.1", "stage.head"]
+    assert list(find_layers(model, nn.Linear)) == ["stage.block.0", "stage.block.1", "stage.head"]
+    assert list(find_layers(model, lambda name, module: name.endswith(".0"))) == ["stage.block.0"]
+
+
+def test_unknown_layer_names_the_closest() -> None:
+    with pytest.raises(ValueError, match=r"no layer of Nested matches 'stage\.blok\.0'.*'stage\.block\.0'"):
+        find_layers(Nested(), "stage.blok.0")
+    with pytest.raises(ValueError, match=r"'layer9\.\*'.*close names: \['stage"):
+        find_layers(Nested(), ["relu", "layer9.*"])
+
+
+@pytest.mark.parametrize("layers", [nn.Conv3d, [], (), lambda name, module: False])
+def test_empty_choice_says_what_there_is(layers: Any) -> None:
+    with pytest.raises(ValueError, match=r"chooses no layer of Sequential.*BatchNorm2d.*Conv2d"):
+        find_layers(small_net(), layers)
+
+
+def test_a_module_or_a_number_is_no_choice() -> None:
+    model = small_net()
+    with pytest.raises(ValueError, match="holds a Conv2d; choose by name, by type"):
+        find_layers(model, model[0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="holds a int"):
+        find_layers(model, [0])  # type: ignore[list-item]
+
+
+# -------------------------------------------------------------------------------------------------------- what it keeps
+def test_features_are_those_of_the_moment(device: torch.device) -> None:
+    """An in-place ReLU after the layer changes the layer's output, not what the tap stored; also without a reducer."""
+    model, x = small_net().eval().to(device), images().to(device)
+    before, mixed = model[0](x).detach(), model[3](model[2](model[1](model[0](x)))).detach()
+    assert (before < 0).any() and (mixed < 0).any()  # or the ReLU would change nothing
+    for reduce, shape in ((None, (7, 4, 4, 4)), ("flatten", (7, 64)), (lambda t: t[:, :2], (7, 2, 4, 4))):
+        with FeatureTap(model, ("0", "3"), reduce=reduce) as features:
+            model(x)
+        assert features["0"].shape == shape
+        assert torch.equal(features["0"], resolve_reducer(reduce)(before))
+        assert torch.equal(features["3"], resolve_reducer(reduce)(mixed))
+
+
+def test_features_keep_their_graph_on_request() -> None:
+    """detach=False serves penalties: the gradient is that of the layer's output, in-place ReLU or not."""
+    model, x = small_net().eval(), images()
+    with FeatureTap(model, nn.Conv2d, detach=False) as features:
+        model(x)
+        (features["0"].square().sum() + features["2"].square().sum()).backward()
+    got = model[0].weight.grad
+    model.zero_grad()
+    out = model[0](x)
+    (out.square().sum() + model[2](out.relu()).square().sum()).backward()
+    torch.testing.assert_close(got, model[0].weight.grad)
+    with FeatureTap(model, nn.Conv2d) as features:
+        model(x)
+    assert not features["0"].requires_grad
+
+
+def test_output_and_gradients_of_the_model_do_not_change() -> None:
+    model, x = small_net(), images()
+    model.eval()(x).sum().backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    plain = model(x)
+    model.zero_grad()
+    with FeatureTap(model, "*"):
+        tapped = model(x)
+        tapped.sum().backward()
+    assert torch.equal(plain, tapped)
+    for p, grad in zip(model.parameters(), expected, strict=True):
+        assert torch.equal(p.grad, grad)
+
+
+def test_order_is_that_of_execution_and_each_forward_starts_anew() -> None:
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.second, self.first = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x))
+
+    model = Backwards()
+    with FeatureTap(model, nn.Linear) as features:
+        for n in (5, 3):
+            model(torch.randn(n, 4))
+            assert list(features) == ["first", "second"]
+            assert {len(x) for x in features.values()} == {n}
+
+
+def test_a_module_called_twice_gives_two_entries() -> None:
+    model, x = Nested(), torch.randn(6, 4)
+    with FeatureTap(model, ["relu", "stage.head"]) as features:
+        for _ in range(2):
+            model(x)
+            assert list(features) == ["relu", "relu#2", "stage.head"]
+    hidden = model.stage["block"][0](x).relu()
+    assert torch.equal(features["relu"], hidden)
+    assert torch.equal(features["relu#2"], model.stage["block"][1](hidden).relu())
+
+
+def test_a_layer_that_does_not_run_has_no_features() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    model[0].spare = nn.Linear(4, 4)
+    with FeatureTap(model, nn.Linear) as features:
+        model(torch.randn(3, 4))
+    assert list(features) == ["0"]
+    with pytest.raises(ValueError, match="none of the chosen layers ran"):
+        extract(model, torch.randn(3, 4), "0.spare")
+
+
+def test_mapping() -> None:
+    model = small_net()
+    tap = FeatureTap(model, nn.Conv2d)
+    with tap, pytest.raises(KeyError, match="run model"):
+        tap["0"]
+    with tap:
+        model(images())
+        with pytest.raises(RuntimeError, match="attached already"):
+            tap.attach()
+    with pytest.raises(KeyError, match=r"'1'.*there are \['0', '2'\]"):
+        tap["1"]
+    assert len(tap) == 2 and "0" in tap and "1" not in tap
+    assert repr(tap) == "FeatureTap(Sequential, layers=['0', '2'], features={'0': (7, 64), '2': (7, 96)})"
+
+
+# -------------------------------------------------------------------------------------------------------------- outputs
+@dataclass
+class Out:
+    hidden: Tensor
+    extra: Any = None
+
+
+class Returns(nn.Module):
+    """A model whose layer `inner` returns x as the given function packs it."""
+
+    def __init__(self, pack: Any) -> None:
+        super().__init__()
+        self.inner = _Pack(pack)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.inner(x)
+
+
+class _Pack(nn.Module):
+    def __init__(self, pack: Any) -> None:
+        super().__init__()
+        self.pack = pack
+
+    def forward(self, x: Tensor) -> Any:
+        return self.pack(x)
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [lambda x: (x, None), lambda x: [x], lambda x: {"out": x, "name": "a"}, lambda x: Out(x), lambda x: Out(x, "a")],
+    ids=["tuple", "list", "dict", "dataclass", "dataclass with text"],
+)
+def test_a_single_tensor_is_found(pack: Any) -> None:
+    x = torch.randn(3, 4)
+    model = Returns(pack)
+    with FeatureTap(model, "inner") as features:
+        model(x)
+    assert torch.equal(features["inner"], x)
+
+
+@pytest.mark.parametrize(
+    ("pack", "message", "select"),
+    [
+        (lambda x: (x, 2 * x), r"tuple with 2 tensors.*select=lambda output: output\[0\]", lambda out: out[1]),
+        (lambda x: {"a": x, "b": 2 * x}, r"dict with 2 tensors.*lambda output: output\['a'\]", lambda out: out["b"]),
+        (lambda x: Out(x, 2 * x), r"Out with 2 tensors.*lambda output: output\.hidden", lambda out: out.extra),
+        (lambda x: ((x, 2 * x),), r"tuple with 0 tensors.*lambda output: \.\.\.", lambda out: out[0][1]),
+    ],
+    ids=["tuple", "dict", "dataclass", "nested tuple"],
+)
+def test_several_tensors_need_select(pack: Any, message: str, select: Any) -> None:
+    x = torch.randn(3, 4)
+    model = Returns(pack)
+    with pytest.raises(ValueError, match=f"layer 'inner' returns a {message}"), FeatureTap(model, "inner"):
+        model(x)
+    assert hooks(model) == 0
+    with FeatureTap(model, "inner", select=select) as features:
+        model(x)
+    assert torch.equal(features["inner"], 2 * x)
+
+
+def test_no_tensor_at_all_is_refused() -> None:
+    model = Returns(lambda x: "text")
+    with pytest.raises(ValueError, match="returns a str with 0 tensors"), FeatureTap(model, "inner"):
+        model(torch.randn(3, 4))
+
+
+# ------------------------------------------------------------------------------------------------------------- no trace
+def test_hooks_are_gone_after_exit_and_after_an_exception() -> None:
+    model = small_net()
+    model[0].register_forward_hook(lambda *args: None)  # the user's own hook stays
+    with FeatureTap(model, "*"):
+        assert hooks(model) == 1 + 8 + 1  # each layer, the model itself, and the user's
+    assert hooks(model) == 1
+    with pytest.raises(RuntimeError), FeatureTap(model, "*"):
+        model(torch.randn(2, 1, 4, 4))
+    assert hooks(model) == 1
+    with pytest.raises(ZeroDivisionError), FeatureTap(model, "*"):
+        _ = 1 / 0
+    assert hooks(model) == 1
+
+
+def test_the_model_does_not_hold_the_tap() -> None:
+    model = small_net()
+    with FeatureTap(model, "*") as tap:
+        model(images())
+    gone = weakref.ref(tap)
+    del tap
+    gc.collect()
+    assert gone() is None
+
+
+def test_modes_and_devices_stay(device: torch.device) -> None:
+    """Each module's own flag: a model with frozen batch norms is in neither mode as a whole."""
+    model = small_net().to(device).train()
+    model[3].eval()
+    modes = [m.training for m in model.modules()]
+    x = images().to(device)
+    statistics = model[3].running_mean.clone()
+    with FeatureTap(model, nn.Conv2d):
+        model(x)
+    assert [m.training for m in model.modules()] == modes
+    with evaluating(model):
+        assert not any(m.training for m in model.modules()) and not torch.is_grad_enabled()
+    assert [m.training for m in model.modules()] == modes and torch.is_grad_enabled()
+    with pytest.raises(ZeroDivisionError), evaluating(model):
+        _ = 1 / 0
+    assert [m.training for m in model.modules()] == modes and torch.is_grad_enabled()
+    model.train()
+    extract(model, x.cpu(), nn.Conv2d)  # the data go to the model, not the model to the data
+    assert all(m.training for m in model.modules())
+    assert torch.equal(model[3].running_mean, statistics)
+    assert {p.device.type for p in model.parameters()} == {device.type}
+    assert hooks(model) == 0
+
+
+# ------------------------------------------------------------------------------------------------------------- wrappers
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def check_wrapped(wrapped: nn.Module, bare: nn.Module, x: Tensor) -> None:
+    """A tap on the wrapper sees what a tap on the bare model sees, under the bare model's names."""
+    with FeatureTap(bare, (nn.Conv2d, nn.Linear)) as expected:
+        bare(x)
+    with FeatureTap(wrapped, (nn.Conv2d, nn.Linear)) as features:
+        wrapped(x)
+    assert list(features) == list(expected) == ["0", "2", "6"]
+    for name in features:
+        torch.testing.assert_close(features[name], expected[name])
+    torch.testing.assert_close(extract(wrapped, x, "2")["2"], expected["2"])
+    assert hooks(bare) == 0 and unwrap(wrapped) is bare
+
+
+def test_distributed_data_parallel(one_process: None) -> None:
+    model = small_net().eval()
+    check_wrapped(DistributedDataParallel(model), model, images())
+
+
+def test_data_parallel() -> None:
+    model = small_net().eval()
+    check_wrapped(DataParallel(model), model, images())
+
+
+def test_data_parallel_over_several_devices_is_refused() -> None:
+    model = nn.Sequential(DataParallel(small_net()))
+    model[0].device_ids = [0, 1]
+    with pytest.raises(ValueError, match=r"DataParallel on devices \[0, 1\].*one device"):
+        FeatureTap(model, nn.Conv2d)
+
+
+class Backend:
+    """A torch.compile backend that counts how often compiled code runs."""
+
+    def __init__(self) -> None:
+        self.graphs = self.calls = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        self.graphs += 1
+
+        def run(*args: Any) -> Any:
+            self.calls += 1
+            return graph.forward(*args)
+
+        return run
+
+
+@pytest.fixture
+def backend() -> Iterator[Backend]:
+    torch.compiler.reset()
+    yield Backend()
+    torch.compiler.reset()
+
+
+def compile_model(model: nn.Sequential, backend: Backend) -> nn.Module:
+    return torch.compile(model, backend=backend)
+
+
+def compile_in_place(model: nn.Sequential, backend: Backend) -> nn.Module:
+    model.compile(backend=backend)
+    return model
+
+
+def compile_child(model: nn.Sequential, backend: Backend) -> nn.Module:
+    return nn.Sequential(torch.compile(model[:3], backend=backend), *model[3:])
+
+
+def compile_child_in_place(model: nn.Sequential, backend: Backend) -> nn.Module:
+    model[2].compile(backend=backend)
+    return model
+
+
+@pytest.mark.parametrize("used", [True, False], ids=["compiled before the tap", "not yet compiled"])
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (compile_model, ["0", "2", "6"]),
+        (compile_in_place, ["0", "2", "6"]),
+        (compile_child, ["0.0", "0.2", "4"]),
+        (compile_child_in_place, ["0", "2", "6"]),
+    ],
+)
+def test_compiled_models(make: Any, names: list[str], used: bool, backend: Backend) -> None:
+    """Tapped, a compiled model runs eagerly; afterwards it runs compiled as before, and its graph knows no hook."""
+    bare, x = small_net().eval(), images()
+    expected = extract(bare, x, (nn.Conv2d, nn.Linear))
+    plain = bare(x)
+    model = make(bare, backend)
+    if used:
+        model(x)
+        assert backend.graphs == backend.calls == 1
+    graphs, calls = backend.graphs, backend.calls
+    with FeatureTap(model, (nn.Conv2d, nn.Linear)) as features:
+        torch.testing.assert_close(model(x), plain)
+        assert backend.calls == calls
+    assert list(features) == names
+    for got, want in zip(features.values(), expected.values(), strict=True):
+        torch.testing.assert_close(got, want)
+    torch.testing.assert_close(model(x), plain)
+    assert (backend.graphs, backend.calls) == (max(graphs, 1), calls + 1)
+    torch.testing.assert_close([*extract(model, x, nn.Conv2d).values()][1], expected["2"])
+
+
+def test_a_tap_inside_the_compiled_graph(backend: Backend) -> None:
+    """compiled=True, attached before the first call: features come out of compiled code, gradients too."""
+    bare, x = small_net().eval(), images()
+    model = compile_model(bare, backend)
+    with FeatureTap(model, nn.Conv2d, detach=False, compiled=True) as features:
+        for _ in range(3):
+            model(x)
+        features["2"].square().sum().backward()
+        stored = {name: value.detach() for name, value in features.items()}
+    assert backend.calls >= 3
+    grad = bare[0].weight.grad.clone()
+    model(images(5))
+    assert list(features) == ["0", "2"] and {len(v) for v in features.values()} == {7}  # nothing is stored any more
+    bare.zero_grad()
+    hidden = bare[0](x)
+    torch.testing.assert_close(stored["0"], hidden.flatten(1))
+    bare[2](hidden.relu()).square().sum().backward()
+    torch.testing.assert_close(grad, bare[0].weight.grad)
+
+
+def test_autocast(device: torch.device) -> None:
+    """Features have the layer's own dtype; reducers see bf16, measures decide."""
+    model, x = small_net().eval().to(device), images().to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16), FeatureTap(model, nn.Conv2d) as features:
+        model(x)
+    assert {v.dtype for v in features.values()} == {torch.bfloat16}
+    torch.testing.assert_close(features["0"].float(), model[0](x).flatten(1), rtol=2e-2, atol=2e-2)
+
+
+def test_resnet18() -> None:
+    model = torchvision.models.resnet18(weights=None).eval()
+    x = torch.randn(2, 3, 64, 64)
+    features = extract(model, x, "layer?.?", reduce="average_pool")
+    widths = {"layer1": 64, "layer2": 128, "layer3": 256, "layer4": 512}
+    assert [v.shape[1] for v in features.values()] == [w for w in widths.values() for _ in range(2)]
+    assert list(features) == [f"{stage}.{i}" for stage in widths for i in range(2)]
+    torch.testing.assert_close(features["layer4.1"], nn.Sequential(*list(model.children())[:-1])(x).flatten(1))
+    with FeatureTap(model, nn.ReLU) as relus:
+        model(x)
+    assert list(relus)[:3] == ["relu", "layer1.0.relu", "layer1.0.relu#2"] and len(relus) == 1 + 8 * 2
+
+
+def test_vit_b_16() -> None:
+    """Tokens, a layer that returns (tensor, None), and one whose forward never runs (inside nn.MultiheadAttention)."""
+    model = torchvision.models.vit_b_16(weights=None, image_size=32).eval()
+    x = torch.randn(2, 3, 32, 32)
+    features = extract(model, x, "encoder.layers.*.self_attention", reduce=None)
+    assert len(features) == 12 and {v.shape for v in features.values()} == {(2, 5, 768)}
+    pooled = extract(model, x, "encoder.layers.encoder_layer_1?", reduce="average_pool")
+    assert {name: tuple(v.shape) for name, v in pooled.items()} == {
+        f"encoder.layers.encoder_layer_{i}": (2, 768) for i in (10, 11)
+    }
+    linear = extract(model, x, nn.Linear)
+    assert "heads.head" in linear and not any(name.endswith("out_proj") for name in linear)
+
+
+# ------------------------------------------------------------------------------------------------------------- reducers
+def test_reducer_shapes() -> None:
+    maps, tokens, rows = torch.randn(5, 3, 2, 4), torch.randn(5, 6, 3), torch.randn(5, 3)
+    shapes = {
+        "flatten": [(5, 24), (5, 18), (5, 3)],
+        "average_pool": [(5, 3), (5, 3), (5, 3)],
+        "per_position": [(40, 3), (30, 3), (5, 3)],
+    }
+    assert set(shapes) == set(REDUCERS)
+    for name, expected in shapes.items():
+        assert [tuple(REDUCERS[name](x).shape) for x in (maps, tokens, rows)] == expected
+
+
+def test_reducer_values() -> None:
+    maps, tokens = torch.randn(5, 3, 2, 4), torch.randn(5, 6, 3)
+    assert torch.equal(flatten(maps)[2], maps[2].reshape(-1))
+    torch.testing.assert_close(average_pool(maps)[2], maps[2].mean((1, 2)))
+    torch.testing.assert_close(average_pool(tokens)[2], tokens[2].mean(0))
+    assert torch.equal(per_position(maps)[2 * 8 + 1 * 4 + 3], maps[2, :, 1, 3])
+    assert torch.equal(per_position(tokens)[2 * 6 + 4], tokens[2, 4])
+
+
+def test_what_reducers_do_to_shifted_images() -> None:
+    """A cyclic shift moves features between columns (flatten), between rows (per position), or nowhere (pooled)."""
+    maps = torch.randn(5, 3, 4, 4)
+    shifted = maps.roll(1, dims=3)
+    torch.testing.assert_close(average_pool(shifted), average_pool(maps))
+    assert not torch.allclose(flatten(shifted), flatten(maps))
+    one, other = per_position(maps), per_position(shifted)
+    assert not torch.allclose(one, other)
+    assert torch.equal(one.sort(dim=0).values, other.sort(dim=0).values)
+    columns = torch.arange(48).view(3, 4, 4).roll(1, dims=2).flatten()
+    assert torch.equal(flatten(shifted), flatten(maps)[:, columns])
+
+
+def test_unknown_reducer() -> None:
+    with pytest.raises(ValueError, match=r"reduce='mean' is unknown; use one of \['average_pool', 'flatten'"):
+        FeatureTap(small_net(), "0", reduce="mean")
+
+
+# -------------------------------------------------------------------------------------------------------------- batches
+def test_extract_keeps_the_order_of_the_data() -> None:
+    model, x = small_net().eval(), images(11)
+    whole = extract(model, x, nn.Conv2d)
+    for data in (x, [(part, None) for part in x.split(3)], iter(x.split(5))):
+        parts = extract(model, data, nn.Conv2d, batch_size=4)
+        for name in whole:
+            torch.testing.assert_close(parts[name], whole[name])
+    with pytest.raises(ValueError, match="no batch"):
+        extract(model, [], nn.Conv2d)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "minimum", "joined"),
+    [
+        ([4, 4, 3], 4, [4, 7]),
+        ([3, 4, 4], 4, [7, 4]),
+        ([4, 2, 4], 4, [6, 4]),
+        ([4, 1, 2, 5], 4, [7, 5]),
+        ([1, 1, 1], 4, [3]),
+        ([4, 4, 3], 1, [4, 4, 3]),
+        ([], 4, []),
+    ],
+)
+def test_small_batches_are_joined(sizes: list[int], minimum: int, joined: list[int]) -> None:
+    x = torch.arange(sum(sizes))
+    got = list(batches(iter(x.split(sizes)) if sizes else [], minimum=minimum))
+    assert [len(part) for part in got] == joined
+    assert not sizes or torch.equal(torch.cat(got), x)
+
+
+def test_bad_batches() -> None:
+    with pytest.raises(ValueError, match="batch_size=3 must be at least 4"):
+        list(batches(torch.zeros(9, 2), batch_size=3, minimum=4))
+    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        list(batches(torch.zeros(9, 2), batch_size=0))
+    with pytest.raises(ValueError, match="not dict"):
+        list(batches([{"x": torch.zeros(3)}]))

@@ -1,0 +1,1046 @@
+"""HSIC and CKA against closed forms, definitions written out in float64, and what must not change them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from companion.features import FeatureTap, extract
+from companion.similarity import (
+    ExactCKA,
+    MinibatchCKA,
+    alignment,
+    cka,
+    cka_interval,
+    cka_map,
+    cka_matrix,
+    gram,
+    h_center,
+    hsic,
+    linear_kernel,
+    rbf_kernel,
+    u_center,
+)
+
+both_estimators = pytest.mark.parametrize("unbiased", [True, False], ids=["unbiased", "biased"])
+
+
+def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def correlated(n: int, p: int, rho: float, seed: int = 0, decay: float = 0.0) -> tuple[Tensor, Tensor]:
+    """y = ρx + √(1−ρ²)e; feature j has the standard deviation (j+1)^−decay. The population's linear CKA is ρ²."""
+    x, e = gaussian(2, n, p, seed=seed)
+    scale = torch.arange(1, p + 1, dtype=torch.float64) ** -decay
+    return x * scale, (rho * x + math.sqrt(1 - rho**2) * e) * scale
+
+
+def rotation(p: int, seed: int = 0) -> Tensor:
+    return torch.linalg.qr(gaussian(p, p, seed=seed)).Q
+
+
+# ----------------------------------------------------------------------------------------- the definitions, written out
+def hsic_biased(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
+    """HSIC₀ = tr(KHLH) / (n−1)² (Gretton et al. 2005)."""
+    n = len(k)
+    h = torch.eye(n, dtype=k.dtype) - torch.ones(n, n, dtype=k.dtype) / n
+    return torch.trace(k @ h @ l @ h) / (n - 1) ** 2
+
+
+def hsic_unbiased(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
+    """HSIC₁ by its three terms (Song et al. 2012, eq. 5)."""
+    n, one = len(k), torch.ones(len(k), dtype=k.dtype)
+    k, l = k - k.diag().diag(), l - l.diag().diag()  # noqa: E741
+    three = (
+        torch.trace(k @ l) + one @ k @ one * (one @ l @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (one @ k @ l @ one)
+    )
+    return three / (n * (n - 3))
+
+
+def reference(x: Tensor, y: Tensor, unbiased: bool, kernel: Callable[[Tensor], Tensor] = lambda x: x @ x.T) -> float:
+    """CKA of uncentred kernel matrices: the form in the code that the CKA-SR authors released."""
+    h = hsic_unbiased if unbiased else hsic_biased
+    k, l = kernel(x.double().flatten(1)), kernel(y.double().flatten(1))  # noqa: E741
+    return float(h(k, l) / (h(k, k) * h(l, l)).sqrt())
+
+
+def reference_rbf(bandwidth: float) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.exp(-((x[:, None] - x[None]) ** 2).sum(2) / (2 * bandwidth**2))
+
+
+@both_estimators
+def test_hsic_is_its_definition(unbiased: bool, device: torch.device) -> None:
+    x, y = gaussian(9, 5), gaussian(9, 4, seed=1)
+    define = hsic_unbiased if unbiased else hsic_biased
+    got = hsic(x.to(device), y.to(device), unbiased=unbiased)
+    assert got.item() == pytest.approx(define(x @ x.T, y @ y.T).item(), rel=1e-12)
+    rbf = reference_rbf(1.5)
+    got = hsic(x.to(device), y.to(device), unbiased=unbiased, kernel=lambda z: rbf_kernel(z, bandwidth=1.5))
+    assert got.item() == pytest.approx(define(rbf(x), rbf(y)).item(), rel=1e-11)
+
+
+def test_unbiased_hsic_is_the_u_statistic() -> None:
+    """The mean over all ordered quadruples of different examples of k_ij l_ij + k_ij l_qr − 2 k_ij l_iq."""
+    x, y = gaussian(6, 3), gaussian(6, 2, seed=1)
+    k, l = x @ x.T, y @ y.T  # noqa: E741
+    terms = [
+        k[i, j] * l[i, j] + k[i, j] * l[q, r] - 2 * k[i, j] * l[i, q]
+        for i, j, q, r in itertools.permutations(range(6), 4)
+    ]
+    assert hsic(x, y).item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-12)
+
+
+@both_estimators
+def test_cka_is_its_definition(unbiased: bool, device: torch.device) -> None:
+    for n, p, q in ((4, 3, 7), (9, 20, 5), (150, 40, 600)):
+        x, y = gaussian(n, p), gaussian(n, q, seed=1) + gaussian(n, p)[:, :1]
+        got = cka(x.to(device), y.to(device), unbiased=unbiased)
+        assert got.dtype == torch.float64
+        assert got.item() == pytest.approx(reference(x, y, unbiased), abs=1e-12)
+
+
+def test_biased_linear_cka_in_feature_space() -> None:
+    """‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F) of centred features (Kornblith et al. 2019)."""
+    x, y = gaussian(30, 6), gaussian(30, 4, seed=1).exp()
+    a, b = x - x.mean(0), y - y.mean(0)
+    norm = torch.linalg.matrix_norm
+    expected = norm(b.T @ a) ** 2 / (norm(a.T @ a) * norm(b.T @ b))
+    assert cka(x, y, unbiased=False).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_centred_matrices() -> None:
+    k = gaussian(7, 7)
+    k = k @ k.T
+    u, h = u_center(k), h_center(k)
+    n, zero = 7, torch.zeros(7, dtype=torch.float64)
+    assert torch.equal(u.diagonal(), zero)
+    torch.testing.assert_close(u.sum(0), zero)
+    torch.testing.assert_close(u.sum(1), zero)
+    torch.testing.assert_close(h.sum(0), zero)
+    off, i, j = k - k.diag().diag(), 2, 5
+    rows, total = off.sum(1) / (n - 2), off.sum() / ((n - 1) * (n - 2))
+    torch.testing.assert_close(u[i, j], k[i, j] - rows[i] - rows[j] + total)  # Székely & Rizzo (2014), eq. 2.2
+    other = gaussian(7, 7, seed=1)
+    other = other @ other.T
+    torch.testing.assert_close((u * u_center(other)).sum() / (n * (n - 3)), hsic_unbiased(k, other), rtol=1e-11, atol=0)
+    torch.testing.assert_close((h * h_center(other)).sum() / (n - 1) ** 2, hsic_biased(k, other), rtol=1e-11, atol=0)
+
+
+# --------------------------------------------------------------------------------------------------------- closed forms
+def test_by_hand(device: torch.device) -> None:
+    """Two groupings of four examples that cross each other.
+
+    Centred x = (−½, −½, ½, ½): K is ¼ inside a group and −¼ across; off the diagonal a row sums to −¼, all rows to −1,
+    so K̃ is ¼ + 2·(¼/2) − 1/6 = ⅓ inside and −1/6 across. ⟨K̃, K̃⟩ = 4/9 + 8/36 = ⅔; with y's ⟨K̃, L̃⟩ = −8/18 + 4/36 = −⅓.
+    """
+    x = torch.tensor([[0.0], [0.0], [1.0], [1.0]], device=device)
+    y = torch.tensor([[0.0], [1.0], [0.0], [1.0]], device=device)
+    third, sixth = 1 / 3, 1 / 6
+    expected = torch.tensor([[0, third], [third, 0]]).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    expected = torch.tensor(
+        [
+            [0, third, -sixth, -sixth],
+            [third, 0, -sixth, -sixth],
+            [-sixth, -sixth, 0, third],
+            [-sixth, -sixth, third, 0],
+        ],
+        device=device,
+    )
+    torch.testing.assert_close(u_center(gram(x)), expected)
+    assert hsic(x, x).item() == pytest.approx(1 / 6, abs=1e-7)  # ⅔ / n(n−3)
+    assert hsic(x, y).item() == pytest.approx(-1 / 12, abs=1e-7)
+    assert cka(x, y).item() == pytest.approx(-1 / 2, abs=1e-7)
+    assert hsic(x, x, unbiased=False).item() == pytest.approx(1 / 9, abs=1e-7)  # (‖x‖²/(n−1))², ‖x‖² = 1
+    assert cka(x, y, unbiased=False).item() == pytest.approx(0, abs=1e-7)
+
+
+@both_estimators
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_copies_have_cka_one(unbiased: bool, kernel: str, device: torch.device) -> None:
+    """Rotated, reflected, scaled and shifted copies, also embedded in more dimensions."""
+    x = gaussian(20, 6)
+    wider = torch.cat([x, torch.zeros(20, 3, dtype=x.dtype)], dim=1) @ rotation(9)
+    for copied in (x, x @ rotation(6), x * -3, x + gaussian(6), wider * 0.01 + 7):
+        value = cka(x.to(device), copied.to(device), unbiased=unbiased, kernel=kernel)
+        assert value.item() == pytest.approx(1, abs=1e-9)
+
+
+def test_independent_gaussians() -> None:
+    """The numbers of the book: unbiased ≈ 0 on average, biased .97 at 8 examples and .67 at 128 with 256 features."""
+    for n, draws, biased, spread in ((8, 200, 0.97, 0.22), (128, 10, 0.67, 0.011)):
+        pairs = [gaussian(2, n, 256, seed=i) for i in range(draws)]
+        values = torch.stack([cka(x, y) for x, y in pairs])
+        assert abs(values.mean()) < 4 * spread / math.sqrt(draws)
+        assert values.std().item() == pytest.approx(spread, rel=0.5)  # at 8 examples a single draw says nothing
+        values = torch.stack([cka(x, y, unbiased=False) for x, y in pairs])
+        assert values.mean().item() == pytest.approx(biased, abs=0.005)
+
+
+@pytest.mark.parametrize("rho", [0.3, 0.6, 0.9])
+def test_population_value(rho: float) -> None:
+    """E xyᵀ = ρI, so CKA of the population is ‖ρI‖²/‖I‖² = ρ²; the unbiased estimate is centred on it."""
+    values = torch.stack([cka(*correlated(200, 50, rho, seed=i)) for i in range(40)])
+    assert values.mean().item() == pytest.approx(rho**2, abs=4 * values.std().item() / math.sqrt(40) + 0.003)
+    biased = cka(*correlated(200, 50, rho), unbiased=False)
+    assert biased > rho**2 + 0.02  # (n·p + ρ²n²)/(n·p + n²) is the biased one's centre, roughly
+
+
+# --------------------------------------------------------------------------------------------------- what never changes
+shapes = st.tuples(st.integers(4, 12), st.integers(1, 9), st.integers(1, 9))
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(
+    shapes,
+    st.integers(0, 2**31),
+    st.booleans(),
+    st.sampled_from(["linear", "rbf"]),
+    st.floats(1e-6, 1e6),
+    st.floats(-100, 100),
+)
+def test_invariances(
+    shape: tuple[int, int, int], seed: int, unbiased: bool, kernel: str, scale: float, shift: float
+) -> None:
+    n, p, q = shape
+    x, y = gaussian(n, p, seed=seed), gaussian(n, q, seed=seed + 1)
+    value = cka(x, y, unbiased=unbiased, kernel=kernel)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    same = {
+        "symmetry": cka(y, x, unbiased=unbiased, kernel=kernel),
+        "order of examples": cka(x[order], y[order], unbiased=unbiased, kernel=kernel),
+        "rotation": cka(x @ rotation(p, seed), y, unbiased=unbiased, kernel=kernel),
+        "scale": cka(x * scale, y * -scale, unbiased=unbiased, kernel=kernel),
+        "shift": cka(x + shift, y - shift, unbiased=unbiased, kernel=kernel),
+        "order of features": cka(x.flip(1), y, unbiased=unbiased, kernel=kernel),
+    }
+    for name, other in same.items():
+        assert other.item() == pytest.approx(value.item(), abs=1e-7), name
+
+
+@settings(deadline=None, max_examples=50, derandomize=True)
+@given(st.data(), shapes, st.booleans(), st.sampled_from(["linear", "rbf"]))
+def test_bounds(data: st.DataObject, shape: tuple[int, int, int], unbiased: bool, kernel: str) -> None:
+    """|CKA| ≤ 1, ≥ 0 when biased, never NaN: whatever the features, duplicated and constant examples included."""
+    n, p, q = shape
+    x, y = (torch.from_numpy(data.draw(arrays("float64", (n, m), elements=st.integers(-3, 3)))) for m in (p, q))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        value = cka_matrix([x, y], unbiased=unbiased, kernel=kernel)
+    assert (value.abs() <= 1 + 1e-9).all()
+    torch.testing.assert_close(value, value.T, rtol=0, atol=1e-12)
+    if not unbiased:
+        assert (value >= -1e-12).all()
+    dead = torch.tensor([(z == z[0]).all() for z in (x, y)])
+    assert torch.equal(value[dead], torch.zeros_like(value[dead]))
+    if not unbiased:
+        torch.testing.assert_close(value.diagonal(), (~dead).double())
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(shapes, st.integers(0, 2**31), st.booleans())
+def test_any_features_match_the_definition(shape: tuple[int, int, int], seed: int, unbiased: bool) -> None:
+    n, p, q = shape
+    x, y = gaussian(n, p, seed=seed).exp(), gaussian(n, q, seed=seed + 1).relu() + gaussian(n, 1, seed=seed) ** 2
+    assert cka(x, y, unbiased=unbiased).item() == pytest.approx(reference(x, y, unbiased), abs=1e-8)
+
+
+# -------------------------------------------------------------------------------------------------------- float formats
+@both_estimators
+def test_float32(unbiased: bool, device: torch.device) -> None:
+    """Float32 features: the Gram matrix is rounded (1e-7 an entry, at random), sums are float64."""
+    for p in (10, 1000, 20_000):
+        x = gaussian(64, p, dtype=torch.float32)
+        y = 0.5 * x + gaussian(64, p, seed=1, dtype=torch.float32)
+        got = cka(x.to(device), y.to(device), unbiased=unbiased).item()
+        assert got == pytest.approx(reference(x, y, unbiased), abs=5e-7)
+
+
+@both_estimators
+def test_bfloat16(unbiased: bool, device: torch.device) -> None:
+    """bf16 keeps 8 bits: exact to float32 for the rounded features, within their rounding (2⁻⁹) of the original."""
+    x = gaussian(64, 200)
+    y = 0.7 * x + gaussian(64, 200, seed=1)
+    a, b = x.bfloat16(), y.bfloat16()
+    got = cka(a.to(device), b.to(device), unbiased=unbiased).item()
+    assert got == pytest.approx(reference(a, b, unbiased), abs=5e-7)
+    assert got == pytest.approx(reference(x, y, unbiased), abs=2**-9)
+
+
+def test_autocast_changes_nothing(device: torch.device) -> None:
+    x, y = (gaussian(32, 300, seed=i, dtype=torch.float32).to(device) for i in range(2))
+    plain = cka(x, y), cka(x, y, kernel="rbf"), gram(x)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        assert (x @ x.T).dtype == torch.bfloat16  # autocast is on
+        cast = cka(x, y), cka(x, y, kernel="rbf"), gram(x)
+    assert cast[2].dtype == torch.float32
+    for one, other in zip(plain, cast, strict=True):
+        assert torch.equal(one, other)
+
+
+@both_estimators
+@pytest.mark.parametrize(
+    ("dtype", "offset", "tolerance"),
+    [(torch.float32, 100, 1e-5), (torch.float64, 100, 1e-12), (torch.float64, 1e4, 1e-10)],
+)
+def test_common_offset(
+    unbiased: bool, dtype: torch.dtype, offset: float, tolerance: float, device: torch.device
+) -> None:
+    """An offset in standard deviations. What remains is the rounding of the shifted features themselves (offset·ε, at
+    random): against the definition of *those* features the float32 value is as good as without an offset."""
+    x, y = correlated(64, 500, 0.5)
+    x, y = x.to(dtype), y.to(dtype)
+    a, b = x + offset, y - offset
+    plain, shifted = (cka(u.to(device), v.to(device), unbiased=unbiased).item() for u, v in ((x, y), (a, b)))
+    assert shifted == pytest.approx(plain, abs=tolerance)
+    exact = reference(a.double() - offset, b.double() + offset, unbiased)
+    assert shifted == pytest.approx(exact, abs=1e-6 if dtype == torch.float32 else tolerance)
+
+
+def test_cpu_and_cuda_agree() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device on this machine")
+    layers = [gaussian(128, p, seed=p, dtype=torch.float32) for p in (16, 1000, 16_384)]
+    for kernel in ("linear", "rbf"):
+        for unbiased in (True, False):
+            cpu = cka_matrix(layers, unbiased=unbiased, kernel=kernel)
+            cuda = cka_matrix([x.cuda() for x in layers], unbiased=unbiased, kernel=kernel)
+            torch.testing.assert_close(cuda.cpu(), cpu, rtol=0, atol=1e-6)
+
+
+# -------------------------------------------------------------------------------------------------------------- kernels
+@pytest.mark.parametrize("n", [5, 64, 65, 200])
+@pytest.mark.parametrize("p", [1, 511, 1300])
+def test_gram_in_blocks_is_the_gram_matrix(n: int, p: int) -> None:
+    """On the CPU, without a gradient, it is built block by block, a few features at a time."""
+    x = gaussian(n, p) + 3
+    centred = x - x.mean(0)
+    torch.testing.assert_close(gram(x), centred @ centred.T, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(gram(x.clone().requires_grad_()), gram(x), rtol=1e-11, atol=1e-11)
+    assert torch.equal(gram(x), gram(x).T)
+    torch.testing.assert_close(linear_kernel(x), x @ x.T)
+
+
+def test_rbf_kernel(device: torch.device) -> None:
+    x = gaussian(12, 5).to(device)
+    distances = torch.cdist(x, x)
+    torch.testing.assert_close(rbf_kernel(x, bandwidth=0.8), torch.exp(-(distances**2) / (2 * 0.8**2)))
+    median = torch.pdist(x).sort().values[(12 * 11 // 2 - 1) // 2]
+    torch.testing.assert_close(rbf_kernel(x), torch.exp(-(distances**2) / (2 * median**2)))
+    torch.testing.assert_close(rbf_kernel(x, scale=0.4), torch.exp(-(distances**2) / (2 * (0.4 * median) ** 2)))
+    for bad in (0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="bandwidth must be a positive length"):
+            rbf_kernel(x, bandwidth=bad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_median_distance_is_of_examples_that_differ(dtype: torch.dtype, device: torch.device) -> None:
+    """Neither the diagonal nor copies of an example count, though rounding leaves their distance a little above 0."""
+    few = gaussian(5, 20_000, dtype=dtype)
+    x = few[[0, 0, 0, 0, 1, 2, 3, 4]].to(device)
+    pairs = torch.pdist(x.double()).sort().values
+    pairs = pairs[pairs > 0]
+    median = pairs[(len(pairs) - 1) // 2]
+    assert len(pairs) == 22
+    expected = torch.exp(-(torch.cdist(x.double(), x.double()) ** 2) / (2 * median**2))
+    torch.testing.assert_close(rbf_kernel(x).double(), expected, rtol=0, atol=1e-4 if dtype == torch.float32 else 1e-12)
+    assert torch.equal(rbf_kernel(torch.ones(5, 3, device=device)), torch.ones(5, 5, device=device))
+
+
+def test_kernels_by_function_and_precomputed(device: torch.device) -> None:
+    x, y = gaussian(10, 4).to(device), gaussian(10, 6, seed=1).to(device)
+    plain = cka(x, y)
+    assert cka(x, y, kernel=lambda z: z @ z.T).item() == pytest.approx(plain.item(), rel=1e-12)
+    assert cka(x @ x.T, y @ y.T, kernel="precomputed").item() == pytest.approx(plain.item(), rel=1e-12)
+    quadratic = cka(x, y, kernel=lambda z: (z @ z.T) ** 2)
+    a, b = (z - z.mean(0) for z in (x.cpu(), y.cpu()))
+    assert quadratic.item() == pytest.approx(reference(a, b, True, lambda z: (z @ z.T) ** 2), abs=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------------------ gradients
+@both_estimators
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("measure", [cka, hsic])
+def test_gradcheck(measure: Any, kernel: str, unbiased: bool, device: torch.device) -> None:
+    k: Any = "linear" if kernel == "linear" else lambda z: rbf_kernel(z, bandwidth=1.3)
+    x, y = (gaussian(6, p, seed=p).to(device).requires_grad_() for p in (3, 2))
+    assert torch.autograd.gradcheck(lambda a, b: measure(a, b, unbiased=unbiased, kernel=k), (x, y))
+
+
+def test_gradcheck_of_all_pairs() -> None:
+    xs = [gaussian(5, p, seed=p).requires_grad_() for p in (2, 3, 4)]
+    assert torch.autograd.gradcheck(lambda *layers: cka_matrix(layers), xs)
+
+
+def test_bandwidth_is_detached() -> None:
+    """The median heuristic is a constant for the gradient: the same as that number given as the bandwidth."""
+    x, y = gaussian(8, 3).requires_grad_(), gaussian(8, 3, seed=1)
+    median = torch.pdist(x.detach()).sort().values[(28 - 1) // 2].item()
+    (free,) = torch.autograd.grad(hsic(x, y, kernel=rbf_kernel), x)
+    kernels = {id(x): lambda z: rbf_kernel(z, bandwidth=median)}
+    k = u_center(gram(x, kernels[id(x)]))
+    fixed = (k * u_center(gram(y, rbf_kernel))).sum() / (8 * 5)
+    torch.testing.assert_close(free, torch.autograd.grad(fixed, x)[0])
+    assert free.abs().sum() > 0
+
+
+@both_estimators
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_gradient_of_a_dead_layer_is_zero(unbiased: bool, kernel: str, device: torch.device) -> None:
+    for value in (0.0, 0.1):
+        dead = torch.full((9, 5), value, device=device, requires_grad=True)
+        live = gaussian(9, 4, dtype=torch.float32).to(device).requires_grad_()
+        other = gaussian(9, 4, seed=1, dtype=torch.float32).to(device).requires_grad_()
+        with pytest.warns(UserWarning, match="dead"):
+            values = cka_matrix([dead, live, other], unbiased=unbiased, kernel=kernel)
+        values.sum().backward()
+        assert torch.equal(dead.grad, torch.zeros_like(dead))
+        grad, live.grad = live.grad, None
+        cka_matrix([live, other], unbiased=unbiased, kernel=kernel).sum().backward()
+        torch.testing.assert_close(grad, live.grad)  # as if the dead layer were not there
+        assert grad.isfinite().all() and grad.abs().sum() > 0
+
+
+# -------------------------------------------------------------------------------------------- dead layers, bad features
+def constant(n: int, p: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Every example the same, and the float mean of the column misses the constant."""
+    x = torch.full((n, p), 0.1, dtype=dtype) * torch.arange(1, p + 1, dtype=dtype)
+    assert (x.mean(0) != x[0]).any()
+    return x
+
+
+@contextmanager
+def one_warning(*names: str) -> Iterator[None]:
+    """Exactly one warning, which names exactly these dead layers."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    assert [str(w.message) for w in caught] == [
+        f"dead layers, the same features for every example: {list(names)}; their CKA is defined as 0"
+    ]
+
+
+def assert_dead(values: Tensor, index: int, without: Tensor) -> None:
+    """0 in the row and the column `index`; elsewhere the values as if that layer were not there."""
+    keep = [i for i in range(len(values)) if i != index]
+    assert torch.equal(values[index], torch.zeros_like(values[index]))
+    assert torch.equal(values[:, index], torch.zeros_like(values[index]))
+    torch.testing.assert_close(values[keep][:, keep], without, rtol=0, atol=1e-12)
+    assert without.diagonal().min() > 0.99
+
+
+@both_estimators
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_dead_layer(unbiased: bool, kernel: str, dtype: torch.dtype, device: torch.device) -> None:
+    live = {"a": gaussian(37, 5), "c": gaussian(37, 6, seed=1)}
+    layers = {"a": live["a"], "b": constant(37, 700).to(dtype), "c": live["c"]}
+    layers = {name: x.to(device) for name, x in layers.items()}
+    expected = cka_matrix([x.to(device) for x in live.values()], unbiased=unbiased, kernel=kernel)
+    with one_warning("xs['b']"):
+        assert_dead(cka_matrix(layers, unbiased=unbiased, kernel=kernel), 1, expected)
+    with one_warning("y"):
+        assert cka(layers["a"], layers["b"], unbiased=unbiased, kernel=kernel) == 0
+    assert hsic(layers["a"], layers["b"], unbiased=unbiased, kernel=kernel) == 0
+    metrics: list[Any] = [MinibatchCKA(layers, unbiased=unbiased, kernel=kernel).to(device)]
+    if kernel == "linear":
+        metrics.append(ExactCKA(layers, unbiased=unbiased).to(device))
+    for metric in metrics:
+        metric.update(layers)
+        with one_warning("b"):
+            assert_dead(metric.compute(), 1, expected)
+    if dtype == torch.float64:
+        with one_warning("y"):
+            assert cka_interval(layers["a"], layers["b"], kernel=kernel).value == 0
+
+
+def test_dead_layer_of_a_model() -> None:
+    """Layer "2" has zero weights and the bias .1."""
+    model = nn.Sequential(
+        nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 700), nn.ReLU(inplace=True), nn.Linear(700, 3)
+    )
+    nn.init.zeros_(model[2].weight)
+    nn.init.constant_(model[2].bias, 0.1)
+    for estimator in ("minibatch", "exact"):
+        with one_warning("2", "4"):  # what follows a dead layer is dead
+            table = cka_map(model, gaussian(50, 6, dtype=torch.float32), nn.Linear, estimator=estimator, batch_size=16)
+        assert table.loc["0", "0"] == pytest.approx(1) and table.loc["2"].eq(0).all() and table["2"].eq(0).all()
+
+
+def test_a_layer_dead_in_one_batch_is_not_dead() -> None:
+    metric = MinibatchCKA("ab")
+    metric.update({"a": gaussian(8, 3), "b": torch.ones(8, 3, dtype=torch.float64)})
+    metric.update({"a": gaussian(8, 3, seed=1), "b": gaussian(8, 3, seed=1)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert 0 < metric.compute()[0, 1] < 1
+
+
+def test_small_variation_is_not_dead() -> None:
+    """Alive as long as float32 resolves it: a deviation of 1e-5 of the offset."""
+    x = 1 + 1e-5 * gaussian(32, 50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for z in (x, x.float()):
+            assert cka(z, gaussian(32, 50)).item() == pytest.approx(1, abs=1e-3)
+            metric = ExactCKA("z")
+            metric.update({"z": z})
+            assert metric.compute() == 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@both_estimators
+def test_nan_and_infinity_name_the_layer(bad: float, unbiased: bool, device: torch.device) -> None:
+    good = gaussian(8, 3, dtype=torch.float32).to(device)
+    broken = good.clone()
+    broken[2, 1] = bad
+    with pytest.raises(ValueError, match=r"NaN or infinite.*\['y'\]"):
+        cka(good, broken, unbiased=unbiased)
+    with pytest.raises(ValueError, match=r"\"xs\['b'\]\"\]$"):
+        cka_matrix({"a": good, "b": broken, "c": good}, unbiased=unbiased)
+    with pytest.raises(ValueError, match=r"\['ys\[1\]'\]$"):
+        cka_matrix([good], [good, broken], unbiased=unbiased, kernel="rbf")
+    with pytest.raises(ValueError, match="x holds NaN or infinite"):
+        hsic(broken, good, unbiased=unbiased)
+    with pytest.raises(ValueError, match=r"\['x'\]"):
+        cka_interval(broken, good)
+    for kind in (MinibatchCKA, ExactCKA):
+        metric = kind("abc", unbiased=unbiased).to(device)
+        for batch in (good, broken, good):
+            metric.update({"a": good, "b": batch, "c": good})
+        with pytest.raises(ValueError, match=r"at layers \['b'\]$"):
+            metric.compute()
+
+
+def test_overflow_is_no_dead_layer() -> None:
+    """The square of 1e25 does not fit into float32."""
+    x = gaussian(8, 3, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"overflow when squared, at layers \['x'\]"):
+        cka(1e25 * x, x)
+    assert cka((1e25 * x).double(), x).item() == pytest.approx(1)
+
+
+def test_bad_features() -> None:
+    x = gaussian(8, 3)
+    for measure in (cka, hsic, cka_interval):
+        with pytest.raises(ValueError, match=r"same examples \(rows\) in the same order; got {'x': 8, 'y': 7}"):
+            measure(x, x[:7])
+        with pytest.raises(ValueError, match="x has 3 examples; HSIC needs at least 4"):
+            measure(x[:3], x[:3])
+        with pytest.raises(ValueError, match=r"y must be \(examples, features\); got shape \(8,\)"):
+            measure(x, x[:, 0])
+        with pytest.raises(ValueError, match=r"x must be floating point, not torch\.int64"):
+            measure(x.long(), x)
+        with pytest.raises(
+            ValueError, match=r"kernel='poly' is unknown; use one of \['linear', 'rbf', 'precomputed'\]"
+        ):
+            measure(x, x, kernel="poly")
+    with pytest.raises(ValueError, match=r"got \{\"xs\['a'\]\": 8, \"ys\['a'\]\": 5\}"):
+        cka_matrix({"a": x}, {"a": x[:5]})
+    with pytest.raises(ValueError, match="at least one feature matrix"):
+        cka_matrix([])
+    with pytest.raises(ValueError, match=r"precomputed kernel matrix is \(examples, examples\); got shape \(8, 3\)"):
+        cka(x, x, kernel="precomputed")
+    with pytest.raises(ValueError, match=r"features are \(examples, features\); got shape \(8,\)"):
+        gram(x[:, 0])
+
+
+# ---------------------------------------------------------------------------------------------------- matrices of pairs
+@both_estimators
+def test_all_pairs(unbiased: bool, device: torch.device) -> None:
+    """Conv maps are flattened; one side or two; a mapping or a sequence."""
+    maps = gaussian(12, 3, 4, 5)
+    xs = {"maps": maps.to(device), "rows": gaussian(12, 6, seed=1).to(device)}
+    ys = [maps.flatten(1).to(device), gaussian(12, 2, seed=2).to(device), gaussian(12, 2, seed=3).to(device)]
+    table = cka_matrix(xs, ys, unbiased=unbiased)
+    assert table.shape == (2, 3)
+    for i, x in enumerate(xs.values()):
+        for j, y in enumerate(ys):
+            assert table[i, j].item() == pytest.approx(reference(x.cpu(), y.cpu(), unbiased), abs=1e-12)
+    own = cka_matrix(ys, unbiased=unbiased)
+    torch.testing.assert_close(own, own.T, rtol=0, atol=1e-14)
+    torch.testing.assert_close(own, cka_matrix(ys, ys, unbiased=unbiased), rtol=0, atol=1e-14)
+    torch.testing.assert_close(own.diagonal().cpu(), torch.ones(3, dtype=torch.float64))
+
+
+@both_estimators
+def test_alignment_is_cka_without_questions(
+    unbiased: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For penalties: the values and gradients of `cka_matrix`, without a check, a warning or a wait for the device."""
+    xs = [gaussian(8, p, seed=p).to(device).requires_grad_() for p in (3, 5)] + [torch.ones(8, 2, device=device)]
+    with no_waiting(device, monkeypatch), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        values = alignment([gram(x) for x in xs], unbiased=unbiased)
+        grads = torch.autograd.grad(values.sum(), xs[:2])
+    with one_warning("xs[2]"):
+        expected = cka_matrix(xs, unbiased=unbiased)
+    torch.testing.assert_close(values, expected)
+    for got, want in zip(grads, torch.autograd.grad(expected.sum(), xs[:2]), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+# ------------------------------------------------------------------------------------------------------------ intervals
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_jackknife_is_leave_one_out(kernel: str, device: torch.device) -> None:
+    """The rbf bandwidth is that of all examples: the left-out example does not change the kernel."""
+    x, y = correlated(17, 40, 0.6)
+    k, l = (gram(z, kernel) for z in (x, y))  # noqa: E741
+    keep = [[j for j in range(17) if j != i] for i in range(17)]
+    left = torch.tensor([reference_of_kernels(k[i][:, i], l[i][:, i]) for i in keep], dtype=torch.float64)
+    error = math.sqrt(16 / 17 * float((left - left.mean()).square().sum()))
+    got = cka_interval(x.to(device), y.to(device), kernel=kernel, level=0.9)
+    assert got.error == pytest.approx(error, rel=1e-12)
+    assert got.value == pytest.approx(reference_of_kernels(k, l), abs=1e-12)
+    assert (got.low, got.high) == pytest.approx(
+        (got.value - 1.6448536 * error, got.value + 1.6448536 * error), rel=1e-7
+    )
+    assert got.level == 0.9
+
+
+def reference_of_kernels(k: Tensor, l: Tensor) -> float:  # noqa: E741
+    return float(hsic_unbiased(k, l) / (hsic_unbiased(k, k) * hsic_unbiased(l, l)).sqrt())
+
+
+def test_subsample_is_the_delete_d_jackknife(device: torch.device) -> None:
+    x, y = correlated(20, 30, 0.5)
+    got = cka_interval(x.to(device), y.to(device), method="subsample", subsamples=15, size=12, seed=3)
+    generator = torch.Generator().manual_seed(3)
+    subsets = [torch.randperm(20, generator=generator)[:12] for _ in range(15)]
+    draws = torch.tensor([reference(x[s], y[s], unbiased=True) for s in subsets], dtype=torch.float64)
+    error = (draws - got.value).square().mean().sqrt() * math.sqrt(12 / 8)
+    assert got.error == pytest.approx(error.item(), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("n", "p", "rho", "decay"),
+    [(64, 512, 0.0, 0), (64, 512, 0.5, 0), (64, 512, 0.9, 0), (32, 512, 0.5, 0.5), (64, 512, 0.3, 1)],
+)
+def test_coverage(n: int, p: int, rho: float, decay: float) -> None:
+    """Nominal 95 % intervals around ρ² when features by far outnumber examples, flat and decaying spectra.
+
+    They cover it about that often and are as wide as the estimate's true spread, or up to √2 (jackknife) and 2 (halves)
+    times as wide where the spread falls as 1/n.
+    """
+    pairs = [correlated(n, p, rho, 1000 + i, decay) for i in range(80)]
+    widest = {"jackknife": math.sqrt(2), "subsample": 2}
+    for method, factor in widest.items():
+        drawn = [cka_interval(x, y, method=method, subsamples=25) for x, y in pairs]
+        covered = sum(i.low <= rho**2 <= i.high for i in drawn) / len(drawn)
+        spread = torch.tensor([i.value for i in drawn]).std().item()
+        width = sum(i.error for i in drawn) / len(drawn)
+        assert covered >= 0.82, f"{method} covers {covered:.3f}"
+        assert 0.8 < width / spread < 1.2 * factor, f"{method}: error {width:.4f}, true {spread:.4f}"
+
+
+def test_the_naive_bootstrap_is_a_trap() -> None:
+    """Unrelated features, 128 examples: resampled with replacement, unbiased CKA moves to .6–.7 and never meets 0.
+
+    Duplicated examples put copies of the removed diagonal back into the kernel matrix.
+    """
+    x, y = correlated(128, 256, 0.0)
+    assert abs(cka(x, y)) < 0.05
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randint(128, (128,), generator=generator) for _ in range(100)]
+    values = torch.stack([cka(x[d], y[d]) for d in draws])
+    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    assert 0.55 < low < 0.65 and 0.67 < high < 0.77
+    for method in ("jackknife", "subsample"):
+        honest = cka_interval(x, y, method=method)
+        assert honest.low < 0 < honest.high and honest.high - honest.low < 0.1
+
+
+def test_bad_intervals() -> None:
+    x = gaussian(10, 3)
+    for kwargs, message in (
+        ({"level": 1.0}, "level=1.0 must lie between 0 and 1"),
+        ({"method": "bootstrap"}, "method='bootstrap' is unknown; use 'jackknife' or 'subsample'"),
+        ({"method": "subsample", "size": 10}, "size=10 must be at least 4 and less than the 10"),
+        ({"method": "subsample", "size": 3}, "size=3 must be at least 4"),
+        ({"method": "subsample", "subsamples": 1}, "subsamples=1 must be at least 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cka_interval(x, x, **kwargs)
+    with pytest.raises(ValueError, match="at least 8 examples; got 7"):
+        cka_interval(x[:7], x[:7])
+
+
+# ----------------------------------------------------------------------------------------------- minibatch by minibatch
+def layer_batches(sizes: list[int], widths: tuple[int, ...] = (3, 5, 200), seed: int = 0) -> list[dict[str, Tensor]]:
+    """Batches of features of the layers "0", "1", …, correlated with each other."""
+    common = gaussian(sum(sizes), 3, seed=seed)
+    layers = {str(i): gaussian(sum(sizes), p, seed=seed + i + 1) + common[:, :1] for i, p in enumerate(widths)}
+    parts = {name: x.split(sizes) for name, x in layers.items()}
+    return [{name: part[i] for name, part in parts.items()} for i in range(len(sizes))]
+
+
+def joined(*parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def minibatch_reference(
+    data: list[dict[str, Tensor]], unbiased: bool, rows: str = "012", columns: str = "012"
+) -> Tensor:
+    """Σ_batches n·HSIC, then the ratio."""
+    h = hsic_unbiased if unbiased else hsic_biased
+    grams = [({name: x @ x.T for name, x in part.items()}, len(part["0"])) for part in data]
+    mean = {(a, b): sum(n * h(k[a], k[b]) for k, n in grams) for a in "012" for b in "012"}
+    return torch.tensor([[mean[a, b] / (mean[a, a] * mean[b, b]).sqrt() for b in columns] for a in rows])
+
+
+@both_estimators
+def test_minibatches_count_by_their_examples(unbiased: bool, device: torch.device) -> None:
+    data = layer_batches([10, 30, 4, 17])
+    metric = MinibatchCKA("012", unbiased=unbiased).to(device)
+    for part in data:
+        metric.update({name: x.to(device) for name, x in part.items()})
+    torch.testing.assert_close(
+        metric.compute().cpu(),
+        minibatch_reference(data, unbiased).double(),
+        rtol=0,
+        atol=1e-6 if device.type == "cuda" else 1e-7,
+    )
+    assert metric.total == 61
+
+
+@pytest.mark.parametrize(
+    ("sizes", "groups"),
+    [
+        ([8, 8, 3], [[0], [1, 2]]),
+        ([3, 8, 8], [[0, 1], [2]]),
+        ([8, 2, 8], [[0, 1], [2]]),
+        ([8, 1, 2, 8], [[0, 1, 2], [3]]),
+        ([1, 1, 1, 8], [[0, 1, 2, 3]]),
+        ([2, 2], [[0, 1]]),
+        ([8, 0, 8], [[0, 1], [2]]),
+    ],
+    ids=["tail", "head", "middle", "two in the middle", "many at the head", "only small ones", "an empty one"],
+)
+@both_estimators
+def test_small_batches_join_the_one_before(sizes: list[int], groups: list[list[int]], unbiased: bool) -> None:
+    data = layer_batches(sizes)
+    metric, expected = (MinibatchCKA("012", unbiased=unbiased) for _ in range(2))
+    for part in data:
+        metric.update(part)
+    for group in groups:
+        expected.update(joined(*(data[i] for i in group)))
+    torch.testing.assert_close(metric.compute(), expected.compute(), rtol=0, atol=1e-12)
+    assert metric.total == sum(sizes)
+
+
+def test_one_batch_is_cka_matrix(device: torch.device) -> None:
+    (part,) = layer_batches([20])
+    part = {name: x.to(device) for name, x in part.items()}
+    for kernel in ("linear", "rbf"):
+        metric = MinibatchCKA(part, kernel=kernel).to(device)
+        metric.update(part)
+        torch.testing.assert_close(metric.compute(), cka_matrix(part, kernel=kernel), rtol=0, atol=1e-14)
+    metric = MinibatchCKA(part, kernel="precomputed").to(device)
+    metric.update({name: gram(x) for name, x in part.items()})
+    torch.testing.assert_close(metric.compute(), cka_matrix(part), rtol=0, atol=1e-14)
+
+
+METRICS = [MinibatchCKA, ExactCKA]
+
+
+@pytest.mark.parametrize("kind", METRICS)
+@both_estimators
+def test_two_models(kind: Any, unbiased: bool) -> None:
+    data = layer_batches([9, 12])
+    own = kind("012", unbiased=unbiased)
+    pair = kind("20", "1", unbiased=unbiased)
+    for part in data:
+        own.update(part)
+        pair.update({name: part[name] for name in "201"}, {"1": part["1"]})
+    torch.testing.assert_close(pair.compute(), own.compute()[[2, 0]][:, [1]], rtol=0, atol=1e-12)
+
+
+def feed(metric: Any, data: list[dict[str, Tensor]]) -> Any:
+    for part in data:
+        metric.update(part)
+    return metric
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_reset_starts_anew(kind: Any) -> None:
+    """Also in an origin far away, with other widths, and without the old last batch."""
+    old, new = layer_batches([8, 9]), layer_batches([3, 10, 7], widths=(4, 2, 6), seed=5)
+    new = [{name: x + 1e4 for name, x in part.items()} for part in new]
+    metric = feed(kind("012"), old)
+    metric.compute()
+    metric.reset()
+    feed(metric, new)
+    torch.testing.assert_close(metric.compute(), feed(kind("012"), new).compute(), rtol=0, atol=1e-14)
+    assert metric.total == 20
+
+
+@pytest.mark.parametrize("kind", METRICS)
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: m.clone(), lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_go_their_own_way(kind: Any, duplicate: Any) -> None:
+    data = layer_batches([8, 9, 2, 7])
+    metric = feed(kind("012"), data[:2])
+    twin = duplicate(metric)
+    alone = metric.compute().clone()
+    feed(twin, data[2:])
+    torch.testing.assert_close(twin.compute(), feed(kind("012"), data).compute(), rtol=0, atol=1e-13)
+    metric._computed = None  # torchmetrics keeps the last value
+    assert torch.equal(metric.compute(), alone)
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_merged_states(kind: Any) -> None:
+    """Sums of two metrics, then a small batch: it joins the last batch, and nothing merged is lost."""
+    data = layer_batches([8, 9, 10, 3])
+    metric, other = feed(kind("012"), data[:1]), feed(kind("012"), data[1:2])
+    feed(metric, data[2:3]).merge_state(other)
+    feed(metric, data[3:])
+    torch.testing.assert_close(metric.compute(), feed(kind("012"), data).compute(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_state_dict(kind: Any) -> None:
+    data = layer_batches([8, 9])
+    metric = feed(kind("012"), data)
+    metric.persistent(True)
+    assert metric.state_dict()["examples"] == 17
+    assert all(value.dtype == torch.float64 for name, value in metric.state_dict().items() if name != "examples")
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_forward_is_update(kind: Any) -> None:
+    data = layer_batches([8, 9])
+    metric = kind("012")
+    assert all(metric(part) is None for part in data)
+    assert torch.equal(metric.compute(), feed(kind("012"), data).compute())
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_bad_updates(kind: Any) -> None:
+    (part,) = layer_batches([8])
+    with pytest.raises(ValueError, match="name at least one layer"):
+        kind([])
+    with pytest.raises(ValueError, match="name at least one layer"):
+        kind("0", [])
+    with pytest.raises(ValueError, match=r"no features for layers \['3'\]; got \['0', '1', '2'\]"):
+        kind("03").update(part)
+    with pytest.raises(ValueError, match=r"same examples \(rows\); got shapes {'0': \(8, 3\), '1': \(7, 5\)}"):
+        kind("01").update({**part, "1": part["1"][:7]})
+    with pytest.raises(ValueError, match=r"must be \(examples, features\); got shapes .*'other 1': \(8,\)"):
+        kind("0", "1").update(part, {"1": part["1"][:, 0]})
+    with pytest.raises(ValueError, match="second model go with other_layers"):
+        kind("0", "1").update(part)
+    with pytest.raises(ValueError, match="second model go with other_layers"):
+        kind("0").update(part, part)
+    for n in (1, 2, 3):
+        metric = feed(kind("012"), layer_batches([n]))
+        with pytest.raises(ValueError, match=f"{n} examples in all; HSIC needs at least 4"):
+            metric.compute()
+    with pytest.raises(ValueError, match="0 examples in all"), pytest.warns(UserWarning, match="before the ``update``"):
+        kind("012").compute()
+
+
+def test_precomputed_batches_cannot_be_joined() -> None:
+    metric = MinibatchCKA("0", kernel="precomputed")
+    metric.update({"0": torch.eye(5)})
+    with pytest.raises(ValueError, match="precomputed kernel matrices need at least 4 examples in every batch"):
+        metric.update({"0": torch.eye(3)})
+
+
+# ------------------------------------------------------------------------------------------------------ exact streaming
+@both_estimators
+@pytest.mark.parametrize("sizes", [[60], [20, 40], [1, 2, 3, 54], [59, 1], [10] * 6, [0, 30, 0, 30]], ids=str)
+def test_exact_cka_of_any_split(sizes: list[int], unbiased: bool, device: torch.device) -> None:
+    """All data at once and batch by batch: the same to 1e-12, more features than examples included."""
+    data = [{name: x.to(device) for name, x in part.items()} for part in layer_batches(sizes)]
+    metric = feed(ExactCKA("012", unbiased=unbiased).to(device), data)
+    torch.testing.assert_close(metric.compute(), cka_matrix(joined(*data), unbiased=unbiased), rtol=0, atol=1e-12)
+    assert metric.total == 60
+
+
+@both_estimators
+@pytest.mark.parametrize(("dtype", "offset"), [(torch.float32, 100.0), (torch.float64, 1e4)])
+def test_exact_cka_with_an_offset(unbiased: bool, dtype: torch.dtype, offset: float, device: torch.device) -> None:
+    """float32 features are summed in float64: equal to the value of the shifted, rounded features in float64."""
+    data = [{name: (x + offset).to(dtype) for name, x in part.items()} for part in layer_batches([5, 40, 20])]
+    metric = feed(
+        ExactCKA("012", unbiased=unbiased).to(device), [{k: v.to(device) for k, v in p.items()} for p in data]
+    )
+    whole = {name: x.double() - offset for name, x in joined(*data).items()}
+    torch.testing.assert_close(metric.compute().cpu(), cka_matrix(whole, unbiased=unbiased), rtol=0, atol=1e-10)
+
+
+def test_exact_cka_of_drifting_data() -> None:
+    """The first batch is a bad guess of the mean: classes in order."""
+    data = [{name: x + 30 * i for name, x in part.items()} for i, part in enumerate(layer_batches([20, 20, 20]))]
+    metric = feed(ExactCKA("012"), data)
+    torch.testing.assert_close(metric.compute(), cka_matrix(joined(*data)), rtol=0, atol=1e-11)
+
+
+def test_exact_cka_of_wide_features() -> None:
+    with pytest.raises(ValueError, match=r"16384 features in 1 layers need 2\.0 GiB; reduce them"):
+        ExactCKA("0").update({"0": torch.zeros(4, 16_384)})
+    metric = feed(ExactCKA("0"), [{"0": gaussian(5, 3)}])
+    with pytest.raises(ValueError, match=r"widths changed from \[3\] to \[4\]"):
+        metric.update({"0": gaussian(5, 4)})
+
+
+# --------------------------------------------------------------------------------------------------------- whole models
+def small_net(seed: int = 0, inplace: bool = True) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(inplace),
+        nn.Conv2d(4, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace),
+        nn.Flatten(),
+        nn.Linear(96, 5),
+    )
+
+
+@both_estimators
+def test_cka_map_is_cka_of_the_features(unbiased: bool, device: torch.device) -> None:
+    """In-place ReLUs after the layers, a training-mode batch norm, and a last batch of two."""
+    model, plain = small_net().to(device).train(), small_net(inplace=False).to(device).eval()
+    x = gaussian(34, 3, 4, 4, dtype=torch.float32).to(device)
+    expected = MinibatchCKA(["0", "2", "6"], unbiased=unbiased).to(device)
+    for part in (x[:16], x[16:]):
+        expected.update(extract(plain, part, (nn.Conv2d, nn.Linear)))
+    table = cka_map(model, x, (nn.Conv2d, nn.Linear), unbiased=unbiased, batch_size=16)
+    assert list(table.index) == list(table.columns) == ["0", "2", "6"]
+    torch.testing.assert_close(torch.tensor(table.to_numpy()), expected.compute().cpu(), rtol=0, atol=1e-6)
+    assert table.attrs == {"examples": 34, "estimator": "minibatch", "unbiased": unbiased, "kernel": "linear"}
+    assert model.training and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    features = extract(plain, x, (nn.Conv2d, nn.Linear))
+    exact = cka_map(model, x, (nn.Conv2d, nn.Linear), unbiased=unbiased, batch_size=16, estimator="exact")
+    whole = cka_matrix({name: v.double() for name, v in features.items()}, unbiased=unbiased).cpu()
+    torch.testing.assert_close(torch.tensor(exact.to_numpy()), whole, rtol=0, atol=1e-6)
+
+
+def test_cka_map_of_two_models(device: torch.device) -> None:
+    one, two = small_net(0).eval().to(device), small_net(1).eval().to(device)
+    x = gaussian(20, 3, 4, 4, dtype=torch.float32)
+    table = cka_map(one, [(x[:12], None), (x[12:], None)], nn.Conv2d, other=two, other_layers=["6", "0"], kernel="rbf")
+    assert list(table.index) == ["0", "2"] and list(table.columns) == ["0", "6"]
+    metric = MinibatchCKA(["0", "2"], ["0", "6"], kernel="rbf").to(device)
+    for part in (x[:12], x[12:]):
+        metric.update(extract(one, part, nn.Conv2d), extract(two, part, ["0", "6"]))
+    torch.testing.assert_close(torch.tensor(table.to_numpy()), metric.compute().cpu(), rtol=0, atol=1e-6)
+    same = cka_map(one, x, nn.Conv2d, other=one)
+    assert abs(same - cka_map(one, x, nn.Conv2d)).to_numpy().max() < 1e-12
+
+
+def test_cka_map_reducers_and_repeated_calls() -> None:
+    net = small_net().eval()
+    model = nn.Sequential(net[0], net[2], net[3], nn.ReLU(inplace=True), net[5], net[6])
+    twice = nn.Sequential(model[:4], model[3], model[4:])  # the ReLU runs a second time
+    x = gaussian(12, 3, 4, 4, dtype=torch.float32)
+    table = cka_map(twice, x, nn.ReLU, reduce="average_pool", estimator="exact")
+    assert list(table.index) == ["0.3", "0.3#2"]
+    assert table.loc["0.3", "0.3#2"] == pytest.approx(1)
+    positions = cka_map(model, x, nn.Conv2d, reduce="per_position")
+    assert positions.attrs["examples"] == 12 * 16
+    with pytest.raises(ValueError, match="same examples"):
+        cka_map(model, x, (nn.Conv2d, nn.Linear), reduce="per_position")
+
+
+def test_cka_map_under_autocast() -> None:
+    """The model computes in bf16; the measure does not."""
+    model, x = small_net().eval(), gaussian(40, 3, 4, 4, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = extract(model, x, nn.Conv2d)
+        table = cka_map(model, x, nn.Conv2d)
+    assert features["0"].dtype == torch.bfloat16
+    expected = cka_matrix({name: v.double() for name, v in features.items()})
+    torch.testing.assert_close(torch.tensor(table.to_numpy()), expected, rtol=0, atol=1e-6)
+
+
+def test_bad_maps() -> None:
+    model, x = small_net(), torch.randn(12, 3, 4, 4)
+    for kwargs, message in (
+        ({"estimator": "full"}, "estimator='full' is unknown; use 'minibatch' or 'exact'"),
+        ({"estimator": "exact", "kernel": "rbf"}, "estimator='exact' needs kernel='linear', not 'rbf'"),
+        ({"kernel": "poly"}, "kernel='poly' is unknown"),
+        ({"reduce": "mean"}, "reduce='mean' is unknown"),
+        ({"layers": "9"}, "no layer of Sequential matches '9'"),
+        ({"batch_size": 3}, "batch_size=3 must be at least 4"),
+        ({"data": x[:3]}, "3 examples in all; HSIC needs at least 4"),
+        ({"data": x[:0]}, "0 examples in all"),
+        ({"data": []}, "data holds no batch"),
+        ({"data": x * math.nan}, r"at layers \['0', '2'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cka_map(**{"model": model, "data": x, "layers": nn.Conv2d, **kwargs})
+        assert model.training and not any(m._forward_hooks for m in model.modules())
+
+
+# -------------------------------------------------------------------------------------------------- no waiting per step
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes the CPU wait for a device: reading a value, and shapes that depend on values."""
+
+    waits = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "_unique2", "unique_dim")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masks = name.startswith("index") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in self.waits or masks:
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def no_waiting(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("waits for the device")
+
+    with monkeypatch.context() as patch, NoWaiting():
+        for method in ("tolist", "numpy", "cpu", "__array__"):  # they reach no dispatcher on the CPU
+            patch.setattr(Tensor, method, refuse)
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    "wait", [lambda x: x.sum().item(), lambda x: bool((x > 0).all()), lambda x: x[x > 0], lambda x: x.tolist(), int]
+)
+def test_the_detector_of_waiting_detects(wait: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.ones(1)
+    with pytest.raises(AssertionError, match="waits for the device"), no_waiting(torch.device("cpu"), monkeypatch):
+        wait(x)
+
+
+def test_no_step_waits_for_the_device(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tap, kernels, centring and the updates of both metrics; small batches and dead layers included."""
+    model = small_net().eval().to(device)
+    x = gaussian(40, 3, 4, 4, dtype=torch.float32).to(device)
+    nn.init.zeros_(model[2].weight)
+    for kind, kwargs in ((MinibatchCKA, {}), (MinibatchCKA, {"kernel": "rbf", "unbiased": False}), (ExactCKA, {})):
+        metric = kind(["0", "2", "6"], **kwargs).to(device)
+        with FeatureTap(model, (nn.Conv2d, nn.Linear)) as features:
+            model(x[:4])
+            metric.update(features)  # warm up: libraries may synchronise when they start
+            with no_waiting(device, monkeypatch):
+                for part in x.split([16, 16, 3, 5]):
+                    model(part)
+                    metric.update(features)
+        with one_warning("2", "6"):  # what follows a dead layer is dead
+            metric.compute()
