@@ -33,8 +33,8 @@ def test_api_page_names_all_that_the_package_offers() -> None:
             module = name
         else:
             named.add(f"{module}.{name}")
-    assert not offered() - named, "add these to book/api.md"
-    assert not named - offered(), "these are gone: remove them from book/api.md"
+    missing, gone = sorted(offered() - named), sorted(named - offered())
+    assert not missing and not gone, f"book/api.md lacks {missing}, and still has {gone}"
 
 
 def test_every_module_says_where_it_is_explained() -> None:
