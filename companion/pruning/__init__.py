@@ -1,7 +1,51 @@
-"""Pruning: what a sparse network costs."""
+"""Pruning: masks on the weights of a plain model, kept up while any optimizer trains it; and what sparsity saves.
+
+>>> import torch
+>>> from companion.models import mlp
+>>> model = mlp([64, 32, 10])
+>>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+>>> sparsity = RigL(model, optimizer, sparsity=0.9, steps=100, every=10)
+>>> for _ in range(100):
+...     loss = model(torch.randn(8, 64)).square().mean()
+...     optimizer.zero_grad(); loss.backward(); optimizer.step()
+...     sparsity.step()
+>>> int(model.linear1.weight.count_nonzero() + model.linear2.weight.count_nonzero()), round(sparsity.density(), 3)
+(237, 0.1)
+
+`axes` holds densities, schedules and criteria, `masks` what every method does with them, `methods`, `lottery` and
+`thresholds` the methods, `cost` the counts and times.
+"""
 
 from __future__ import annotations
 
+from companion.pruning.axes import constant, cosine, cubic, erk, iterative, one_shot, uniform
 from companion.pruning.cost import Cost, Latency, cost, latencies, latency
+from companion.pruning.lottery import LotteryTicket
+from companion.pruning.masks import Masks
+from companion.pruning.methods import SET, GraNet, MagnitudePruning, RandomPruning, RigL, RigLITOP
+from companion.pruning.thresholds import DST, surrogate
 
-__all__ = ["Cost", "Latency", "cost", "latencies", "latency"]
+__all__ = [
+    "DST",
+    "SET",
+    "Cost",
+    "GraNet",
+    "Latency",
+    "LotteryTicket",
+    "MagnitudePruning",
+    "Masks",
+    "RandomPruning",
+    "RigL",
+    "RigLITOP",
+    "constant",
+    "cosine",
+    "cost",
+    "cubic",
+    "erk",
+    "iterative",
+    "latencies",
+    "latency",
+    "one_shot",
+    "surrogate",
+    "uniform",
+]

@@ -1,0 +1,297 @@
+"""Masks on the weights of a model, kept up while any optimizer trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from companion.features import Layers, find_layers, unwrap
+from companion.pruning.axes import CRITERIA, DENSITIES, number_kept, top, uniform, whole
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+PRUNABLE: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)
+
+
+class Options(TypedDict, total=False):
+    """What every method takes besides its own arguments: see `Masks`."""
+
+    layers: Layers
+    dense: Layers | None
+    grain: Literal["weight", "row"]
+    seed: int
+
+
+class Masks:
+    """Masks m ∈ {0, 1} on a model's weights: w ← m ⊙ w after every optimizer step.
+
+    The base of all methods; by itself it holds given masks fixed, such as a winning ticket's. The model stays plain: no
+    hook, no wrapper, no other parameter. After each `step()` every masked weight is exactly 0, and so is everything of
+    its shape that the optimizer remembers of it (momentum, Adam's moments). So `copy.deepcopy` (of model, optimizer and
+    masks together), `state_dict`, `torch.compile`, autocast and DDP work as without it. In a process group every rank
+    builds it; all get the masks of rank 0.
+
+    Args:
+        model: its parameters are pruned in place; on its device, not moved afterwards. A DDP or compiled wrapper is
+            looked through.
+        optimizer: any; it must hold the weights. None for pruning without training.
+        masks: layer → bool tensor of the weight's shape; None for all ones.
+        layers: which (see `companion.features.find_layers`); by default every convolution and linear layer, stem, 1×1
+            shortcuts and attention's projections included. Biases and norms are never pruned.
+        dense: layers that keep all their weights, yet count in the sparsity ("linear" for a dense classifier).
+        grain: "weight", or "row" for whole rows w[i] (a filter, an output unit), scored by their L2 norm and counted
+            each as one.
+        seed: of the random choices; they follow from it and the number of steps alone, alike on all ranks and devices.
+
+    Raises:
+        ValueError: no layer, unknown names, an optimizer without the weights, or masks of other layers or shapes.
+    """
+
+    every = 0  # steps between two updates; 0 for none
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None,
+        masks: Mapping[str, Tensor] | None = None,
+        *,
+        layers: Layers = PRUNABLE,
+        dense: Layers | None = None,
+        grain: Literal["weight", "row"] = "weight",
+        seed: int = 0,
+    ) -> None:
+        if grain not in ("weight", "row"):
+            raise ValueError(f'grain={grain!r}; allowed: "weight", "row"')
+        self.model, self.optimizer = unwrap(model), optimizer
+        self.grain, self.seed, self.steps, self.active = grain, seed, 0, True
+        self.weights = _weights(self.model, layers)
+        self.dense = frozenset(() if dense is None else _weights(self.model, dense).keys() & self.weights.keys())
+        if optimizer is not None:
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            missing = [name for name, weight in self.weights.items() if id(weight) not in held]
+            if missing:
+                raise ValueError(
+                    f"the optimizer does not hold the weights of {missing}: build it from this model's parameters, "
+                    "or leave these layers out by layers="
+                )
+        # In the weights' own type, so that one fused multiplication applies them all.
+        self._masks = {name: torch.ones_like(self._units(weight)) for name, weight in self.weights.items()}
+        self._seen = {name: torch.zeros_like(mask, dtype=torch.bool) for name, mask in self._masks.items()}
+        self._alive: dict[str, int] | None = None
+        if masks is not None:
+            self._set(self._masks, {name: self._units(mask) for name, mask in masks.items()})
+            if any(not torch.equal(mask.cpu() != 0, masks[name].cpu() != 0) for name, mask in self.masks.items()):
+                raise ValueError('grain="row" and masks that cut through rows: leave grain at "weight"')
+            self.keep({name: mask.flatten() != 0 for name, mask in self._masks.items()})
+
+    # -- in the training loop
+    def step(self) -> None:
+        """Call it after each `optimizer.step()`, before `zero_grad()`."""
+        if not self.active:
+            return
+        self.apply()
+        self.steps += 1
+        if self.every and self.steps % self.every == 0:
+            self.update()
+
+    def update(self) -> None:
+        """What a method does every `every` steps: `prune` further, or `regrow`."""
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """w ← m ⊙ w, and the optimizer's state of w alike."""
+        tensors, masks = [], []
+        for name, weight in self.weights.items():
+            mask = self._masks[name]
+            if mask.shape == weight.shape and mask.stride() != weight.stride():  # the model became channels_last
+                mask = self._masks[name] = torch.empty_like(weight).copy_(mask)
+            state = self.optimizer.state.get(weight, {}) if self.optimizer is not None else {}
+            for tensor in (weight, *state.values()):
+                if isinstance(tensor, Tensor) and tensor.shape == weight.shape:
+                    tensors.append(tensor)
+                    masks.append(mask)
+        torch._foreach_mul_(tensors, masks)
+
+    # -- what methods are made of
+    @torch.no_grad()
+    def prune(
+        self, sparsity: float, density: str = "erk", criterion: str | Callable[[Tensor], Tensor] = "magnitude"
+    ) -> None:
+        """Keep the weights that score highest, until exactly `sparsity` of all are gone.
+
+        Args:
+            sparsity: share of all weights that are 0 afterwards, those pruned before included.
+            density: "uniform" or "erk" (each layer its number, see `companion.pruning.axes`), or "global": one
+                comparison across layers.
+            criterion: "random", "magnitude", "gradient", or a function of a weight to scores of its shape.
+
+        Raises:
+            ValueError: a sparsity outside [0, 1), an unknown density or criterion, no gradient.
+        """
+        dead = {name: mask.flatten() == 0 for name, mask in self._masks.items()}
+        scores = {name: score.masked_fill(dead[name], -torch.inf) for name, score in self._scores(criterion).items()}
+        if density == "global":
+            sizes = {name: len(score) for name, score in scores.items()}
+            uniform({name: (size,) for name, size in sizes.items()}, sparsity, self.dense)  # refuses too much
+            for name in self.dense:
+                scores[name].fill_(torch.inf)
+            chosen = top(torch.cat(list(scores.values())), number_kept(sum(sizes.values()), sparsity))
+            self.keep(dict(zip(sizes, chosen.split(list(sizes.values())), strict=True)))
+            return
+        if density not in DENSITIES:
+            raise ValueError(f"density={density!r}; allowed: {', '.join(map(repr, DENSITIES))}, 'global'")
+        counts = DENSITIES[density]({name: weight.shape for name, weight in self.weights.items()}, sparsity, self.dense)
+        if self.grain == "row":
+            counts = whole({name: counts[name] * len(weight) / weight.numel() for name, weight in self.weights.items()})
+        self.keep({name: top(score, counts[name]) for name, score in scores.items()}, counts)
+
+    @torch.no_grad()
+    def regrow(self, share: float, criterion: str | Callable[[Tensor], Tensor] = "gradient") -> None:
+        """In each layer drop `share` of the weights that are alive, the smallest, and grow as many of the others.
+
+        As in RigL what was just dropped may grow again; then it keeps its value. New weights start at 0.
+        """
+        alive, masks = self.alive, {}
+        sizes, scores = self._scores("magnitude"), self._scores(criterion)
+        for name, mask in self._masks.items():
+            exchanged = int(share * alive[name])
+            if exchanged == 0 or alive[name] == mask.numel():
+                masks[name] = mask.flatten() != 0
+                continue
+            kept = top(sizes[name].masked_fill(mask.flatten() == 0, -torch.inf), alive[name] - exchanged)
+            masks[name] = kept | top(scores[name].masked_fill(kept, -torch.inf), exchanged)
+        self.keep(masks, alive)
+
+    def keep(self, masks: Mapping[str, Bool[Tensor, " units"]], alive: dict[str, int] | None = None) -> None:
+        """Take new masks, those of rank 0 in a process group, and apply them."""
+        flat = from_rank_zero(torch.cat(list(masks.values())).to(torch.uint8)).bool()
+        masks = dict(zip(masks, flat.split([len(mask) for mask in masks.values()]), strict=True))
+        for name, mask in masks.items():
+            self._masks[name].copy_(mask.view(self._masks[name].shape))
+            self._seen[name] |= mask.view(self._seen[name].shape)
+        self._alive = alive
+        self.apply()
+
+    def generator(self, stream: int = 0) -> torch.Generator:
+        """Random numbers of this step: from the seed and the number of steps alone, so there is no state to save."""
+        seed = np.random.SeedSequence([self.seed, self.steps, stream]).generate_state(1)
+        return torch.Generator().manual_seed(int(seed[0]))
+
+    def _scores(self, criterion: str | Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """layer → one score for each weight (or row), flat, at least float32."""
+        if isinstance(criterion, str) and criterion != "random" and criterion not in CRITERIA:
+            raise ValueError(
+                f"criterion={criterion!r}; allowed: 'random', {', '.join(map(repr, CRITERIA))}, a function"
+            )
+        random, scores = self.generator(), {}
+        for name, weight in self.weights.items():
+            if criterion == "random":
+                scores[name] = torch.rand(self._masks[name].numel(), generator=random).to(weight.device)
+                continue
+            score = (CRITERIA[criterion] if isinstance(criterion, str) else criterion)(weight)
+            score = score.to(torch.promote_types(score.dtype, torch.float32))
+            scores[name] = score.flatten(1).norm(dim=1) if self.grain == "row" else score.flatten()
+        return scores
+
+    def _units(self, weight: Tensor) -> Tensor:
+        """What has one mask value: a view with the mask's shape."""
+        return (
+            weight.detach()[(slice(None), *[slice(1)] * (weight.ndim - 1))] if self.grain == "row" else weight.detach()
+        )
+
+    # -- what it is now
+    @property
+    def masks(self) -> dict[str, Bool[Tensor, "..."]]:
+        """layer → mask of the weight's shape: true where it is alive. A copy, good for another model."""
+        return {name: (self._masks[name] != 0).expand(weight.shape).clone() for name, weight in self.weights.items()}
+
+    @property
+    def alive(self) -> dict[str, int]:
+        """layer → number of weights (or rows) alive."""
+        if self._alive is None:
+            counts = torch.stack([mask.count_nonzero() for mask in self._masks.values()]).tolist()
+            self._alive = dict(zip(self._masks, counts, strict=True))
+        return self._alive
+
+    def density(self) -> float:
+        """Share of the weights that are alive."""
+        units = {name: self._masks[name].numel() for name in self.weights}
+        alive = sum(self.alive[name] * weight.numel() // units[name] for name, weight in self.weights.items())
+        return alive / sum(weight.numel() for weight in self.weights.values())
+
+    def report(self) -> pd.DataFrame:
+        """One row a layer: `shape`, `weights`, `alive` (weights), `density`, and `explored`, the share of the weights
+        that have been alive at any time (the rate R_s of Liu et al. 2021, arXiv 2102.02887)."""
+        rows = []
+        for name, weight in self.weights.items():
+            size, share = weight.numel(), self.alive[name] / self._masks[name].numel()
+            explored = float((self._seen[name] | (self._masks[name] != 0)).float().mean())
+            rows.append((name, tuple(weight.shape), size, round(share * size), share, explored))
+        columns = ["layer", "shape", "weights", "alive", "density", "explored"]
+        return pd.DataFrame(rows, columns=columns).set_index("layer")
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({len(self.weights)} layers, sparsity {1 - self.density():.4g}, step {self.steps})"
+        )
+
+    # -- life
+    def remove(self) -> nn.Module:
+        """Let go of the model: zeros stay where they are, `step()` does nothing more. Returns the model."""
+        self.active = False
+        return self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps, masks, and which weights were ever alive, as tensors and plain numbers."""
+        masks = {name: mask != 0 for name, mask in self._masks.items()}
+        return {
+            "steps": self.steps,
+            "masks": masks,
+            "explored": {name: seen.clone() for name, seen in self._seen.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict()`.
+
+        Raises:
+            ValueError: it is of other layers or shapes.
+        """
+        self._set(self._masks, state["masks"])
+        self._set(self._seen, state["explored"])
+        self.steps, self._alive = state["steps"], None
+        self.apply()
+
+    def _set(self, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+        shapes = {name: tuple(mask.shape) for name, mask in mine.items()}
+        given = {name: tuple(mask.shape) for name, mask in theirs.items()}
+        if shapes != given:
+            differing = {k: (shapes.get(k), given.get(k)) for k in shapes | given if shapes.get(k) != given.get(k)}
+            raise ValueError(f"masks do not fit the model; layer → (its shape, the mask's): {differing}")
+        for name, mask in theirs.items():
+            mine[name].copy_(mask)
+
+
+def from_rank_zero(tensor: Tensor) -> Tensor:
+    """In a process group: fill the tensor with that of rank 0."""
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
+def _weights(model: nn.Module, layers: Layers) -> dict[str, nn.Parameter]:
+    """layer → its weight ("layer.in_proj_weight" and the like under another name); a shared one comes once."""
+    found: dict[str, nn.Parameter] = {}
+    for name, module in find_layers(model, layers).items():
+        for key, parameter in module.named_parameters(recurse=False):
+            if key.endswith("weight") and parameter.ndim > 1 and not any(parameter is p for p in found.values()):
+                found[name if key == "weight" else f"{name}.{key}"] = parameter
+    if not found:
+        raise ValueError(f"layers={layers!r}: none of them has a weight with two dimensions or more")
+    return found

@@ -1,0 +1,139 @@
+"""Thresholds that are trained: dynamic sparse training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from companion.features import Layers
+from companion.pruning.masks import PRUNABLE, Masks, from_rank_zero
+
+
+def surrogate(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Long-tailed stand-in for the derivative of the unit step (Liu et al. 2020, eq. 4): 2 − 4|x| where |x| ≤ 0.4,
+    0.4 where 0.4 < |x| ≤ 1, else 0."""
+    x = x.abs()
+    return torch.where(x <= 0.4, 2 - 4 * x, 0.4 * (x <= 1))
+
+
+class DST(Masks):
+    """Dynamic sparse training with trainable thresholds (Liu et al. 2020, arXiv 2005.06870).
+
+    Each row i of a weight (a filter, an output unit) has a threshold t_i, 0 at the start. The network computes with
+
+        w̃_ij = w_ij · S(|w_ij| − t_i),   S the unit step,
+
+    and both are trained on  L(w̃) + α Σ_i exp(−t_i),  with `surrogate` σ for S':
+
+        ∂L/∂w_ij = ∂L/∂w̃_ij · (S(|w_ij| − t_i) + |w_ij| σ(|w_ij| − t_i)),
+        ∂L/∂t_i  = − Σ_j ∂L/∂w̃_ij · w_ij · σ(|w_ij| − t_i).
+
+    The sparsity is not chosen: it follows from α. (In other places "DST" means `RigLITOP`.)
+
+    The model's own parameters hold w̃, so the model stays plain; w and t are kept here. Just before each
+    `optimizer.step()` a hook of the optimizer puts w and the two gradients in place, and `step()` then masks anew. So a
+    masked weight is exactly 0, yet lives on in `latent`, with its momentum: it can come back, which is the point of the
+    method. Gradient clipping sees ∂L/∂w̃. Weight decay acts on w, not on t.
+
+    Args:
+        alpha: weight α of the thresholds' term, above 0; it is `penalty()`, which `fit` adds by itself. In a loop of
+            your own add it to the loss.
+        floor: a layer of lower density starts again with thresholds 0, so that it cannot die.
+        layers: as for `Masks`, which see for the rest.
+
+    Raises:
+        ValueError: see `Masks`; alpha not above 0.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        alpha: float,
+        floor: float = 0.01,
+        layers: Layers = PRUNABLE,
+    ) -> None:
+        super().__init__(model, optimizer, layers=layers)
+        if not alpha > 0:
+            raise ValueError(f"alpha={alpha!r}: the weight of the thresholds' term, above 0")
+        self.alpha, self.floor, self.pending = alpha, floor, False
+        self.latent = {name: from_rank_zero(weight.detach().clone()) for name, weight in self.weights.items()}
+        self.thresholds = {
+            name: nn.Parameter(weight.new_zeros(len(weight), *[1] * (weight.ndim - 1)))
+            for name, weight in self.weights.items()
+        }
+        optimizer.add_param_group({"params": list(self.thresholds.values()), "weight_decay": 0.0})
+        self._handle = optimizer.register_step_pre_hook(self._unmask)
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """α Σ exp(−t) over all rows of all layers."""
+        return self.alpha * torch.cat([t.flatten() for t in self.thresholds.values()]).neg().exp().sum()
+
+    def step(self) -> None:
+        if not self.active:
+            return
+        self.steps += 1
+        if self.pending:  # else there was no optimizer step (float16 overflowed), and the model holds w̃
+            for name, weight in self.weights.items():
+                self.latent[name].copy_(weight.detach())
+        self.pending = False
+        self.apply()
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """w̃ ← w ⊙ S(|w| − t)."""
+        for name, weight in self.weights.items():
+            w, t = self.latent[name], self.thresholds[name]
+            t.mul_((w.abs() > t).float().mean() >= self.floor)
+            alive = w.abs() > t
+            self._masks[name].copy_(alive)
+            self._seen[name] |= alive
+            weight.copy_(w * alive)
+        self._alive = None
+
+    @torch.no_grad()
+    def _unmask(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Before the optimizer's step: w in place of w̃, and the gradients of w and t in place of that of w̃."""
+        if self.pending:
+            raise ValueError("optimizer.step() a second time without DST.step(): call it after each optimizer.step()")
+        self.pending = True
+        for name, weight in self.weights.items():
+            w, t = self.latent[name], self.thresholds[name]
+            if weight.grad is not None:
+                slope = surrogate(w.abs() - t)
+                to_threshold = -(weight.grad * w * slope).flatten(1).sum(1).view_as(t)
+                t.grad = to_threshold if t.grad is None else t.grad + to_threshold
+                weight.grad.mul_(self._masks[name] + w.abs() * slope)
+            weight.copy_(w)
+
+    def remove(self) -> nn.Module:
+        """Let go of model and optimizer: the masked weights stay. Returns the model."""
+        self._handle.remove()
+        return super().remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Besides what `Masks` keeps: the weights before masking, and the thresholds."""
+        thresholds = {name: t.detach().clone() for name, t in self.thresholds.items()}
+        latent = {name: w.clone() for name, w in self.latent.items()}
+        return super().state_dict() | {"latent": latent, "thresholds": thresholds}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._set(self.latent, state["latent"])
+        self._set(self.thresholds, state["thresholds"])
+        super().load_state_dict(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_handle"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Hooks are not copied with an optimizer: the copy gets its own."""
+        self.__dict__.update(state)
+        if self.active and self.optimizer is not None:
+            self._handle = self.optimizer.register_step_pre_hook(self._unmask)
