@@ -44,12 +44,18 @@ def visit(page: Page, site: str) -> Iterator[Callable[[str], Page]]:
     page.on("request", lambda request: off_site(request.url, site) and faults.append(f"off the site: {request.url}"))
 
     def visit(name: str) -> Page:
-        page.goto(urljoin(site, name), wait_until="networkidle")
-        page.evaluate("window.MathJax?.startup?.promise")
-        return page
+        return drawn(page, urljoin(site, name))
 
     yield visit
     assert not faults
+
+
+def drawn(page: Page, address: str) -> Page:
+    """The page at this address, its scripts run and its math typeset."""
+    page.goto(address)
+    page.wait_for_load_state("networkidle")
+    page.evaluate("window.MathJax?.startup?.promise")
+    return page
 
 
 def off_site(url: str, site: str) -> bool:
@@ -91,8 +97,7 @@ def test_every_figure_has_alternative_text_and_caption(name: str, visit: Callabl
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everyone_can_read_the_page(name: str, scheme: Any, browser: Browser, site: str) -> None:
     with browser.new_context(color_scheme=scheme, reduced_motion="reduce") as context:
-        page = context.new_page()
-        page.goto(urljoin(site, name), wait_until="networkidle")
+        page = drawn(context.new_page(), urljoin(site, name))
         page.wait_for_function("scheme => document.documentElement.dataset.theme === scheme", arg=scheme)
         assert not barriers(page)
 
