@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from filelock import FileLock, Timeout
 from torch import nn
 
@@ -58,7 +59,7 @@ class Tier:
 
 
 @dataclass(frozen=True)
-class Place:
+class Workplace:
     """Where runs are made; nothing here changes their result beyond rounding.
 
     Attributes:
@@ -90,7 +91,7 @@ class Experiment:
 
     name: str
     question: str
-    perform: Callable[[Run, Place], Outcome]
+    perform: Callable[[Run, Workplace], Outcome]
     tiers: Mapping[str, Tier]
 
     def runs(self, tier: str, seeds: Iterable[int] | None = None) -> list[Run]:
@@ -129,7 +130,7 @@ SCHEDULES: Mapping[str, Callable[..., training.Schedule]] = MappingProxyType(
 )
 
 
-def train(run: Run, place: Place) -> Outcome:
+def train(run: Run, place: Workplace) -> Outcome:
     """Train one network by the run's settings and measure it; nothing is selected on the test set.
 
     The result reports the net of the last epoch on `test`, and the epoch that was best on the held-out `validation`
@@ -180,7 +181,7 @@ def train(run: Run, place: Place) -> Outcome:
 
 
 # ----------------------------------------------------------------------------------------------- maps of published nets
-def published_cka(run: Run, place: Place) -> Outcome:
+def published_cka(run: Run, place: Workplace) -> Outcome:
     """CKA maps, geometry and accuracy of a network with published (or untrained) weights on test images.
 
     The images are normalised by ImageNet's mean and deviation, as they were when the weights were trained.
@@ -221,6 +222,47 @@ def published_cka(run: Run, place: Place) -> Outcome:
         "classes": list(images.classes),
     }
     return Outcome(result, [], {name: measures.matrix(table) for name, table in maps.items()} | {"geometry": geometry})
+
+
+# ----------------------------------------------------------------------------------------------------------- throughput
+def throughput(run: Run, place: Workplace) -> Outcome:
+    """Images per second of a training step (`steps` of them, after two that warm up), or of reading ImageNet's files.
+
+    The result holds quartiles: a machine that does other things besides has a spread.
+    """
+    s = run.settings
+    training.seed_everything(run.seed)
+    size, batch = s["size"], s["batch_size"]
+    step: Callable[[], Any]
+    if s["model"] is None:
+        folder = data.imagenet("val", place.data)
+        reader = data.ImageNetLoader(folder, batch, train=True, size=size, workers=s["workers"], device=place.device)
+        step = iter(reader).__next__
+    else:
+        network = getattr(models, s["model"], None) or getattr(torchvision.models, s["model"])
+        options = {"channels_last": s["channels_last"], "precision": s["precision"], "compile": s["compile"]}
+        channels = 1 if s["model"] == "digits_net" else 3
+        x, y = (
+            torch.randn(batch, channels, size, size, device=place.device),
+            torch.arange(batch, device=place.device) % 10,
+        )
+        model = network().to(place.device)
+        optimizer = training.sgd(model)
+
+        def step() -> Any:
+            return training.fit(model, [(x, y)], optimizer, epochs=1, progress=False, **options)
+
+    rates = []
+    for index in range(s["steps"] + 2):
+        clock = time.perf_counter()
+        step()
+        if place.device.type == "cuda":
+            torch.cuda.synchronize(place.device)
+        if index >= 2:
+            rates.append(batch / (time.perf_counter() - clock))
+    low, median, high = torch.tensor(rates).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+    found = {"low": low, "median": median, "high": high, "steps": s["steps"]}
+    return Outcome({"images_per_second": measures.rounded(found)}, [], {})
 
 
 # ------------------------------------------------------------------------------------------------------------- registry
@@ -268,6 +310,9 @@ UNTRAINED: dict[str, dict[str, Any]] = {
 }
 PAIRS = {"resnet20-vs-resnet56": {"model": "resnet20", "other": "resnet56", "weights": "akamaster"}}
 
+STEP = {"precision": "bfloat16", "channels_last": True, "compile": False}
+READ = {"model": None, "workers": 2}
+
 _EXPERIMENTS = (
     Experiment(
         "published_cka",
@@ -300,6 +345,26 @@ _EXPERIMENTS = (
             "laptop": Tier(CIFAR_LAPTOP | {"pool": 1, "padding": 4, "epochs": 16, "compile": True}, {"dense": {}}),
         },
     ),
+    Experiment(
+        "throughput",
+        "How many images does a training step, or the reading of files, get through in a second?",
+        throughput,
+        {
+            "smoke": Tier(STEP | {"size": 8, "batch_size": 16, "steps": 3}, {"digits_net": {"model": "digits_net"}}),
+            "laptop": Tier(
+                STEP | {"size": 224, "batch_size": 32, "steps": 8},
+                {"resnet18": {"model": "resnet18"}, "resnet50": {"model": "resnet50"}, "read": READ},
+            ),
+            "paper": Tier(
+                STEP | {"size": 224, "batch_size": 192, "steps": 50},
+                {
+                    "resnet18": {"model": "resnet18"},
+                    "resnet50": {"model": "resnet50"},
+                    "read": READ | {"workers": 12, "steps": 3},
+                },
+            ),
+        },
+    ),
 )
 EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType({e.name: e for e in _EXPERIMENTS})
 
@@ -329,7 +394,7 @@ def _same(a: Run, b: Run) -> bool:
     return json.dumps(dataclasses.asdict(a), sort_keys=True) == json.dumps(dataclasses.asdict(b), sort_keys=True)
 
 
-def perform(run: Run, place: Place, root: Path) -> Record | None:
+def perform(run: Run, place: Workplace, root: Path) -> Record | None:
     """The run's record: read where there is one, else made and written. None when another runner is at it."""
     if (there := recorded(run, root)) is not None:
         return there
@@ -357,7 +422,7 @@ def load_or_run(
     *,
     mode: str = "replay",
     seeds: Iterable[int] | None = None,
-    place: Place | None = None,
+    place: Workplace | None = None,
     root: str | Path | None = None,
 ) -> Records:
     """The records of an experiment: replayed from the book's results, or made here.
@@ -383,7 +448,7 @@ def load_or_run(
         return Records(found, [run for run, record in there if record is None])
     if mode != "run":
         raise ValueError(f"mode={mode!r} is unknown; use 'replay' or 'run'")
-    place = place or Place(progress=True)
+    place = place or Workplace(progress=True)
     made = [perform(run, place, place.work / "results") for run in runs]
     return Records([record for record in made if record is not None])
 
@@ -469,7 +534,7 @@ def _run(arguments: argparse.Namespace, root: Path) -> int:
             subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads}) for _ in range(arguments.jobs)
         ]
         return max(worker.wait() for worker in workers)
-    place = Place(data=arguments.data, progress=not arguments.quiet)
+    place = Workplace(data=arguments.data, progress=not arguments.quiet)
     if arguments.device:
         place = dataclasses.replace(place, device=torch.device(arguments.device))
     index, count = arguments.shard
@@ -512,7 +577,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 done = sum(recorded(run, root) is not None for run in runs)
                 print(f"{experiment.name} {tier}: {done} of {len(runs)} recorded" + ("" if done else ", not run"))
         elif arguments.command == "table":
-            print(load_or_run(arguments.name, arguments.tier, root=root).table().to_string(index=False))
+            made = load_or_run(arguments.name, arguments.tier, root=root)
+            scored = Records([record for record in made if "test" in record.result], made.missing)
+            print(
+                scored.table().to_string(index=False)
+                if len(scored)
+                else "\n".join(f"{r.run}: {r.result}" for r in made)
+            )
         elif arguments.command == "verify":
             found = problems(root)
             print("\n".join(found) if found else f"{len(list(root.glob('*/*/*.json')))} records, all in order")

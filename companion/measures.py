@@ -17,7 +17,7 @@ from companion.features import extract
 from companion.models import BasicBlock
 from companion.similarity import cka_map
 
-# Edges of the histogram of |w| / RMS(layer): 1 is a typical weight, whatever the layer's scale.
+# Edges of the histogram of abs(w) / RMS(layer): 1 is a typical weight, whatever the layer's scale.
 WEIGHT_EDGES = [0.0, *(round(10 ** (k / 4), 6) for k in range(-16, 5))]
 
 
@@ -50,13 +50,12 @@ def matrix(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def weights(model: nn.Module) -> dict[str, Any]:
-    """Of every convolution and linear layer: shape, RMS, histogram of |w|/RMS, filter norms, and the scales of a batch
-    norm that follows.
+    """Of every convolution and linear layer: scale, zeros, histogram of its weights, filter norms, batch norm's scales.
 
     Returns:
-        `edges` of the histogram (the last bin is open) and one entry a layer: `name`, `shape`, `rms`, `zeros` (exact),
-        `histogram` (counts), `filter_norms` (L2, one a filter) and, with a batch norm right after it, `bn_scale` (γ)
-        and `bn_deviation` (running σ).
+        `edges` of the histograms of abs(w) / RMS(layer), the last bin open, and `layers`, one entry a layer: `name`,
+        `shape`, `rms`, `zeros` (exact ones), `histogram` (counts), `filter_norms` (L2, one a filter) and, where a batch
+        norm comes right after, `bn_scale` (its γ) and `bn_deviation` (its running σ).
     """
     modules = list(model.named_modules())
     layers = []
@@ -90,7 +89,7 @@ def weights(model: nn.Module) -> dict[str, Any]:
 
 
 def trajectory(model: nn.Module, images: Tensor) -> dict[str, Any]:
-    """Path of the examples through the blocks, stage by stage: means of ‖d_l‖, ‖d_l‖/‖x_l‖ and turning angles (radians)."""
+    """The path through the blocks, stage by stage: means of ‖d_l‖, ‖d_l‖/‖x_l‖ and turning angles (radians)."""
     features = extract(model, images, BasicBlock, reduce=None)
     found: dict[str, list[Any]] = {"steps": [], "length": [], "relative_length": [], "turns": [], "angle": []}
     for stage in flow.stages(features):

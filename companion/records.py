@@ -146,8 +146,9 @@ class Record:
             raise ValueError(f"record {self.run}: " + "; ".join(found))
         text = self.to_json()
         if len(text.encode()) > LIMIT:
+            size = len(text.encode())
             raise ValueError(
-                f"record {self.run}: {len(text.encode())} bytes, at most {LIMIT} are allowed; store fewer or rounder measures"
+                f"record {self.run}: {size} bytes, at most {LIMIT} are allowed: round the measures"
             )
         path = results_root(root) / self.run.path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -244,7 +245,7 @@ def _infinite(value: Any, path: str = "") -> Iterator[str]:
 
 # ----------------------------------------------------------------------------------------------------------- provenance
 def provenance(device: torch.device | str, started: str, wall_seconds: float) -> dict[str, Any]:
-    """Where and with what a run was made: models of processor and accelerator, never a host's name; versions; commit."""
+    """Where and with what a run was made: models of processor and accelerator, never a host; versions; commit."""
     device = torch.device(device)
     commit, clean = _commit()
     return {

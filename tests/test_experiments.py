@@ -1,0 +1,250 @@
+"""The registry, the runner and the command line, on digits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import MappingProxyType
+
+import pytest
+import torch
+
+from companion import experiments, measures, models, records
+from companion.experiments import EXPERIMENTS, Experiment, Outcome, Tier, Workplace
+from companion.records import Run
+
+TINY = {
+    "dataset": "digits",
+    "validation": 100,
+    "model": "digits_net",
+    "model_options": {"width": 4, "blocks": 2},
+    "batch_size": 128,
+    "epochs": 2,
+    "schedule": "one_cycle",
+    "lr": 0.1,
+    "weight_decay": 5e-4,
+}
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """An experiment of two tiny trainings, in the registry for one test."""
+    toy = Experiment("toy", "Does it run?", experiments.train, {"smoke": Tier(TINY, {"dense": {}}, seeds=(0, 1))})
+    monkeypatch.setattr(experiments, "EXPERIMENTS", MappingProxyType({"toy": toy}))
+    return toy
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Workplace(device=torch.device("cpu"), work=tmp_path / "work")
+
+
+def test_registry_expands_to_distinct_json_runs():
+    for experiment in EXPERIMENTS.values():
+        assert set(experiment.tiers) <= set(experiments.TIERS) and experiment.question.endswith("?")
+        for tier in experiment.tiers:
+            runs = experiment.runs(tier)
+            assert len({run.path for run in runs}) == len(runs)
+            for run in runs:
+                assert Run(**json.loads(json.dumps(dataclasses.asdict(run)))) == run
+    with pytest.raises(ValueError, match="no tier 'huge'"):
+        EXPERIMENTS["dense_cifar10"].runs("huge")
+    with pytest.raises(ValueError, match="no experiment 'nonsense'"):
+        experiments.find("nonsense")
+
+
+def test_every_experiment_has_a_dry_run():
+    assert all("smoke" in experiment.tiers for experiment in EXPERIMENTS.values())
+
+
+def test_training_run_becomes_a_record_and_is_not_repeated(toy, place, tmp_path, capsys):
+    root = tmp_path / "results"
+    run = toy.runs("smoke")[0]
+    record = experiments.perform(run, place, root)
+    assert record.run == run and len(record.curve) == 2 and records.problems(record) == []
+    assert {"cka", "weights", "trajectory"} <= set(record.measures)
+    assert record.result["test"]["examples"] == 360
+    before = (root / run.path).read_bytes()
+    assert experiments.perform(run, place, root) == record and (root / run.path).read_bytes() == before
+    assert not list(place.work.rglob("*.pt*"))  # the checkpoint goes when the record is there
+    again = experiments.perform(run, place, tmp_path / "again")
+    assert again.result == record.result and again.measures == record.measures  # same seed, same numbers
+
+    assert experiments.main(["status", "--results", str(root)]) == 0
+    assert "toy smoke: 1 of 2 recorded" in capsys.readouterr().out
+    assert experiments.main(["verify", "--results", str(root)]) == 0
+    assert "1 records, all in order" in capsys.readouterr().out
+    assert experiments.main(["table", "toy", "--tier", "smoke", "--results", str(root)]) == 0
+    assert "dense" in capsys.readouterr().out
+    replayed = experiments.load_or_run("toy", "smoke", root=root)
+    assert len(replayed) == 1 and [missing.seed for missing in replayed.missing] == [1]
+
+
+def test_verify_finds_what_was_changed_by_hand(toy, place, tmp_path, capsys):
+    path = experiments.perform(toy.runs("smoke")[0], place, tmp_path) and tmp_path / toy.runs("smoke")[0].path
+    content = json.loads(path.read_text())
+    content["result"]["validation"]["correct"] += 1
+    path.write_text(json.dumps(content))
+    assert experiments.main(["verify", "--results", str(tmp_path)]) == 1
+    assert "result.validation has accuracy" in capsys.readouterr().out
+    content["result"]["validation"]["correct"] -= 1
+    content["run"]["settings"]["lr"] = 0.3
+    path.write_text(json.dumps(content))
+    assert experiments.main(["verify", "--results", str(tmp_path)]) == 1
+    assert "settings are not the registry's" in capsys.readouterr().out
+    path.write_text(path.read_text()[:-40])
+    assert experiments.main(["verify", "--results", str(tmp_path)]) == 1
+    assert "not a record" in capsys.readouterr().out
+
+
+def test_replay_of_nothing_says_how_to_run(toy, tmp_path):
+    with pytest.raises(ValueError, match="run toy --tier smoke makes the records"):
+        experiments.load_or_run("toy", "smoke", root=tmp_path)
+    with pytest.raises(ValueError, match="mode='rerun' is unknown"):
+        experiments.load_or_run("toy", "smoke", mode="rerun", root=tmp_path)
+
+
+def test_run_mode_leaves_the_books_records_alone(toy, place, tmp_path):
+    made = experiments.load_or_run("toy", "smoke", mode="run", seeds=[0], place=place, root=tmp_path / "book")
+    assert len(made) == 1 and not (tmp_path / "book").exists()
+
+
+def test_a_run_in_other_hands_is_left_to_them(toy, place, tmp_path):
+    run = toy.runs("smoke")[0]
+    lock = (place.work / run.path).with_suffix(".run")
+    lock.parent.mkdir(parents=True)
+    holder = multiprocessing.get_context("spawn").Process(target=_hold, args=(str(lock), str(tmp_path / "held")))
+    holder.start()
+    try:
+        while not (tmp_path / "held").exists():
+            time.sleep(0.05)
+        assert experiments.perform(run, place, tmp_path / "results") is None
+    finally:
+        holder.kill()
+        holder.join()
+    assert experiments.perform(run, place, tmp_path / "results") is not None  # the lock dies with its holder
+
+
+def _hold(lock, sign):
+    from pathlib import Path
+
+    from filelock import FileLock
+
+    with FileLock(lock):
+        Path(sign).touch()
+        time.sleep(60)
+
+
+COMMAND = [
+    sys.executable,
+    "-m",
+    "companion.experiments",
+    "run",
+    "dense_cifar10",
+    "--tier",
+    "smoke",
+    "--seeds",
+    "0",
+    "--quiet",
+    "--device",
+    "cpu",
+]
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_continues_to_the_same_record(tmp_path):
+    """SIGKILL while a run is in progress; the next call resumes it, to the numbers of a run never interrupted."""
+
+    def environment(name):
+        return {**os.environ, "COMPANION_WORK": str(tmp_path / name), "OMP_NUM_THREADS": "1"}
+
+    def record(name):
+        return records.load(tmp_path / name / "dense_cifar10" / "smoke" / "dense-seed0.json")
+
+    killed = subprocess.Popen([*COMMAND, "--results", str(tmp_path / "a")], env=environment("work_a"))
+    while not list((tmp_path / "work_a").rglob("*.pt")) and killed.poll() is None:
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "a").exists()
+    for name in ("a", "b"):  # a: resumes; b: never interrupted
+        subprocess.run([*COMMAND, "--results", str(tmp_path / name)], env=environment(f"work_{name}"), check=True)
+    resumed, whole = record("a"), record("b")
+    assert resumed.result == whole.result and resumed.measures == whole.measures
+
+
+def test_jobs_share_the_runs(toy, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        experiments.main(["run", "toy", "--shard", "3/2"])
+    assert experiments.main(["run", "toy", "--tier", "smoke", "--jobs", "0", "--results", str(tmp_path)]) == 2
+    assert "--jobs 0" in capsys.readouterr().err
+
+
+def test_shards_are_a_partition():
+    runs = EXPERIMENTS["published_cka"].runs("paper")
+    parts = [runs[i - 1 :: 3] for i in (1, 2, 3)]
+    assert sorted(r.name for part in parts for r in part) == sorted(r.name for r in runs)
+
+
+def test_missing_data_is_a_message_and_a_status(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COMPANION_WORK", str(tmp_path / "work"))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    command = ["run", "published_cka", "--tier", "paper", "--device", "cpu", "--data", str(empty)]
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", _no_network)
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", _no_network)
+    assert experiments.main([*command, "--results", str(tmp_path)]) == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def _no_network(*args, **kwargs):
+    raise OSError("no network")
+
+
+def test_published_maps_on_digits(place, tmp_path):
+    run = EXPERIMENTS["published_cka"].runs("smoke")[0]
+    record = experiments.perform(run, place, tmp_path)
+    layers = ["relu", "layer1.0", "layer1.1", "layer1.2", "layer1.3", "linear"]
+    for name in ("cka", "cka_biased", "cka_pooled"):
+        frame = record.frame(name)
+        assert list(frame.index) == layers
+        assert (abs(frame.to_numpy().diagonal() - 1) < 1e-3).all() and (frame == frame.T).all().all()
+    geometry = record.measures["geometry"]
+    assert [len(points) for points in geometry["points"]] == [100] * len(layers)
+    assert all(geometry["labels"].count(label) == 10 for label in range(10))
+
+
+def test_weight_measures_count_every_weight(device):
+    model = models.digits_net(width=4, blocks=1).to(device)
+    with torch.no_grad():
+        model.layer1[0].conv1.weight[:2] = 0
+    found = measures.weights(model)
+    by_name = {layer["name"]: layer for layer in found["layers"]}
+    assert set(by_name) == {"conv1", "layer1.0.conv1", "layer1.0.conv2", "linear"}
+    conv = by_name["layer1.0.conv1"]
+    assert sum(conv["histogram"]) == 4 * 4 * 9 and conv["zeros"] == 72 and conv["filter_norms"][:2] == [0, 0]
+    assert len(conv["histogram"]) == len(found["edges"]) and len(conv["bn_scale"]) == 4
+    assert "bn_scale" not in by_name["linear"]
+
+
+def test_geometry_explains_a_plane_completely(device):
+    """Features that lie in a plane lose nothing in two components, and the same plane twice gives the same points."""
+    plane = torch.nn.Sequential(torch.nn.Linear(2, 6), torch.nn.Linear(6, 6)).to(device, torch.float64)
+    found = measures.geometry(plane, torch.randn(20, 2, dtype=torch.float64, device=device), torch.nn.Linear)
+    assert found["explained"] == [1.0, 1.0]
+    points = torch.tensor(found["points"])
+    torch.testing.assert_close(points.square().sum((1, 2)), torch.tensor([20.0, 20.0]), rtol=1e-2, atol=0)
+
+
+def test_an_outcome_of_nan_is_no_record(toy, place, tmp_path, monkeypatch):
+    broken = dataclasses.replace(toy, perform=lambda run, place: Outcome({"loss": float("nan")}, [], {}))
+    monkeypatch.setattr(experiments, "EXPERIMENTS", MappingProxyType({"toy": broken}))
+    with pytest.raises(ValueError, match=r"result\.loss is not finite"):
+        experiments.perform(broken.runs("smoke")[0], place, tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
