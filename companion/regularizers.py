@@ -1,0 +1,293 @@
+"""Penalties: terms of the loss that read what the last training forward pass left in the network, or its weights.
+
+All share one interface. A penalty is built from a model, called once for each optimizer step after the forward pass,
+and returns a scalar that is added to the loss::
+
+    penalty = CKASparsity(model, beta=1e-4)
+    for x, y in loader:
+        loss = F.cross_entropy(model(x), y) + penalty()
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+
+Evaluation passes leave nothing behind. `penalty.last` is the last value, detached, and `remove()` takes the hooks off.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from itertools import combinations, groupby, pairwise
+from typing import Any, TypeAlias
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from companion.features import FeatureTap, Layers, find_blocks, find_layers, unwrap
+from companion.similarity import MINIMUM, Kernel, alignment, gram
+
+Pair: TypeAlias = tuple[str, str]
+Pairs: TypeAlias = "str | Iterable[Pair] | Mapping[Pair, float]"
+
+FEW = 32  # examples below which the biased estimator says more about their number than about the layers
+
+
+class CKASparsity:
+    r"""CKA-SR (Ni et al. 2023, arXiv 2307.07389, appendix eq. 11): β · Σ_stages Σ_i Σ_{j≠i} CKA(X_i, X_j).
+
+    The sum runs over ordered pairs, so each distinct pair counts twice; the constant pairs i = j are left out. A
+    *stage* is a run of blocks whose outputs have one shape. Each rank of a process group computes the penalty on its
+    own examples.
+
+    Args:
+        model: any module; wrapped or compiled too, if the penalty is built before the first compiled call.
+        beta: strength β ≥ 0.
+        examples: how many of the batch's first examples are compared; None: all. A batch with fewer than 4 gives 0.
+        every: compute the penalty at every n-th call, return 0 at the others. One call is one optimizer step.
+        layers: the layers to compare, see `features.find_layers`; None: the blocks, see `features.find_blocks`.
+        pairs: `"stage"`, `"all"`, `"adjacent"` (neighbours inside a stage), a list of pairs of names, or a mapping from
+            pair to weight w_ij.
+        estimator: `"unbiased"` or `"biased"`. With few examples the biased value is near 1 whatever the layers do: a
+            warning says so.
+        form: what is summed: the value (`"signed"`; the unbiased one rewards negative values), its square, or its
+            positive part (`"clipped"`).
+        reduction: `"sum"` over ordered pairs, or `"mean"` over distinct ones.
+        kernel: see `similarity.gram`.
+
+    Attributes:
+        last: the last value that was computed, detached; None before the first.
+
+    Raises:
+        ValueError: an argument out of range, unknown layers or pairs, no pair at all.
+        RuntimeError: no training forward pass since the model was tapped.
+    """
+
+    name = "cka"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        beta: float = 1e-4,
+        *,
+        examples: int | None = 8,
+        every: int = 5,
+        layers: Layers | None = None,
+        pairs: Pairs = "stage",
+        estimator: str = "unbiased",
+        form: str = "signed",
+        reduction: str = "sum",
+        kernel: Kernel = "linear",
+    ) -> None:
+        _one_of(
+            estimator=(estimator, ("unbiased", "biased")), form=(form, FORMS), reduction=(reduction, ("sum", "mean"))
+        )
+        if isinstance(pairs, str):
+            _one_of(pairs=(pairs, ("stage", "all", "adjacent")))
+        if beta < 0:
+            raise ValueError(f"beta={beta} must not be negative")
+        if every < 1:
+            raise ValueError(f"every={every} must be at least 1")
+        if examples is not None and examples < MINIMUM:
+            raise ValueError(f"examples={examples}; HSIC needs at least {MINIMUM}")
+        if estimator == "biased" and examples is not None and examples < FEW:
+            warnings.warn(
+                f"biased CKA of {examples} examples is near 1 whatever the layers do (0.97 for 8 unrelated ones); "
+                "use estimator='unbiased', or more examples",
+                stacklevel=2,
+            )
+        self.beta, self.examples, self.every = beta, examples, every
+        self.pairs, self.reduction, self.form, self.kernel = pairs, reduction, form, kernel
+        self.unbiased = estimator == "unbiased"
+        self.last: Tensor | None = None
+        self.calls = 0
+        self._model = unwrap(model)
+        self._shapes: dict[str, torch.Size] = {}
+        self._weights: Tensor | None = None
+        self._layers: list[str] = []
+        self._values: Tensor | None = None
+        chosen = find_blocks(model) if layers is None else layers
+        self._tap = FeatureTap(model, chosen, reduce=self._gram, detach=False, compiled=True, when=self._due).attach()
+
+    # -- in the forward pass
+    def _due(self) -> bool:
+        return self._model.training and self.calls % self.every == 0
+
+    def _gram(self, x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "n n"]:
+        return gram(x[: self.examples], self.kernel)
+
+    # -- after it
+    def __call__(self) -> Float[Tensor, ""]:
+        """β times the sum over pairs, for the last training forward pass; 0 where none is due."""
+        due = self.calls % self.every == 0
+        self.calls += 1
+        if not due:
+            return next(self._model.parameters()).new_zeros(())
+        if not self._tap:
+            raise RuntimeError(
+                "no features: run model(x) in training mode before the penalty, which was tapped when built"
+            )
+        layers, grams = list(self._tap), list(self._tap.values())
+        if self._weights is None:
+            self._weights = self._pair_weights(layers).to(grams[0].device)
+        if len(grams[0]) < MINIMUM:
+            return grams[0].new_zeros(())
+        values = alignment(grams, self.unbiased)
+        self._layers, self._values = layers, values.detach()
+        total = self.beta * (self._weights * FORMS[self.form](values)).sum()
+        self.last = total.detach()
+        return total.to(grams[0].dtype)
+
+    def _pair_weights(self, layers: list[str]) -> Float[Tensor, "layers layers"]:
+        """w_ij of every pair i < j; fixed by the first forward pass, which tells the shapes."""
+        stages = [[name for name, _ in run] for _, run in groupby(self._tap.shapes.items(), key=lambda item: item[1])]
+        if isinstance(self.pairs, Mapping):
+            chosen = dict(self.pairs)
+        elif not isinstance(self.pairs, str):
+            chosen = dict.fromkeys(self.pairs, 1.0)
+        elif self.pairs == "all":
+            chosen = dict.fromkeys(combinations(layers, 2), 1.0)
+        else:
+            neighbours = pairwise if self.pairs == "adjacent" else lambda stage: combinations(stage, 2)
+            chosen = dict.fromkeys((pair for stage in stages for pair in neighbours(stage)), 1.0)
+        unknown = sorted({name for pair in chosen for name in pair} - set(layers))
+        if unknown or any(a == b for a, b in chosen):
+            raise ValueError(f"pairs must be of two different layers among {layers}; got {unknown or list(chosen)}")
+        if not chosen:
+            raise ValueError(
+                f"no pair to compare: the stages {stages} hold one layer each; use pairs='all', or choose layers"
+            )
+        weights = torch.zeros(len(layers), len(layers), dtype=torch.float64)
+        for (a, b), weight in chosen.items():
+            weights[layers.index(a), layers.index(b)] += weight
+        return weights * (2 if self.reduction == "sum" else 1 / len(chosen))
+
+    def table(self) -> pd.DataFrame:
+        """CKA of all layers at the last value computed, for a look inside."""
+        if self._values is None:
+            raise RuntimeError("the penalty has not been computed yet")
+        return pd.DataFrame(self._values.cpu().numpy(), index=self._layers, columns=self._layers)
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        self._tap.remove()
+
+    def state_dict(self) -> dict[str, int]:
+        """The number of calls, on which `every` counts."""
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.calls = int(state["calls"])
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({type(self._model).__name__}, beta={self.beta}, examples={self.examples}, "
+            f"every={self.every}, layers={list(self._tap.layers)}, form={self.form!r})"
+        )
+
+
+FORMS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "signed": lambda values: values,
+    "squared": torch.square,
+    "clipped": torch.relu,
+}
+
+
+class AugmentedCKASparsity(CKASparsity):
+    """AugCKA-SR (appendix eq. 14): β · 2/(N(N−1)) · Σ_{i<j} CKA(X_i, X_j) over all N blocks, across stages.
+
+    Biased, on every example of every batch. Arguments as for `CKASparsity`.
+    """
+
+    name = "augmented_cka"
+
+    def __init__(
+        self, model: nn.Module, beta: float = 0.1, *, examples: int | None = None, every: int = 1, **options: Any
+    ) -> None:
+        super().__init__(
+            model,
+            beta,
+            examples=examples,
+            every=every,
+            **{"pairs": "all", "estimator": "biased", "reduction": "mean", **options},
+        )
+
+
+def _one_of(**choices: tuple[str, Iterable[str]]) -> None:
+    for name, (given, allowed) in choices.items():
+        if given not in allowed:
+            raise ValueError(f"{name}={given!r} is unknown; use one of {list(allowed)}")
+
+
+# ------------------------------------------------------------------------------------------------------------ baselines
+def cca_kernel(x: Float[Tensor, "n features"], ridge: float = 0.1) -> Float[Tensor, "n n"]:
+    """K(K + λI)⁻¹ with K = XXᵀ and λ = `ridge` · tr(K)/n: CKA with this kernel is regularised CCA (Fukumizu et al.
+    2007).
+
+    Without the ridge it would be the projection onto the features, the identity as soon as features outnumber examples.
+    """
+    k = x @ x.T
+    damping = ridge * k.diagonal().mean() + torch.finfo(k.dtype).tiny
+    return torch.linalg.solve(k + damping * torch.eye(len(k), dtype=k.dtype, device=k.device), k)
+
+
+class _OnWeights:
+    """A penalty on the weights of convolutions and linear layers (or of `layers`), read when it is called."""
+
+    def __init__(self, model: nn.Module, strength: float, layers: Layers | None = None) -> None:
+        if strength < 0:
+            raise ValueError(f"strength={strength} must not be negative")
+        found = find_layers(model, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear) if layers is None else layers)
+        self.strength = strength
+        # Parameters, not copies: an optimizer changes them in place.
+        weights = {name: getattr(module, "weight", None) for name, module in found.items()}
+        self.weights = {name: weight for name, weight in weights.items() if isinstance(weight, nn.Parameter)}
+        if not self.weights:
+            raise ValueError(f"none of the layers {list(found)} has a weight")
+        self.last: Tensor | None = None
+
+    def term(self, weight: Tensor) -> Float[Tensor, ""]:
+        """What one layer's weight adds, before the strength."""
+        raise NotImplementedError
+
+    def __call__(self) -> Float[Tensor, ""]:
+        total = self.strength * torch.stack([self.term(weight) for weight in self.weights.values()]).sum()
+        self.last = total.detach()
+        return total
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(strength={self.strength}, layers={list(self.weights)})"
+
+
+class L1(_OnWeights):
+    """strength · Σ |w| (Tibshirani 1996)."""
+
+    name = "l1"
+
+    def term(self, weight: Tensor) -> Float[Tensor, ""]:
+        return weight.abs().sum()
+
+
+class GroupLasso(_OnWeights):
+    """strength · Σ_filters √(weights of a filter) · ‖filter‖₂ (Yuan & Lin 2006): whole filters go to zero together.
+
+    The gradient of a filter that is exactly zero is zero.
+    """
+
+    name = "group_lasso"
+
+    def term(self, weight: Tensor) -> Float[Tensor, ""]:
+        rows = weight.flatten(1)
+        squares = rows.square().sum(1)
+        norms = torch.where(squares > 0, squares, 1).sqrt() * (squares > 0)
+        return rows.shape[1] ** 0.5 * norms.sum()
+
+
+class Orthogonality(_OnWeights):
+    """strength · Σ_layers ‖WWᵀ − I‖²_F (Bansal et al. 2018, arXiv 1810.09102), or WᵀW where that is smaller."""
+
+    name = "orthogonality"
+
+    def term(self, weight: Tensor) -> Float[Tensor, ""]:
+        rows = weight.flatten(1)
+        rows = rows if rows.shape[0] <= rows.shape[1] else rows.T
+        return (rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)).square().sum()
