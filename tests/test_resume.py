@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from companion.data import DeviceLoader, Images
+from companion.pruning import DST, GraNet
 from companion.training import (
     History,
     adamw,
@@ -107,8 +108,14 @@ def run(
         "validation": DeviceLoader(images, 50),
     } | options
     optimizer = options.pop("optimizer", adamw)(model, 1e-2)
+    sparsities: dict[str, Callable[[], Any]] = {
+        "drop": lambda: Drop(model[5].weight),
+        "GraNet": lambda: GraNet(model, optimizer, sparsity=0.8, steps=30, every=4),
+        "DST": lambda: DST(model, optimizer, alpha=1e-3),
+    }
+    sparsity = sparsities[options.pop("sparsity", "drop")]()
     history = fit(
-        model, data, optimizer, penalty=[noise, penalty], sparsity=Drop(model[5].weight), seed=1, progress=False,
+        model, data, optimizer, penalty=[noise, penalty], sparsity=sparsity, seed=1, progress=False,
         checkpoint=path, **options,
     )  # fmt: skip
     return {name: value.clone() for name, value in model.state_dict().items()}, history
@@ -149,6 +156,8 @@ def stop_at(step: int) -> Callable[[], None]:
         {"accumulate": 3, "checkpoint_every": 1, "clip": 0.5},
         {"optimizer": sgd, "schedule": None, "precision": "bfloat16", "channels_last": True},
         {"checkpoint_every": None},
+        {"sparsity": "GraNet"},
+        {"sparsity": "DST"},
     ],
     ids=lambda options: ", ".join(map(str, options.values())) or "default",
 )
