@@ -100,6 +100,9 @@ class CKASparsity:
         self.unbiased = estimator == "unbiased"
         self.last: Tensor | None = None
         self.calls = 0
+        self._next = (
+            True  # whether the coming call is due; a bool, because a compiled graph would be remade for each count
+        )
         self._model = unwrap(model)
         self._shapes: dict[str, torch.Size] = {}
         self._weights: Tensor | None = None
@@ -110,7 +113,7 @@ class CKASparsity:
 
     # -- in the forward pass
     def _due(self) -> bool:
-        return self._model.training and self.calls % self.every == 0
+        return self._model.training and self._next
 
     def _gram(self, x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "n n"]:
         return gram(x[: self.examples], self.kernel)
@@ -118,8 +121,8 @@ class CKASparsity:
     # -- after it
     def __call__(self) -> Float[Tensor, ""]:
         """β times the sum over pairs, for the last training forward pass; 0 where none is due."""
-        due = self.calls % self.every == 0
-        self.calls += 1
+        due = self._next
+        self._count(self.calls + 1)
         if not due:
             return next(self._model.parameters()).new_zeros(())
         if not self._tap:
@@ -136,6 +139,10 @@ class CKASparsity:
         total = self.beta * (self._weights * FORMS[self.form](values)).sum()
         self.last = total.detach()
         return total.to(grams[0].dtype)
+
+    def _count(self, calls: int) -> None:
+        self.calls = calls
+        self._next = calls % self.every == 0
 
     def _pair_weights(self, layers: list[str]) -> Float[Tensor, "layers layers"]:
         """w_ij of every pair i < j; fixed by the first forward pass, which tells the shapes."""
@@ -176,7 +183,7 @@ class CKASparsity:
         return {"calls": self.calls}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.calls = int(state["calls"])
+        self._count(int(state["calls"]))
 
     def __repr__(self) -> str:
         return (
@@ -259,7 +266,7 @@ class _OnWeights:
 
 
 class L1(_OnWeights):
-    """strength · Σ |w| (Tibshirani 1996)."""
+    """strength · Σ `abs(w)` (Tibshirani 1996)."""
 
     name = "l1"
 

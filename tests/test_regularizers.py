@@ -162,6 +162,33 @@ def test_computed_in_float32_under_autocast(device):
     assert float(found) == pytest.approx(float(penalty()), abs=0.05)
 
 
+@pytest.mark.slow
+def test_compiled_models_are_compiled_twice_at_most_with_the_features_and_without():
+    torch.compiler.reset()
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh())
+    penalty = CKASparsity(net, beta=1.0, every=3)
+    compilations = []
+
+    def backend(graph, inputs):
+        compilations.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(net, backend=backend)
+    x = torch.randn(16, 3)
+    values = []
+    for _ in range(12):
+        compiled(x)
+        values.append(float(penalty().detach()))
+    expected = float(cka_of_two_layers(net, x))
+    assert values == [pytest.approx(expected, rel=1e-4), 0, 0] * 4
+    assert len(compilations) <= 2
+
+
+def cka_of_two_layers(net, x):
+    first, second = features(net, x).values()
+    return 2 * cka(first[:8], second[:8])
+
+
 @pytest.mark.parametrize("build", [lambda: resnet18(num_classes=10), lambda: vit_b_16(num_classes=10, image_size=32)])
 def test_plug_and_play_in_a_plain_loop(build):
     """The ten lines of the module's docstring, on nets that know nothing of penalties."""

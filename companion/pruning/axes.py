@@ -119,12 +119,12 @@ def cosine(t: float, start: float, floor: float = 0.0) -> float:
 
 # --------------------------------------------------------------------------------------------------- criterion: which
 def magnitude(weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """|w|."""
+    """`abs(w)`."""
     return weight.detach().abs()
 
 
 def gradient(weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """|∂L/∂w|, also of weights under a mask.
+    """`abs(∂L/∂w)`, also of weights under a mask.
 
     Raises:
         ValueError: there is no gradient.

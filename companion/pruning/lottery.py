@@ -19,7 +19,7 @@ Train: TypeAlias = Callable[[nn.Module, Callable[[Optimizer], Masks]], Any]
 class LotteryTicket:
     """Iterative magnitude pruning with rewinding (Frankle & Carbin 2019, arXiv 1803.03635).
 
-    Train the dense network. Then, level by level: prune the smallest |w| across all layers so that
+    Train the dense network. Then, level by level: prune the smallest `abs(w)` across all layers so that
 
         1 − s_level = (1 − s)^(level/levels),
 

@@ -41,7 +41,7 @@ class RandomPruning(Masks):
 
 
 class MagnitudePruning(Masks):
-    """Magnitude pruning: the smallest |w| go, at once or gradually (Zhu & Gupta 2017, arXiv 1710.01878).
+    """Magnitude pruning: the smallest `abs(w)` go, at once or gradually (Zhu & Gupta 2017, arXiv 1710.01878).
 
         s_u = s (1 − (1 − u/n)³)   at the u-th of n updates.
 
@@ -83,9 +83,9 @@ class MagnitudePruning(Masks):
 class SET(Masks):
     """Sparse evolutionary training (Mocanu et al. 2018, arXiv 1707.04780): random masks that evolve.
 
-    Every `every` steps, in each layer: drop the share `drop` of the alive weights with the smallest |w|, grow as many
-    at random. A new weight is drawn from 𝒩(0, σ²) with σ the root mean square of the layer's weights before (the scale
-    is ours).
+    Every `every` steps, in each layer: drop the share `drop` of the alive weights with the smallest `abs(w)`, grow
+    as many at random. A new weight is drawn from 𝒩(0, σ²) with σ the root mean square of the layer's weights before
+    (the scale is ours).
 
     Args:
         sparsity, density, options: as for `RandomPruning`.
@@ -134,8 +134,8 @@ class RigL(Masks):
 
         drop_t = floor + (drop − floor)/2 · (1 + cos(π t / T_end))
 
-    of the alive weights with the smallest |w|, grow as many where |∂L/∂w| is largest; new weights start at 0. The
-    optimizer's step is taken too (RigL's own code leaves it out on an update).
+    of the alive weights with the smallest `abs(w)`, grow as many where `abs(∂L/∂w)` is largest; new weights start at 0.
+    The optimizer's step is taken too (RigL's own code leaves it out on an update).
 
     Args:
         sparsity, density, options: as for `RandomPruning`.
@@ -213,7 +213,7 @@ class GraNet(Masks):
         s_u = s_i + (s − s_i)(1 − (1 − u/n)³),   n updates until end·steps,
 
     then in each layer drop the share floor + (drop − floor)/2 · (1 + cos(π t / steps)) of the alive weights, and grow
-    as many where |∂L/∂w| is largest. This exchange goes on after the pruning has ended.
+    as many where `abs(∂L/∂w)` is largest. This exchange goes on after the pruning has ended.
 
     Args:
         sparsity: share of all weights that are 0 in the end, in [0, 1); exact.

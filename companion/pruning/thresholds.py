@@ -15,8 +15,9 @@ from companion.pruning.masks import PRUNABLE, Masks, from_rank_zero
 
 
 def surrogate(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Long-tailed stand-in for the derivative of the unit step (Liu et al. 2020, eq. 4): 2 − 4|x| where |x| ≤ 0.4,
-    0.4 where 0.4 < |x| ≤ 1, else 0."""
+    """Long-tailed stand-in for the derivative of the unit step (Liu et al. 2020, eq. 4).
+
+    With a = `abs(x)` it is 2 − 4a where a ≤ 0.4, 0.4 where 0.4 < a ≤ 1, else 0."""
     x = x.abs()
     return torch.where(x <= 0.4, 2 - 4 * x, 0.4 * (x <= 1))
 
@@ -24,11 +25,11 @@ def surrogate(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 class DST(Masks):
     """Dynamic sparse training with trainable thresholds (Liu et al. 2020, arXiv 2005.06870).
 
-    Each row i of a weight (a filter, an output unit) has a threshold t_i, 0 at the start. The network computes with
+    Each row i of a weight (a filter, an output unit) has a threshold t_i, 0 at the start. The network computes with::
 
         w̃_ij = w_ij · S(|w_ij| − t_i),   S the unit step,
 
-    and both are trained on  L(w̃) + α Σ_i exp(−t_i),  with `surrogate` σ for S':
+    and both are trained on  L(w̃) + α Σ_i exp(−t_i),  with `surrogate` σ for S'::
 
         ∂L/∂w_ij = ∂L/∂w̃_ij · (S(|w_ij| − t_i) + |w_ij| σ(|w_ij| − t_i)),
         ∂L/∂t_i  = − Σ_j ∂L/∂w̃_ij · w_ij · σ(|w_ij| − t_i).
@@ -87,7 +88,7 @@ class DST(Masks):
 
     @torch.no_grad()
     def apply(self) -> None:
-        """w̃ ← w ⊙ S(|w| − t)."""
+        """w̃ ← w ⊙ S(`abs(w)` − t)."""
         for name, weight in self.weights.items():
             w, t = self.latent[name], self.thresholds[name]
             t.mul_((w.abs() > t).float().mean() >= self.floor)
