@@ -147,9 +147,7 @@ class Record:
         text = self.to_json()
         if len(text.encode()) > LIMIT:
             size = len(text.encode())
-            raise ValueError(
-                f"record {self.run}: {size} bytes, at most {LIMIT} are allowed: round the measures"
-            )
+            raise ValueError(f"record {self.run}: {size} bytes, at most {LIMIT} are allowed: round the measures")
         path = results_root(root) / self.run.path
         path.parent.mkdir(parents=True, exist_ok=True)
         write_aside(path, text)
