@@ -18,7 +18,6 @@ import math
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -28,6 +27,8 @@ from typing import Any
 import pandas as pd
 import torch
 from scipy import stats
+
+from companion.data.datasets import write_aside
 
 SCHEMA = 1
 LIMIT = 200_000  # bytes a record may take
@@ -149,24 +150,8 @@ class Record:
             size = len(text.encode())
             raise ValueError(f"record {self.run}: {size} bytes, at most {LIMIT} are allowed: round the measures")
         path = results_root(root) / self.run.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(path, text)
+        write_aside(path, lambda file: file.write(text.encode()))
         return path
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write `text` beside `path`, then rename: a reader sees the old file or the new one, never half of it."""
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
 
 
 def results_root(root: str | Path | None = None) -> Path:

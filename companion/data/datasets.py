@@ -274,13 +274,13 @@ def _cached(cache: Path, paths: list[Path]) -> UInt8[np.ndarray, "examples 3 64 
             raise ValueError(f"{path} has {image.shape[2]}×{image.shape[1]} pixels, 64×64 expected")
         pixels[i] = image
     try:
-        _write_aside(cache, lambda file: np.savez(file, fingerprint=fingerprint, pixels=pixels))
+        write_aside(cache, lambda file: np.savez(file, fingerprint=fingerprint, pixels=pixels))
     except OSError as error:
         warnings.warn(f"{cache} cannot be written ({error}); the images will be decoded again next time", stacklevel=3)
     return pixels
 
 
-def _write_aside(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+def write_aside(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Write a file under a passing name beside `path`, then rename it; a failure leaves nothing behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # its own for each of several processes
