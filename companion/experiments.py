@@ -37,7 +37,9 @@ from torch import nn
 
 from companion import data, measures, models, records, training
 from companion.features import batches
+from companion.pruning import RandomPruning
 from companion.records import Record, Records, Run
+from companion.regularizers import L1, AugmentedCKASparsity, CKASparsity, GroupLasso, Orthogonality
 from companion.similarity import cka_map
 
 TIERS = ("smoke", "laptop", "paper")
@@ -130,8 +132,18 @@ SCHEDULES: Mapping[str, Callable[..., training.Schedule]] = MappingProxyType(
 )
 
 
+PENALTIES: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {kind.__name__: kind for kind in (CKASparsity, AugmentedCKASparsity, L1, GroupLasso, Orthogonality)}
+)
+PRUNING: Mapping[str, Callable[..., Any]] = MappingProxyType({"RandomPruning": RandomPruning})
+
+
 def train(run: Run, place: Workplace) -> Outcome:
     """Train one network by the run's settings and measure it; nothing is selected on the test set.
+
+    `penalties` and `pruning` among the settings fill the loop's two sockets: each names its class as `kind`, the rest
+    are its arguments; a pruning gets the run's sparsity and seed. With penalties, the curve also holds the cosines
+    between the gradients of the loss and of each penalty.
 
     The result reports the net of the last epoch on `test`, and the epoch that was best on the held-out `validation`
     images.
@@ -155,6 +167,16 @@ def train(run: Run, place: Workplace) -> Outcome:
     training.seed_everything(run.seed)  # the initial weights are part of the seed
     model = getattr(models, s["model"])(classes=len(full.classes), **s.get("model_options", {})).to(place.device)
     optimizer = training.sgd(model, lr=s["lr"], weight_decay=s["weight_decay"])
+    penalties = [_made(PENALTIES, chosen, model) for chosen in s.get("penalties", [])]
+    sparsity = None
+    if "pruning" in s:
+        sparsity = _made(PRUNING, s["pruning"], model, optimizer, sparsity=run.sparsity, seed=run.seed)
+    probe = next(iter(validation))
+
+    def on_epoch(entry: dict[str, Any]) -> None:
+        if penalties:
+            entry |= measures.gradient_cosines(model, probe[0][:128], probe[1][:128], {p.name: p for p in penalties})
+
     history = training.fit(
         model,
         loader,
@@ -162,6 +184,9 @@ def train(run: Run, place: Workplace) -> Outcome:
         epochs=s["epochs"],
         schedule=SCHEDULES[s["schedule"]](*s.get("milestones", [])),
         validation=validation,
+        penalty=penalties,
+        sparsity=sparsity,
+        on_epoch=on_epoch,
         precision=s.get("precision", "float32"),
         channels_last=s.get("channels_last", False),
         compile=s.get("compile", False),
@@ -169,15 +194,27 @@ def train(run: Run, place: Workplace) -> Outcome:
         seed=run.seed,
         progress=place.progress,
     )
+    for penalty in penalties:
+        if isinstance(penalty, CKASparsity):
+            penalty.remove()  # measuring is no training pass
     best = max(history, key=lambda epoch: epoch["validation_accuracy"])
     result = {
         "parameters": sum(p.numel() for p in model.parameters()),
+        "zeros": sum(int((p == 0).sum()) for p in model.parameters() if p.ndim > 1),
         "test": _score(**training.evaluate(model, tested)),
         "validation": _score(history[-1]["validation_accuracy"], len(held_out), history[-1]["validation_loss"]),
         "best_validation": {"epoch": best["epoch"], "accuracy": best["validation_accuracy"]},
     }
     inputs = torch.cat(list(itertools.islice(batches(tested), 2)))
     return Outcome(result, measures.rounded(list(history), 6), measures.of_network(model, inputs))
+
+
+def _made(kinds: Mapping[str, Callable[..., Any]], chosen: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+    """What the settings describe as `{"kind": NAME, argument: value, …}`."""
+    arguments = {key: value for key, value in chosen.items() if key != "kind"}
+    if chosen["kind"] not in kinds:
+        raise ValueError(f"kind={chosen['kind']!r} is unknown; use one of {list(kinds)}")
+    return kinds[chosen["kind"]](*args, **arguments, **options)
 
 
 # ----------------------------------------------------------------------------------------------- maps of published nets
@@ -313,6 +350,14 @@ PAIRS = {"resnet20-vs-resnet56": {"model": "resnet20", "other": "resnet56", "wei
 STEP = {"precision": "bfloat16", "channels_last": True, "compile": False}
 READ = {"model": None, "workers": 2}
 
+RANDOM = {"pruning": {"kind": "RandomPruning", "density": "erk"}}
+# Strengths as published: CKA-SR's released code, and its appendix for AugCKA-SR.
+CKA_SR: dict[str, dict[str, Any]] = {
+    "random": {},
+    "random+cka_sr": {"penalties": [{"kind": "CKASparsity", "beta": 1e-4, "examples": 8, "every": 5}]},
+    "random+aug_cka_sr": {"penalties": [{"kind": "AugmentedCKASparsity", "beta": 0.1}]},
+}
+
 _EXPERIMENTS = (
     Experiment(
         "published_cka",
@@ -343,6 +388,21 @@ _EXPERIMENTS = (
         {
             "smoke": Tier(DIGITS, {"dense": {}}),
             "laptop": Tier(CIFAR_LAPTOP | {"pool": 1, "padding": 4, "epochs": 16, "compile": True}, {"dense": {}}),
+        },
+    ),
+    Experiment(
+        "random_masks",
+        "Does CKA-SR, at its published strength, make training under fixed random masks more accurate?",
+        train,
+        {
+            "smoke": Tier(DIGITS | RANDOM, CKA_SR, sparsities=(0.9,)),
+            "laptop": Tier(CIFAR_LAPTOP | RANDOM, CKA_SR, sparsities=(0.9, 0.98), seeds=(0, 1, 2, 3, 4)),
+            "paper": Tier(
+                CIFAR | RANDOM | {"dataset": "cifar100"},
+                CKA_SR,
+                sparsities=(0.95, 0.98, 0.7, 0.85, 0.9, 0.998),
+                seeds=tuple(range(10)),
+            ),
         },
     ),
     Experiment(

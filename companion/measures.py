@@ -5,7 +5,8 @@ Everything is plain JSON, rounded to the digits that a figure can show.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from companion import flow
 from companion.features import extract
 from companion.models import BasicBlock
+from companion.regularizers import CKASparsity
 from companion.similarity import cka_map
 
 # Edges of the histogram of abs(w) / RMS(layer): 1 is a typical weight, whatever the layer's scale.
@@ -132,6 +134,47 @@ def geometry(model: nn.Module, images: Tensor, layers: Any = block_outputs) -> d
         points.append(plane)
         explained.append(float(s[:2].square().sum() / total.clamp(min=1e-300)))
     return {"layers": list(features), "points": rounded(points, 3), "explained": rounded(explained, 3)}
+
+
+def gradient_cosines(
+    model: nn.Module, x: Tensor, y: Tensor, penalties: Mapping[str, Callable[[], Tensor]]
+) -> dict[str, float]:
+    """Cosine of the angle between the gradients of the loss and of every penalty, for one batch in training mode.
+
+    Weights that are exactly 0 are left out: under a mask they do not move. Random states, batch norm's statistics and
+    the penalties' own states are left as they were; a penalty that is due every few steps is asked as at its first.
+
+    Returns:
+        `cosine_A_B` for every two of the terms, `loss` and the penalties by their names; 0 where a gradient is 0.
+    """
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    states = [(p, p.state_dict()) for p in penalties.values() if isinstance(p, CKASparsity)]
+    weights = [p for p in model.parameters() if p.requires_grad]
+    devices = [x.device] if x.device.type == "cuda" else []
+    training = model.training
+    try:
+        for penalty, _ in states:
+            penalty.load_state_dict({"calls": 0})
+        with torch.random.fork_rng(devices):
+            model.train()
+            terms = {"loss": nn.functional.cross_entropy(model(x), y)}
+            terms |= {name: penalty() for name, penalty in penalties.items()}
+            gradients = {}
+            for name, term in terms.items():
+                found = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
+                alive = [
+                    torch.zeros_like(w) if g is None else g * (w != 0) for g, w in zip(found, weights, strict=True)
+                ]
+                whole = torch.cat([g.flatten() for g in alive]).double()
+                gradients[name] = nn.functional.normalize(whole, dim=0)
+    finally:
+        model.train(training)
+        for penalty, state in states:
+            penalty.load_state_dict(state)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+    return {f"cosine_{a}_{b}": rounded(float(gradients[a] @ gradients[b])) for a, b in combinations(gradients, 2)}
 
 
 def of_network(model: nn.Module, images: Tensor) -> dict[str, Any]:

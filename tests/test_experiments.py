@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -179,7 +180,20 @@ def test_a_killed_sweep_continues_to_the_same_record(tmp_path):
     assert resumed.result == whole.result and resumed.measures == whole.measures
 
 
-def test_jobs_share_the_runs(toy, tmp_path, capsys):
+@pytest.mark.slow
+def test_two_jobs_share_the_runs_of_a_sweep(tmp_path):
+    command = [sys.executable, "-m", "companion.experiments", "run", "random_masks", "--tier", "smoke", "--jobs", "2"]
+    environment = {**os.environ, "COMPANION_WORK": str(tmp_path / "work")}
+    done = subprocess.run(
+        [*command, "--results", str(tmp_path)], env=environment, check=True, capture_output=True, text=True
+    )
+    runs = EXPERIMENTS["random_masks"].runs("smoke")
+    assert all(experiments.recorded(run, tmp_path) is not None for run in runs)
+    for run in runs:  # each trained once; the other worker found it recorded, or in other hands
+        assert sum("done in" in line for line in done.stdout.splitlines() if line.startswith(f"{run}:")) == 1
+
+
+def test_nonsense_on_the_command_line_is_a_message_and_a_status(toy, tmp_path, capsys):
     with pytest.raises(SystemExit):
         experiments.main(["run", "toy", "--shard", "3/2"])
     assert experiments.main(["run", "toy", "--tier", "smoke", "--jobs", "0", "--results", str(tmp_path)]) == 2
@@ -218,6 +232,35 @@ def test_published_maps_on_digits(place, tmp_path):
     geometry = record.measures["geometry"]
     assert [len(points) for points in geometry["points"]] == [100] * len(layers)
     assert all(geometry["labels"].count(label) == 10 for label in range(10))
+
+
+def test_the_sockets_are_filled_from_the_settings(place, tmp_path):
+    run = next(r for r in EXPERIMENTS["random_masks"].runs("smoke") if r.method == "random+cka_sr")
+    record = experiments.perform(run, place, tmp_path)
+    layers = record.measures["weights"]["layers"]
+    maskable = sum(math.prod(layer["shape"]) for layer in layers)
+    assert record.result["zeros"] == sum(layer["zeros"] for layer in layers) == maskable - round(0.1 * maskable)
+    assert all(-1 <= epoch["cosine_loss_cka"] <= 1 and epoch["penalty_cka"] != 0 for epoch in record.curve)
+    wrong = dataclasses.replace(run, settings={**run.settings, "penalties": [{"kind": "Wishful"}]})
+    with pytest.raises(ValueError, match="kind='Wishful' is unknown"):
+        experiments.train(wrong, place)
+
+
+def test_gradient_cosines_of_known_gradients_and_no_trace(device):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 3)).to(device)
+    model.eval()
+    x, y = torch.randn(20, 4, device=device), torch.arange(20, device=device) % 3
+    weight = model[2].weight
+
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    found = measures.gradient_cosines(
+        model, x, y, {"up": weight.sum, "down": lambda: -2 * weight.sum(), "aside": model[0].weight.sum}
+    )
+    assert found["cosine_up_down"] == -1 and found["cosine_up_aside"] == 0
+    assert found["cosine_loss_up"] == -found["cosine_loss_down"] and abs(found["cosine_loss_up"]) < 1
+    assert not model.training and torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_weight_measures_count_every_weight(device):
