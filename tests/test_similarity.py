@@ -468,6 +468,17 @@ def test_dead_layer(unbiased: bool, kernel: str, dtype: torch.dtype, device: tor
             assert cka_interval(layers["a"], layers["b"], kernel=kernel).value == 0
 
 
+@pytest.mark.parametrize(("n", "size", "scale"), [(37, 37, 1 / 3), (37, 37, 1e3 / 7), (1000, 256, 0.1)])
+def test_dead_layer_of_exact_cka(n: int, size: int, scale: float) -> None:
+    """Constants for which rounding leaves sums a little above 0."""
+    dead = scale * torch.arange(1, 701, dtype=torch.float64).expand(n, 700)
+    metric = ExactCKA("ab")
+    for a, b in zip(dead.split(size), gaussian(n, 3).split(size), strict=True):
+        metric.update({"a": a, "b": b})
+    with one_warning("a"):
+        torch.testing.assert_close(metric.compute(), torch.tensor([[0, 0], [0, 1]]).double())
+
+
 def test_dead_layer_of_a_model() -> None:
     """Layer "2" has zero weights and the bias .1."""
     model = nn.Sequential(
