@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -32,8 +32,8 @@ LOWEST, HIGHEST = 0.0, 1.0  # the colours of every CKA map; a negative (unbiased
 DEAD = "#D0D0D0"
 
 STYLE: Any = {  # matplotlib's types know rcParams by name; a plain mapping does not fit them
-    "figure.figsize": (6.4, 3.6),  # inches; the column of a page is about this wide at 120 dots an inch
-    "figure.dpi": 120,
+    "figure.figsize": (6.4, 3.6),  # inches; the column of a page is about this wide at 110 dots an inch
+    "figure.dpi": 110,
     "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
     "savefig.facecolor": "white",
@@ -73,14 +73,15 @@ def style() -> None:
     plt.rcParams.update(STYLE)
 
 
-def glue(**numbers: str) -> None:
-    """Carry numbers, rounded and written out, from a cell into the text: `glue(bias="0.97")` for {glue:text}`bias`.
+def glue(**numbers: SupportsFloat | str) -> None:
+    """Carry numbers from a cell into the text: `glue(bias=0.9712)` writes 0.97 where the text says {glue:text}`bias`.
 
-    It shows nothing. The bundle is the one that `myst_nb.glue` makes; a chapter that does not import that also runs
-    where no book is built.
+    Two decimals, and a proper minus sign; a string is taken as it is. It shows nothing. The bundle is the one that
+    `myst_nb.glue` makes; a chapter that does not import that also runs where no book is built.
     """
     for name, number in numbers.items():
-        bundle = {"application/papermill.record/text/plain": repr(number.replace("-", "−"))}
+        text = number if isinstance(number, str) else f"{round(float(number), 2) + 0.0:.2f}"
+        bundle = {"application/papermill.record/text/plain": repr(text.replace("-", "−"))}
         metadata = {"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}}
         display(bundle, raw=True, metadata=metadata)
 
@@ -160,7 +161,7 @@ def cka_heatmaps(tables: Mapping[str, pd.DataFrame], *, columns: int = 2, **opti
         raise ValueError("no tables to draw: give a mapping from titles to CKA tables")
     columns = min(columns, len(tables))
     rows = math.ceil(len(tables) / columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(3.2 * columns, 3.1 * rows + 0.5), squeeze=False)
+    figure, grid = plt.subplots(rows, columns, figsize=(3.0 * columns, 3.0 * rows + 0.5), squeeze=False)
     for axis, (title, table) in zip(grid.flat, tables.items(), strict=False):
         image = cka_heatmap(table, ax=axis, title=title, colorbar=False, **options)
     for axis in list(grid.flat)[len(tables) :]:

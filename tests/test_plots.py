@@ -208,9 +208,11 @@ def test_glue_is_the_bundle_that_the_book_reads(monkeypatch: pytest.MonkeyPatch)
         outputs.append(nbformat.v4.new_output("display_data", data=data, metadata=metadata))
 
     monkeypatch.setattr(plots, "display", display)
-    plots.glue(bias="0.970", drop="-0.50")
+    plots.glue(bias=np.float32(0.9712), drop=-0.5, nothing=-0.001, exact="0.970")
     glued = dict(reader.extract_glue_data_cell(nbformat.v4.new_code_cell(outputs=outputs)))
     assert {key: output["data"]["text/plain"] for key, output in glued.items()} == {
-        "bias": "'0.970'",
+        "bias": "'0.97'",
         "drop": "'−0.50'",
+        "nothing": "'0.00'",
+        "exact": "'0.970'",
     }
