@@ -6,7 +6,7 @@
 ResNet-20. All methods get the same batches and run in turns; a ratio is that of one round, and its median counts. Wall
 time is judged; the time of the process on the CPU stands beside it, for machines that others use too.
 
-Memory is the growth of a fresh process's peak while one method runs, the forward pass's own part included. Errors are
+Memory is the growth of a fresh process's peak, which has run the forward pass before, while one method runs. Errors are
 the largest over all pairs against float64, from the same float32 features, of the method's *own* definition: unbiased
 HSIC summed over batches, ours weighted by their examples, the others' batches all alike, pytorch-cka's value clamped to
 [0, 1]. The second error is that of a network in which an in-place ReLU follows each of the layers.
