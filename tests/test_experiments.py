@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 import pytest
 import torch
+from conftest import ROOT
 
 from companion import experiments, measures, models, records
 from companion.experiments import EXPERIMENTS, Experiment, Outcome, Tier, Workplace
@@ -291,3 +292,8 @@ def test_an_outcome_of_nan_is_no_record(toy, place, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"result\.loss is not finite"):
         experiments.perform(broken.runs("smoke")[0], place, tmp_path)
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_the_committed_records_are_in_order():
+    root = ROOT / "book" / "results"
+    assert len(list(root.glob("*/*/*.json"))) > 0 and experiments.problems(root) == []
