@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import itertools
 import json
 import os
@@ -27,17 +28,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 import torchvision
 from filelock import FileLock, Timeout
 from torch import nn
+from torch.optim import Optimizer
 
 from companion import data, measures, models, records, training
 from companion.features import batches
-from companion.pruning import RandomPruning
+from companion.pruning import SET, GraNet, LotteryTicket, MagnitudePruning, Masks, RandomPruning, RigL, RigLITOP
 from companion.records import Record, Records, Run
 from companion.regularizers import L1, AugmentedCKASparsity, CKASparsity, GroupLasso, Orthogonality
 from companion.similarity import cka_map
@@ -135,78 +137,152 @@ SCHEDULES: Mapping[str, Callable[..., training.Schedule]] = MappingProxyType(
 PENALTIES: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {kind.__name__: kind for kind in (CKASparsity, AugmentedCKASparsity, L1, GroupLasso, Orthogonality)}
 )
-PRUNING: Mapping[str, Callable[..., Any]] = MappingProxyType({"RandomPruning": RandomPruning})
+PRUNING: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {kind.__name__: kind for kind in (RandomPruning, MagnitudePruning, SET, RigL, RigLITOP, GraNet)}
+)
+
+
+class Task(NamedTuple):
+    """The images of a run: to train on, held out, and to test on."""
+
+    loader: data.DeviceLoader
+    validation: data.DeviceLoader
+    tested: data.DeviceLoader
+    classes: int
+
+    @classmethod
+    def of(cls, run: Run, place: Workplace) -> Task:
+        """The images that the run's settings name."""
+        s = run.settings
+        full, test = (_shrink(data.load(s["dataset"], split, place.data), s) for split in ("train", "test"))
+        # The split has a seed of its own: every run of an experiment holds out the same images.
+        kept, held_out = full.split(s["validation"], seed=0)
+        loader = data.DeviceLoader(
+            kept,
+            s["batch_size"],
+            shuffle=True,
+            augment=s["dataset"] != "digits",
+            padding=s.get("padding", 4),
+            drop_last=True,
+            seed=run.seed,
+            device=place.device,
+        )
+        validation, tested = (data.DeviceLoader(part, 1000, device=place.device) for part in (held_out, test))
+        return cls(loader, validation, tested, len(full.classes))
+
+    def network(self, run: Run, place: Workplace) -> nn.Module:
+        """The untrained network; its initial weights are part of the run's seed."""
+        s = run.settings
+        training.seed_everything(run.seed)
+        return getattr(models, s["model"])(classes=self.classes, **s.get("model_options", {})).to(place.device)
+
+    def fit(
+        self,
+        run: Run,
+        place: Workplace,
+        model: nn.Module,
+        pruning: Callable[[Optimizer], Masks] | None = None,
+        checkpoint: str = "",
+    ) -> list[dict[str, Any]]:
+        """Train `model` under the run's penalties, and masks made for its optimizer; the curve, an entry an epoch."""
+        s = run.settings
+        optimizer = training.sgd(model, lr=s["lr"], weight_decay=s["weight_decay"])
+        penalties = [_made(PENALTIES, chosen, model) for chosen in s.get("penalties", [])]
+        probe = next(iter(self.validation))
+
+        def on_epoch(entry: dict[str, Any]) -> None:
+            if penalties:
+                named = {p.name: p for p in penalties}
+                entry |= measures.gradient_cosines(model, probe[0][:128], probe[1][:128], named)
+
+        history = training.fit(
+            model,
+            self.loader,
+            optimizer,
+            epochs=s["epochs"],
+            schedule=SCHEDULES[s["schedule"]](*s.get("milestones", [])),
+            validation=self.validation,
+            penalty=penalties,
+            sparsity=None if pruning is None else pruning(optimizer),
+            on_epoch=on_epoch,
+            precision=s.get("precision", "float32"),
+            channels_last=s.get("channels_last", False),
+            compile=s.get("compile", False),
+            checkpoint=place.work / run.path.with_suffix(f".pt{checkpoint}"),
+            seed=run.seed,
+            progress=place.progress,
+        )
+        for penalty in penalties:
+            if isinstance(penalty, CKASparsity):
+                penalty.remove()  # measuring is no training pass
+        return measures.rounded(list(history), 6)
+
+    def outcome(self, model: nn.Module, history: Sequence[Mapping[str, Any]]) -> Outcome:
+        """The net of the last epoch on `test`, and the epoch that was best on the held-out `validation` images."""
+        best = max(history, key=lambda epoch: epoch["validation_accuracy"])
+        result = {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "zeros": sum(int((p == 0).sum()) for p in model.parameters() if p.ndim > 1),
+            "test": _score(**training.evaluate(model, self.tested)),
+            "validation": _score(**training.evaluate(model, self.validation)),
+            "best_validation": {"epoch": best["epoch"], "accuracy": best["validation_accuracy"]},
+        }
+        inputs = torch.cat(list(itertools.islice(batches(self.tested), 2)))
+        return Outcome(result, history, measures.of_network(model, inputs))
 
 
 def train(run: Run, place: Workplace) -> Outcome:
     """Train one network by the run's settings and measure it; nothing is selected on the test set.
 
     `penalties` and `pruning` among the settings fill the loop's two sockets: each names its class as `kind`, the rest
-    are its arguments; a pruning gets the run's sparsity and seed. With penalties, the curve also holds the cosines
-    between the gradients of the loss and of each penalty.
-
-    The result reports the net of the last epoch on `test`, and the epoch that was best on the held-out `validation`
-    images.
+    are its arguments; a pruning gets the run's sparsity, its seed, and the number of optimizer steps where it asks for
+    one. With penalties, the curve also holds the cosines between the gradients of the loss and of each penalty.
     """
-    s = run.settings
-    full, test = (_shrink(data.load(s["dataset"], split, place.data), s) for split in ("train", "test"))
-    # The split has a seed of its own: every run of an experiment holds out the same images.
-    kept, held_out = full.split(s["validation"], seed=0)
-    augment = s["dataset"] != "digits"
-    loader = data.DeviceLoader(
-        kept,
-        s["batch_size"],
-        shuffle=True,
-        augment=augment,
-        padding=s.get("padding", 4),
-        drop_last=True,
-        seed=run.seed,
-        device=place.device,
-    )
-    validation, tested = (data.DeviceLoader(part, 1000, device=place.device) for part in (held_out, test))
-    training.seed_everything(run.seed)  # the initial weights are part of the seed
-    model = getattr(models, s["model"])(classes=len(full.classes), **s.get("model_options", {})).to(place.device)
-    optimizer = training.sgd(model, lr=s["lr"], weight_decay=s["weight_decay"])
-    penalties = [_made(PENALTIES, chosen, model) for chosen in s.get("penalties", [])]
-    sparsity = None
-    if "pruning" in s:
-        sparsity = _made(PRUNING, s["pruning"], model, optimizer, sparsity=run.sparsity, seed=run.seed)
-    probe = next(iter(validation))
+    task = Task.of(run, place)
+    model = task.network(run, place)
 
-    def on_epoch(entry: dict[str, Any]) -> None:
-        if penalties:
-            entry |= measures.gradient_cosines(model, probe[0][:128], probe[1][:128], {p.name: p for p in penalties})
+    def pruning(optimizer: Optimizer) -> Masks:
+        chosen, options = run.settings["pruning"], {"sparsity": run.sparsity, "seed": run.seed}
+        if "steps" in inspect.signature(PRUNING.get(chosen["kind"], dict)).parameters:
+            options["steps"] = run.settings["epochs"] * len(task.loader)
+        return _made(PRUNING, chosen, model, optimizer, **options)
 
-    history = training.fit(
+    return task.outcome(model, task.fit(run, place, model, pruning if "pruning" in run.settings else None))
+
+
+def lottery(run: Run, place: Workplace) -> Outcome:
+    """Find a lottery ticket in `levels` prunings, each a training by the run's settings.
+
+    The result is the last level's; `levels` in it holds every level's sparsity and test score, level 0 the dense net's.
+    """
+    task = Task.of(run, place)
+    model = task.network(run, place)
+    progress = place.work / run.path.with_suffix(".pt.ticket")
+    levels: list[dict[str, Any]] = []
+    history: list[dict[str, Any]] = []
+
+    def trained(model: nn.Module, masked: Callable[[Optimizer], Masks]) -> None:
+        torch.save({"ticket": ticket.state_dict(), "levels": levels}, progress)
+        history[:] = task.fit(run, place, model, masked, checkpoint=f".level{ticket.level}")
+        kept = sum(int(mask.sum()) for mask in ticket.masks.values())
+        held = sum(mask.numel() for mask in ticket.masks.values())
+        levels.append({"sparsity": 1 - kept / held, "test": _score(**training.evaluate(model, task.tested))})
+
+    ticket = LotteryTicket(
         model,
-        loader,
-        optimizer,
-        epochs=s["epochs"],
-        schedule=SCHEDULES[s["schedule"]](*s.get("milestones", [])),
-        validation=validation,
-        penalty=penalties,
-        sparsity=sparsity,
-        on_epoch=on_epoch,
-        precision=s.get("precision", "float32"),
-        channels_last=s.get("channels_last", False),
-        compile=s.get("compile", False),
-        checkpoint=place.work / run.path.with_suffix(".pt"),
+        trained,
+        cast(float, run.sparsity),
+        levels=run.settings["levels"],
+        rewind=run.settings["rewind"],
         seed=run.seed,
-        progress=place.progress,
     )
-    for penalty in penalties:
-        if isinstance(penalty, CKASparsity):
-            penalty.remove()  # measuring is no training pass
-    best = max(history, key=lambda epoch: epoch["validation_accuracy"])
-    result = {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "zeros": sum(int((p == 0).sum()) for p in model.parameters() if p.ndim > 1),
-        "test": _score(**training.evaluate(model, tested)),
-        "validation": _score(history[-1]["validation_accuracy"], len(held_out), history[-1]["validation_loss"]),
-        "best_validation": {"epoch": best["epoch"], "accuracy": best["validation_accuracy"]},
-    }
-    inputs = torch.cat(list(itertools.islice(batches(tested), 2)))
-    return Outcome(result, measures.rounded(list(history), 6), measures.of_network(model, inputs))
+    if progress.exists():
+        saved = torch.load(progress, map_location=place.device)
+        ticket.load_state_dict(saved["ticket"])
+        levels += saved["levels"]
+    ticket.run()
+    outcome = task.outcome(model, history)
+    return outcome._replace(result={**outcome.result, "levels": measures.rounded(levels, 6)})
 
 
 def _made(kinds: Mapping[str, Callable[..., Any]], chosen: Mapping[str, Any], *args: Any, **options: Any) -> Any:
@@ -350,12 +426,35 @@ PAIRS = {"resnet20-vs-resnet56": {"model": "resnet20", "other": "resnet56", "wei
 STEP = {"precision": "bfloat16", "channels_last": True, "compile": False}
 READ = {"model": None, "workers": 2}
 
+# Sparse training at the laptop's tier: many runs, so fewer epochs still.
+SPARSE_LAPTOP = CIFAR_LAPTOP | {"epochs": 5}
 RANDOM = {"pruning": {"kind": "RandomPruning", "density": "erk"}}
-# Strengths as published: CKA-SR's released code, and its appendix for AugCKA-SR.
-CKA_SR: dict[str, dict[str, Any]] = {
-    "random": {},
-    "random+cka_sr": {"penalties": [{"kind": "CKASparsity", "beta": 1e-4, "examples": 8, "every": 5}]},
-    "random+aug_cka_sr": {"penalties": [{"kind": "AugmentedCKASparsity", "beta": 0.1}]},
+# Updates as often in a run as in the paper's: 1,000 steps of 160 epochs.
+GRANET = {"pruning": {"kind": "GraNet", "every": 1000}}
+GRANET_LAPTOP = {"pruning": {"kind": "GraNet", "every": 50}}
+GRANET_DIGITS = {"pruning": {"kind": "GraNet", "every": 10}}
+
+
+def _cka_sr(beta: float) -> dict[str, Any]:
+    return {"penalties": [{"kind": "CKASparsity", "beta": beta, "examples": 8, "every": 5}]}
+
+
+def _aug_cka_sr(beta: float) -> dict[str, Any]:
+    return {"penalties": [{"kind": "AugmentedCKASparsity", "beta": beta}]}
+
+
+def _with_penalties(host: str, cka_sr: float = 1e-4, aug_cka_sr: float = 0.1) -> dict[str, dict[str, Any]]:
+    """A host method alone and with both penalties; default strengths: the released code's, and the appendix's."""
+    return {host: {}, f"{host}+cka_sr": _cka_sr(cka_sr), f"{host}+aug_cka_sr": _aug_cka_sr(aug_cka_sr)}
+
+
+# The same number for each; every range holds the published strength.
+STRENGTHS: dict[str, dict[str, Any]] = {
+    **{f"random+cka_sr_{beta:g}": _cka_sr(beta) for beta in (1e-4, 1e-3, 1e-2, 1e-1)},
+    **{f"random+aug_cka_sr_{beta:g}": _aug_cka_sr(beta) for beta in (0.03, 0.1, 0.3, 1.0)},
+}
+SWEEP: dict[str, dict[str, Any]] = {"random": {}} | {
+    name: method for name, method in STRENGTHS.items() if "aug" not in name
 }
 
 _EXPERIMENTS = (
@@ -391,17 +490,76 @@ _EXPERIMENTS = (
         },
     ),
     Experiment(
-        "random_masks",
-        "Does CKA-SR, at its published strength, make training under fixed random masks more accurate?",
+        "random_masks_strengths",
+        "Which strength of each penalty is best on held-out images? Its seed is reported nowhere else.",
         train,
         {
-            "smoke": Tier(DIGITS | RANDOM, CKA_SR, sparsities=(0.9,)),
-            "laptop": Tier(CIFAR_LAPTOP | RANDOM, CKA_SR, sparsities=(0.9, 0.98), seeds=(0, 1, 2, 3, 4)),
+            "smoke": Tier(DIGITS | RANDOM, STRENGTHS, sparsities=(0.9,), seeds=(100,)),
+            "laptop": Tier(SPARSE_LAPTOP | RANDOM, STRENGTHS, sparsities=(0.95,), seeds=(100,)),
+        },
+    ),
+    Experiment(
+        "random_masks",
+        "Does CKA-SR make training under fixed random masks more accurate?",
+        train,
+        {
+            "smoke": Tier(DIGITS | RANDOM, _with_penalties("random"), sparsities=(0.9,)),
+            "laptop": Tier(
+                SPARSE_LAPTOP | RANDOM, _with_penalties("random"), sparsities=(0.9, 0.98), seeds=(0, 1, 2, 3, 4)
+            ),
             "paper": Tier(
                 CIFAR | RANDOM | {"dataset": "cifar100"},
-                CKA_SR,
+                _with_penalties("random"),
                 sparsities=(0.95, 0.98, 0.7, 0.85, 0.9, 0.998),
                 seeds=tuple(range(10)),
+            ),
+        },
+    ),
+    Experiment(
+        "random_masks_beta",
+        "How does the strength of CKA-SR move the accuracy under fixed random masks?",
+        train,
+        {
+            "smoke": Tier(DIGITS | RANDOM, SWEEP, sparsities=(0.9,)),
+            "laptop": Tier(SPARSE_LAPTOP | RANDOM, SWEEP, sparsities=(0.95,), seeds=(0, 1)),
+            "paper": Tier(
+                CIFAR | RANDOM,
+                {"random": {}}
+                | {
+                    f"random+cka_sr_{beta:g}": _cka_sr(beta)
+                    for beta in (1e-5, 2e-5, 5e-5, 8e-5, 1e-4, 2e-4, 5e-4, 8e-4, 1e-3, 2e-3, 5e-3, 1e-2)
+                },
+                sparsities=(0.95,),
+                seeds=(0, 1, 2, 3, 4),
+            ),
+        },
+    ),
+    Experiment(
+        "granet",
+        "Does CKA-SR make gradual pruning with regrowth more accurate?",
+        train,
+        {
+            "smoke": Tier(DIGITS | GRANET_DIGITS, _with_penalties("granet"), sparsities=(0.9,)),
+            "laptop": Tier(
+                SPARSE_LAPTOP | GRANET_LAPTOP, _with_penalties("granet"), sparsities=(0.9, 0.98), seeds=(0, 1, 2)
+            ),
+            "paper": Tier(CIFAR | GRANET, _with_penalties("granet"), sparsities=(0.95,), seeds=(0, 1, 2, 3, 4)),
+        },
+    ),
+    Experiment(
+        "lottery",
+        "Does CKA-SR find better lottery tickets?",
+        lottery,
+        {
+            "smoke": Tier(DIGITS | {"levels": 2, "rewind": 0}, _with_penalties("lottery"), sparsities=(0.9,)),
+            "laptop": Tier(
+                SPARSE_LAPTOP | {"levels": 4, "rewind": 0, "epochs": 3},
+                _with_penalties("lottery"),
+                sparsities=(0.9,),
+                seeds=(0, 1, 2),
+            ),
+            "paper": Tier(
+                CIFAR | {"levels": 13, "rewind": 0}, _with_penalties("lottery"), sparsities=(0.95,), seeds=(0, 1, 2)
             ),
         },
     ),
@@ -556,6 +714,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("name", choices=EXPERIMENTS)
     run.add_argument("--tier", choices=TIERS, default="laptop")
     run.add_argument("--seeds", type=int, nargs="+", help="instead of the tier's")
+    run.add_argument("--methods", nargs="+", help="only these of the tier's")
     run.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     run.add_argument("--jobs", type=int, default=1, help="processes that share the runs, on this device")
     run.add_argument(
@@ -598,7 +757,10 @@ def _run(arguments: argparse.Namespace, root: Path) -> int:
     if arguments.device:
         place = dataclasses.replace(place, device=torch.device(arguments.device))
     index, count = arguments.shard
-    for run in find(arguments.name).runs(arguments.tier, arguments.seeds)[index - 1 :: count]:
+    runs = find(arguments.name).runs(arguments.tier, arguments.seeds)
+    if unknown := set(arguments.methods or []) - {run.method for run in runs}:
+        raise ValueError(f"--methods {sorted(unknown)}: unknown; there are {sorted({run.method for run in runs})}")
+    for run in [run for run in runs if not arguments.methods or run.method in arguments.methods][index - 1 :: count]:
         clock = time.perf_counter()
         known = recorded(run, root) is not None
         record = perform(run, place, root)
