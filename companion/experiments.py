@@ -491,7 +491,7 @@ _EXPERIMENTS = (
     ),
     Experiment(
         "random_masks_strengths",
-        "Which strength of each penalty is best on held-out images? Its seed is reported nowhere else.",
+        "Which strength of each penalty is best on held-out images, for a seed that is reported nowhere else?",
         train,
         {
             "smoke": Tier(DIGITS | RANDOM, STRENGTHS, sparsities=(0.9,), seeds=(100,)),
