@@ -143,10 +143,11 @@ PRUNING: Mapping[str, Callable[..., Any]] = MappingProxyType(
 
 
 class Task(NamedTuple):
-    """The images of a run: to train on, held out, and to test on."""
+    """The images of a run: to train on, held out (so many), and to test on."""
 
     loader: data.DeviceLoader
     validation: data.DeviceLoader
+    held_out: int
     tested: data.DeviceLoader
     classes: int
 
@@ -168,7 +169,7 @@ class Task(NamedTuple):
             device=place.device,
         )
         validation, tested = (data.DeviceLoader(part, 1000, device=place.device) for part in (held_out, test))
-        return cls(loader, validation, tested, len(full.classes))
+        return cls(loader, validation, len(held_out), tested, len(full.classes))
 
     def network(self, run: Run, place: Workplace) -> nn.Module:
         """The untrained network; its initial weights are part of the run's seed."""
@@ -219,12 +220,12 @@ class Task(NamedTuple):
 
     def outcome(self, model: nn.Module, history: Sequence[Mapping[str, Any]]) -> Outcome:
         """The net of the last epoch on `test`, and the epoch that was best on the held-out `validation` images."""
-        best = max(history, key=lambda epoch: epoch["validation_accuracy"])
+        last, best = history[-1], max(history, key=lambda epoch: epoch["validation_accuracy"])
         result = {
             "parameters": sum(p.numel() for p in model.parameters()),
             "zeros": sum(int((p == 0).sum()) for p in model.parameters() if p.ndim > 1),
             "test": _score(**training.evaluate(model, self.tested)),
-            "validation": _score(**training.evaluate(model, self.validation)),
+            "validation": _score(last["validation_accuracy"], self.held_out, last["validation_loss"]),
             "best_validation": {"epoch": best["epoch"], "accuracy": best["validation_accuracy"]},
         }
         inputs = torch.cat(list(itertools.islice(batches(self.tested), 2)))
