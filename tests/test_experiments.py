@@ -18,7 +18,8 @@ import torch
 from conftest import ROOT
 
 from companion import experiments, measures, models, records
-from companion.experiments import EXPERIMENTS, Experiment, Outcome, Tier, Workplace
+from companion.experiments import EXPERIMENTS, Experiment, Outcome, Tier, Workplace, registry
+from companion.experiments.__main__ import main
 from companion.records import Run
 
 TINY = {
@@ -38,7 +39,7 @@ TINY = {
 def toy(monkeypatch):
     """An experiment of two tiny trainings, in the registry for one test."""
     toy = Experiment("toy", "Does it run?", experiments.train, {"smoke": Tier(TINY, {"dense": {}}, seeds=(0, 1))})
-    monkeypatch.setattr(experiments, "EXPERIMENTS", MappingProxyType({"toy": toy}))
+    monkeypatch.setattr(registry, "EXPERIMENTS", MappingProxyType({"toy": toy}))
     return toy
 
 
@@ -78,11 +79,11 @@ def test_training_run_becomes_a_record_and_is_not_repeated(toy, place, tmp_path,
     again = experiments.perform(run, place, tmp_path / "again")
     assert again.result == record.result and again.measures == record.measures  # same seed, same numbers
 
-    assert experiments.main(["status", "--results", str(root)]) == 0
+    assert main(["status", "--results", str(root)]) == 0
     assert "toy smoke: 1 of 2 recorded" in capsys.readouterr().out
-    assert experiments.main(["verify", "--results", str(root)]) == 0
+    assert main(["verify", "--results", str(root)]) == 0
     assert "1 records, all in order" in capsys.readouterr().out
-    assert experiments.main(["table", "toy", "--tier", "smoke", "--results", str(root)]) == 0
+    assert main(["table", "toy", "--tier", "smoke", "--results", str(root)]) == 0
     assert "dense" in capsys.readouterr().out
     replayed = experiments.load_or_run("toy", "smoke", root=root)
     assert len(replayed) == 1 and [missing.seed for missing in replayed.missing] == [1]
@@ -93,15 +94,15 @@ def test_verify_finds_what_was_changed_by_hand(toy, place, tmp_path, capsys):
     content = json.loads(path.read_text())
     content["result"]["validation"]["correct"] += 1
     path.write_text(json.dumps(content))
-    assert experiments.main(["verify", "--results", str(tmp_path)]) == 1
+    assert main(["verify", "--results", str(tmp_path)]) == 1
     assert "result.validation has accuracy" in capsys.readouterr().out
     content["result"]["validation"]["correct"] -= 1
     content["run"]["settings"]["lr"] = 0.3
     path.write_text(json.dumps(content))
-    assert experiments.main(["verify", "--results", str(tmp_path)]) == 1
+    assert main(["verify", "--results", str(tmp_path)]) == 1
     assert "settings are not the registry's" in capsys.readouterr().out
     path.write_text(path.read_text()[:-40])
-    assert experiments.main(["verify", "--results", str(tmp_path)]) == 1
+    assert main(["verify", "--results", str(tmp_path)]) == 1
     assert "not a record" in capsys.readouterr().out
 
 
@@ -196,8 +197,8 @@ def test_two_jobs_share_the_runs_of_a_sweep(tmp_path):
 
 def test_nonsense_on_the_command_line_is_a_message_and_a_status(toy, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        experiments.main(["run", "toy", "--shard", "3/2"])
-    assert experiments.main(["run", "toy", "--tier", "smoke", "--jobs", "0", "--results", str(tmp_path)]) == 2
+        main(["run", "toy", "--shard", "3/2"])
+    assert main(["run", "toy", "--tier", "smoke", "--jobs", "0", "--results", str(tmp_path)]) == 2
     assert "--jobs 0" in capsys.readouterr().err
 
 
@@ -214,7 +215,7 @@ def test_missing_data_is_a_message_and_a_status(tmp_path, capsys, monkeypatch):
     command = ["run", "published_cka", "--tier", "paper", "--device", "cpu", "--data", str(empty)]
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", _no_network)
     monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", _no_network)
-    assert experiments.main([*command, "--results", str(tmp_path)]) == 2
+    assert main([*command, "--results", str(tmp_path)]) == 2
     assert "error:" in capsys.readouterr().err
 
 
@@ -288,7 +289,7 @@ def test_geometry_explains_a_plane_completely(device):
 
 def test_an_outcome_of_nan_is_no_record(toy, place, tmp_path, monkeypatch):
     broken = dataclasses.replace(toy, perform=lambda run, place: Outcome({"loss": float("nan")}, [], {}))
-    monkeypatch.setattr(experiments, "EXPERIMENTS", MappingProxyType({"toy": broken}))
+    monkeypatch.setattr(registry, "EXPERIMENTS", MappingProxyType({"toy": broken}))
     with pytest.raises(ValueError, match=r"result\.loss is not finite"):
         experiments.perform(broken.runs("smoke")[0], place, tmp_path)
     assert not list(tmp_path.rglob("*.json"))

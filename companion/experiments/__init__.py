@@ -1,0 +1,41 @@
+"""Experiments: a registry of named experiments, the runner that turns one into records, and the command line.
+
+    python -m companion.experiments list
+    python -m companion.experiments run dense_cifar10 --tier laptop
+    python -m companion.experiments status
+    python -m companion.experiments table dense_cifar10 --tier laptop
+    python -m companion.experiments verify
+
+An experiment is methods × sparsities × seeds in up to three tiers: `smoke` (seconds, no download), `laptop` (minutes a
+run on two cores) and `paper` (the papers' recipe, one GPU). Each cell is a `Run`; a finished run is a `Record` in
+`book/results`. A sweep continues where it stopped: recorded runs are not repeated, a killed run resumes from its
+checkpoint, and several runners on one folder share the work.
+"""
+
+from __future__ import annotations
+
+from companion.experiments.observations import published_cka, throughput
+from companion.experiments.plan import TIERS, Experiment, Outcome, Tier, Workplace
+from companion.experiments.registry import EXPERIMENTS, find
+from companion.experiments.runner import load_or_run, perform, problems, recorded
+from companion.experiments.trainings import Task, lottery, score, train
+
+__all__ = [
+    "EXPERIMENTS",
+    "TIERS",
+    "Experiment",
+    "Outcome",
+    "Task",
+    "Tier",
+    "Workplace",
+    "find",
+    "load_or_run",
+    "lottery",
+    "perform",
+    "problems",
+    "published_cka",
+    "recorded",
+    "score",
+    "throughput",
+    "train",
+]

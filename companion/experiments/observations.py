@@ -1,0 +1,101 @@
+"""Experiments on networks as they are: maps of published nets, and how fast a network trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from companion import data, measures, models, training
+from companion.experiments.plan import Outcome, Workplace
+from companion.experiments.trainings import score
+from companion.records import Run
+from companion.similarity import cka_map
+
+
+def published_cka(run: Run, place: Workplace) -> Outcome:
+    """CKA maps, geometry and accuracy of a network with published (or untrained) weights on test images.
+
+    The images are normalised by ImageNet's mean and deviation, as they were when the weights were trained.
+    """
+    s = run.settings
+    images = data.load(s["dataset"], "test", place.data)
+    if s["dataset"] != "digits":
+        images = dataclasses.replace(images, mean=data.IMAGENET_MEAN, std=data.IMAGENET_STD)
+    images = images.subset(range(min(s["examples"], len(images))))
+    loader = data.DeviceLoader(images, 256, device=place.device)
+
+    def network(name: str, weights: str | None) -> nn.Module:
+        training.seed_everything(run.seed)
+        options = {"weights": weights, "root": place.data} if weights else {}
+        return getattr(models, name)(**options).to(place.device).eval()
+
+    model = network(s["model"], s["weights"])
+    result = {"test": score(**training.evaluate(model, loader))}
+    if "other" in s:
+        table = cka_map(model, loader, measures.block_outputs, other=network(s["other"], s["weights"]))
+        return Outcome(result, [], {"cka": measures.matrix(table)})
+    maps = {
+        "cka": cka_map(model, loader, measures.block_outputs),
+        "cka_biased": cka_map(model, loader, measures.block_outputs, unbiased=False),
+        "cka_pooled": cka_map(model, loader, measures.block_outputs, reduce="average_pool", estimator="exact"),
+        "cka_convs": cka_map(model, loader, measures.convolutions),
+    }
+    # The same number of images of every class, the first ones of the test set.
+    chosen = (
+        torch.cat([(images.labels == label).nonzero()[: s["geometry"], 0] for label in range(len(images.classes))])
+        .sort()
+        .values
+    )
+    inputs = next(iter(data.DeviceLoader(images.subset(chosen), len(chosen), device=place.device)))[0]
+    geometry = measures.geometry(model, inputs) | {
+        "images": chosen.tolist(),
+        "labels": images.labels[chosen].tolist(),
+        "classes": list(images.classes),
+    }
+    return Outcome(result, [], {name: measures.matrix(table) for name, table in maps.items()} | {"geometry": geometry})
+
+
+def throughput(run: Run, place: Workplace) -> Outcome:
+    """Images per second of a training step (`steps` of them, after two that warm up), or of reading ImageNet's files.
+
+    The result holds quartiles: a machine that does other things besides has a spread.
+    """
+    s = run.settings
+    training.seed_everything(run.seed)
+    size, batch = s["size"], s["batch_size"]
+    step: Callable[[], Any]
+    if s["model"] is None:
+        folder = data.imagenet("val", place.data)
+        reader = data.ImageNetLoader(folder, batch, train=True, size=size, workers=s["workers"], device=place.device)
+        step = iter(reader).__next__
+    else:
+        network = getattr(models, s["model"], None) or getattr(torchvision.models, s["model"])
+        options = {"channels_last": s["channels_last"], "precision": s["precision"], "compile": s["compile"]}
+        channels = 1 if s["model"] == "digits_net" else 3
+        x, y = (
+            torch.randn(batch, channels, size, size, device=place.device),
+            torch.arange(batch, device=place.device) % 10,
+        )
+        model = network().to(place.device)
+        optimizer = training.sgd(model)
+
+        def step() -> Any:
+            return training.fit(model, [(x, y)], optimizer, epochs=1, progress=False, **options)
+
+    rates = []
+    for index in range(s["steps"] + 2):
+        clock = time.perf_counter()
+        step()
+        if place.device.type == "cuda":
+            torch.cuda.synchronize(place.device)
+        if index >= 2:
+            rates.append(batch / (time.perf_counter() - clock))
+    low, median, high = torch.tensor(rates).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+    found = {"low": low, "median": median, "high": high, "steps": s["steps"]}
+    return Outcome({"images_per_second": measures.rounded(found)}, [], {})

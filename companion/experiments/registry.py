@@ -1,0 +1,229 @@
+"""The registry: every experiment by its name, with the settings of its tiers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from companion.experiments.observations import published_cka, throughput
+from companion.experiments.plan import Experiment, Tier
+from companion.experiments.trainings import lottery, train
+
+# The papers' CIFAR recipe (CKA-SR's released code), with 5,000 of the training images held out.
+CIFAR = {
+    "dataset": "cifar10",
+    "validation": 5000,
+    "model": "resnet20",
+    "model_options": {"shortcut": "B"},
+    "batch_size": 128,
+    "epochs": 160,
+    "schedule": "multistep",
+    "milestones": [80, 120],
+    "lr": 0.1,
+    "weight_decay": 5e-4,
+    "precision": "bfloat16",
+    "channels_last": True,
+    "compile": True,
+}
+# The same at half the resolution and a twentieth of the epochs: minutes on two cores, far above chance.
+CIFAR_LAPTOP = CIFAR | {
+    "pool": 2,
+    "padding": 2,
+    "epochs": 8,
+    "schedule": "one_cycle",
+    "milestones": [],
+    "lr": 0.2,
+    "compile": False,
+}
+DIGITS = {
+    "dataset": "digits",
+    "validation": 200,
+    "model": "digits_net",
+    "batch_size": 64,
+    "epochs": 3,
+    "schedule": "one_cycle",
+    "lr": 0.1,
+    "weight_decay": 5e-4,
+}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    f"resnet{depth}": {"model": f"resnet{depth}", "weights": "akamaster"} for depth in (20, 32, 44, 56)
+}
+UNTRAINED: dict[str, dict[str, Any]] = {
+    f"resnet{depth}-untrained": {"model": f"resnet{depth}", "weights": None} for depth in (20, 56)
+}
+PAIRS = {"resnet20-vs-resnet56": {"model": "resnet20", "other": "resnet56", "weights": "akamaster"}}
+
+STEP = {"precision": "bfloat16", "channels_last": True, "compile": False}
+READ = {"model": None, "workers": 2}
+
+# Sparse training at the laptop's tier: many runs, so fewer epochs still.
+SPARSE_LAPTOP = CIFAR_LAPTOP | {"epochs": 5}
+RANDOM = {"pruning": {"kind": "RandomPruning", "density": "erk"}}
+# Updates as often in a run as in the paper's: 1,000 steps of 160 epochs.
+GRANET = {"pruning": {"kind": "GraNet", "every": 1000}}
+GRANET_LAPTOP = {"pruning": {"kind": "GraNet", "every": 50}}
+GRANET_DIGITS = {"pruning": {"kind": "GraNet", "every": 10}}
+
+
+def _cka_sr(beta: float) -> dict[str, Any]:
+    return {"penalties": [{"kind": "CKASparsity", "beta": beta, "examples": 8, "every": 5}]}
+
+
+def _aug_cka_sr(beta: float) -> dict[str, Any]:
+    return {"penalties": [{"kind": "AugmentedCKASparsity", "beta": beta}]}
+
+
+def _with_penalties(host: str, cka_sr: float = 1e-4, aug_cka_sr: float = 0.1) -> dict[str, dict[str, Any]]:
+    """A host method alone and with both penalties; default strengths: the released code's, and the appendix's."""
+    return {host: {}, f"{host}+cka_sr": _cka_sr(cka_sr), f"{host}+aug_cka_sr": _aug_cka_sr(aug_cka_sr)}
+
+
+# The same number for each; every range holds the published strength.
+STRENGTHS: dict[str, dict[str, Any]] = {
+    **{f"random+cka_sr_{beta:g}": _cka_sr(beta) for beta in (1e-4, 1e-3, 1e-2, 1e-1)},
+    **{f"random+aug_cka_sr_{beta:g}": _aug_cka_sr(beta) for beta in (0.03, 0.1, 0.3, 1.0)},
+}
+SWEEP: dict[str, dict[str, Any]] = {"random": {}} | {
+    name: method for name, method in STRENGTHS.items() if "aug" not in name
+}
+
+_EXPERIMENTS = (
+    Experiment(
+        "published_cka",
+        "How similar are the layers of really trained CIFAR-10 ResNets to each other?",
+        published_cka,
+        {
+            "smoke": Tier(
+                {"dataset": "digits", "examples": 200, "geometry": 10, "weights": None},
+                {"digits_net-untrained": {"model": "digits_net"}},
+            ),
+            "paper": Tier({"dataset": "cifar10", "examples": 10_000, "geometry": 15}, PUBLISHED | UNTRAINED | PAIRS),
+        },
+    ),
+    Experiment(
+        "dense_cifar10",
+        "How accurate is a dense ResNet-20, and what do its features and weights look like?",
+        train,
+        {
+            "smoke": Tier(DIGITS, {"dense": {}}, seeds=(0, 1)),
+            "laptop": Tier(CIFAR_LAPTOP, {"dense": {}}, seeds=(0, 1, 2)),
+            "paper": Tier(CIFAR, {"dense": {}}, seeds=(0, 1, 2)),
+        },
+    ),
+    Experiment(
+        "dense_cifar10_full_width",
+        "How far does the full-width, full-resolution net come in 16 epochs on two cores?",
+        train,
+        {
+            "smoke": Tier(DIGITS, {"dense": {}}),
+            "laptop": Tier(CIFAR_LAPTOP | {"pool": 1, "padding": 4, "epochs": 16, "compile": True}, {"dense": {}}),
+        },
+    ),
+    Experiment(
+        "random_masks_strengths",
+        "Which strength of each penalty is best on held-out images, for a seed that is reported nowhere else?",
+        train,
+        {
+            "smoke": Tier(DIGITS | RANDOM, STRENGTHS, sparsities=(0.9,), seeds=(100,)),
+            "laptop": Tier(SPARSE_LAPTOP | RANDOM, STRENGTHS, sparsities=(0.95,), seeds=(100,)),
+        },
+    ),
+    Experiment(
+        "random_masks",
+        "Does CKA-SR make training under fixed random masks more accurate?",
+        train,
+        {
+            "smoke": Tier(DIGITS | RANDOM, _with_penalties("random"), sparsities=(0.9,)),
+            "laptop": Tier(
+                SPARSE_LAPTOP | RANDOM, _with_penalties("random"), sparsities=(0.9, 0.98), seeds=(0, 1, 2, 3, 4)
+            ),
+            "paper": Tier(
+                CIFAR | RANDOM | {"dataset": "cifar100"},
+                _with_penalties("random"),
+                sparsities=(0.95, 0.98, 0.7, 0.85, 0.9, 0.998),
+                seeds=tuple(range(10)),
+            ),
+        },
+    ),
+    Experiment(
+        "random_masks_beta",
+        "How does the strength of CKA-SR move the accuracy under fixed random masks?",
+        train,
+        {
+            "smoke": Tier(DIGITS | RANDOM, SWEEP, sparsities=(0.9,)),
+            "laptop": Tier(SPARSE_LAPTOP | RANDOM, SWEEP, sparsities=(0.95,), seeds=(0, 1)),
+            "paper": Tier(
+                CIFAR | RANDOM,
+                {"random": {}}
+                | {
+                    f"random+cka_sr_{beta:g}": _cka_sr(beta)
+                    for beta in (1e-5, 2e-5, 5e-5, 8e-5, 1e-4, 2e-4, 5e-4, 8e-4, 1e-3, 2e-3, 5e-3, 1e-2)
+                },
+                sparsities=(0.95,),
+                seeds=(0, 1, 2, 3, 4),
+            ),
+        },
+    ),
+    Experiment(
+        "granet",
+        "Does CKA-SR make gradual pruning with regrowth more accurate?",
+        train,
+        {
+            "smoke": Tier(DIGITS | GRANET_DIGITS, _with_penalties("granet"), sparsities=(0.9,)),
+            "laptop": Tier(
+                SPARSE_LAPTOP | GRANET_LAPTOP, _with_penalties("granet"), sparsities=(0.9, 0.98), seeds=(0, 1, 2)
+            ),
+            "paper": Tier(CIFAR | GRANET, _with_penalties("granet"), sparsities=(0.95,), seeds=(0, 1, 2, 3, 4)),
+        },
+    ),
+    Experiment(
+        "lottery",
+        "Does CKA-SR find better lottery tickets?",
+        lottery,
+        {
+            "smoke": Tier(DIGITS | {"levels": 2, "rewind": 0}, _with_penalties("lottery"), sparsities=(0.9,)),
+            "laptop": Tier(
+                SPARSE_LAPTOP | {"levels": 4, "rewind": 0, "epochs": 3},
+                _with_penalties("lottery"),
+                sparsities=(0.9,),
+                seeds=(0, 1, 2),
+            ),
+            "paper": Tier(
+                CIFAR | {"levels": 13, "rewind": 0}, _with_penalties("lottery"), sparsities=(0.95,), seeds=(0, 1, 2)
+            ),
+        },
+    ),
+    Experiment(
+        "throughput",
+        "How many images does a training step, or the reading of files, get through in a second?",
+        throughput,
+        {
+            "smoke": Tier(STEP | {"size": 8, "batch_size": 16, "steps": 3}, {"digits_net": {"model": "digits_net"}}),
+            "laptop": Tier(
+                STEP | {"precision": "float32", "size": 224, "batch_size": 32, "steps": 8},
+                {"resnet18": {"model": "resnet18"}, "read": READ},
+            ),
+            "paper": Tier(
+                STEP | {"size": 224, "batch_size": 192, "steps": 50},
+                {
+                    "resnet18": {"model": "resnet18"},
+                    "resnet50": {"model": "resnet50"},
+                    "read": READ | {"workers": 12, "steps": 3},
+                },
+            ),
+        },
+    ),
+)
+EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType({e.name: e for e in _EXPERIMENTS})
+
+
+def find(name: str) -> Experiment:
+    """The experiment of that name.
+
+    Raises:
+        ValueError: there is none; lists those there are.
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(f"no experiment {name!r}; there are {list(EXPERIMENTS)}")
+    return EXPERIMENTS[name]

@@ -1,0 +1,117 @@
+"""The runner: it turns runs into records, continues what was interrupted, and checks what is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from companion import records
+from companion.experiments import registry
+from companion.experiments.plan import Workplace
+from companion.records import Record, Records, Run
+
+
+def recorded(run: Run, root: Path) -> Record | None:
+    """The record of exactly this run, settings included; None where it has not run, or ran with other settings."""
+    path = root / run.path
+    if not path.exists():
+        return None
+    record = records.load(path)
+    return record if _same(record.run, run) else None
+
+
+def _same(a: Run, b: Run) -> bool:
+    return json.dumps(dataclasses.asdict(a), sort_keys=True) == json.dumps(dataclasses.asdict(b), sort_keys=True)
+
+
+def perform(run: Run, place: Workplace, root: Path) -> Record | None:
+    """The run's record: read where there is one, else made and written. None when another runner is at it."""
+    if (there := recorded(run, root)) is not None:
+        return there
+    checkpoint = place.work / run.path.with_suffix(".pt")
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(checkpoint.with_suffix(".run"), timeout=0):
+            if (there := recorded(run, root)) is not None:  # written while we waited for the lock
+                return there
+            started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+            outcome = registry.find(run.experiment).perform(run, place)
+            seen = records.provenance(place.device, started, time.perf_counter() - clock)
+            record = Record(run, *outcome, provenance=seen)
+            record.save(root)
+            for leftover in checkpoint.parent.glob(f"{checkpoint.name}*"):
+                leftover.unlink(missing_ok=True)
+            return record
+    except Timeout:
+        return None
+
+
+def load_or_run(
+    name: str,
+    tier: str = "laptop",
+    *,
+    mode: str = "replay",
+    seeds: Iterable[int] | None = None,
+    place: Workplace | None = None,
+    root: str | Path | None = None,
+) -> Records:
+    """The records of an experiment: replayed from the book's results, or made here.
+
+    Args:
+        mode: `"replay"` reads what is recorded; runs without a record are in `.missing`. `"run"` makes every run anew
+            in the work folder, where it continues if interrupted, and leaves the book's records alone.
+        root: folder of results to read, default `records.results_root()`.
+
+    Raises:
+        ValueError: unknown experiment, tier or mode; `"replay"` where nothing is recorded.
+    """
+    runs = registry.find(name).runs(tier, seeds)
+    if mode == "replay":
+        folder = records.results_root(root)
+        there = [(run, recorded(run, folder)) for run in runs]
+        found = [record for _, record in there if record is not None]
+        if not found:
+            raise ValueError(
+                f"nothing is recorded for {name} at tier {tier} under {folder}; "
+                f"python -m companion.experiments run {name} --tier {tier} makes the records"
+            )
+        return Records(found, [run for run, record in there if record is None])
+    if mode != "run":
+        raise ValueError(f"mode={mode!r} is unknown; use 'replay' or 'run'")
+    place = place or Workplace(progress=True)
+    made = [perform(run, place, place.work / "results") for run in runs]
+    return Records([record for record in made if record is not None])
+
+
+def problems(root: Path) -> list[str]:
+    """What is wrong with the records under `root`: against their schema, the registry, and themselves."""
+    found = []
+    for path in sorted(root.glob("*/*/*.json")):
+        shown = path.relative_to(root)
+        try:
+            record = records.load(path)
+        except ValueError as error:
+            found.append(str(error))
+            continue
+        if record.run.path != shown:
+            found.append(f"{shown}: holds the run {record.run}")
+        if path.stat().st_size > records.LIMIT:
+            found.append(f"{shown}: {path.stat().st_size} bytes; at most {records.LIMIT}")
+        if (
+            record.run.experiment not in registry.EXPERIMENTS
+            or record.run.tier not in registry.EXPERIMENTS[record.run.experiment].tiers
+        ):
+            found.append(f"{shown}: the registry has no {record.run.experiment} at tier {record.run.tier}")
+        elif not any(
+            _same(record.run, run)
+            for run in registry.EXPERIMENTS[record.run.experiment].runs(record.run.tier, [record.run.seed])
+        ):
+            found.append(f"{shown}: its method, sparsity or settings are not the registry's")
+        found += [f"{shown}: {problem}" for problem in records.problems(record)]
+    return found

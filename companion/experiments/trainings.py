@@ -1,0 +1,201 @@
+"""Experiments that train: one network, or a lottery ticket's many levels."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import Optimizer
+
+from companion import data, measures, models, training
+from companion.experiments.plan import Outcome, Workplace
+from companion.features import batches
+from companion.pruning import SET, GraNet, LotteryTicket, MagnitudePruning, Masks, RandomPruning, RigL, RigLITOP
+from companion.records import Run
+from companion.regularizers import L1, AugmentedCKASparsity, CKASparsity, GroupLasso, Orthogonality
+
+
+def _shrink(images: data.Images, settings: Mapping[str, Any]) -> data.Images:
+    """The images at the tier's resolution: blocks of `pool` × `pool` pixels averaged."""
+    pool = settings.get("pool", 1)
+    if pool == 1:
+        return images
+    small = F.avg_pool2d(images.images.float(), pool).round().to(torch.uint8)
+    return dataclasses.replace(images, images=small)
+
+
+def score(accuracy: float, examples: float, loss: float) -> dict[str, Any]:
+    """An evaluation as a record keeps it."""
+    return {"correct": round(accuracy * examples), "examples": int(examples), "loss": measures.rounded(loss, 6)}
+
+
+SCHEDULES: Mapping[str, Callable[..., training.Schedule]] = MappingProxyType(
+    {"multistep": training.multistep, "cosine": training.cosine, "one_cycle": training.one_cycle}
+)
+
+
+PENALTIES: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {kind.__name__: kind for kind in (CKASparsity, AugmentedCKASparsity, L1, GroupLasso, Orthogonality)}
+)
+PRUNING: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {kind.__name__: kind for kind in (RandomPruning, MagnitudePruning, SET, RigL, RigLITOP, GraNet)}
+)
+
+
+class Task(NamedTuple):
+    """The images of a run: to train on, held out (so many), and to test on."""
+
+    loader: data.DeviceLoader
+    validation: data.DeviceLoader
+    held_out: int
+    tested: data.DeviceLoader
+    classes: int
+
+    @classmethod
+    def of(cls, run: Run, place: Workplace) -> Task:
+        """The images that the run's settings name."""
+        s = run.settings
+        full, test = (_shrink(data.load(s["dataset"], split, place.data), s) for split in ("train", "test"))
+        # The split has a seed of its own: every run of an experiment holds out the same images.
+        kept, held_out = full.split(s["validation"], seed=0)
+        loader = data.DeviceLoader(
+            kept,
+            s["batch_size"],
+            shuffle=True,
+            augment=s["dataset"] != "digits",
+            padding=s.get("padding", 4),
+            drop_last=True,
+            seed=run.seed,
+            device=place.device,
+        )
+        validation, tested = (data.DeviceLoader(part, 1000, device=place.device) for part in (held_out, test))
+        return cls(loader, validation, len(held_out), tested, len(full.classes))
+
+    def network(self, run: Run, place: Workplace) -> nn.Module:
+        """The untrained network; its initial weights are part of the run's seed."""
+        s = run.settings
+        training.seed_everything(run.seed)
+        return getattr(models, s["model"])(classes=self.classes, **s.get("model_options", {})).to(place.device)
+
+    def fit(
+        self,
+        run: Run,
+        place: Workplace,
+        model: nn.Module,
+        pruning: Callable[[Optimizer], Masks] | None = None,
+        checkpoint: str = "",
+    ) -> list[dict[str, Any]]:
+        """Train `model` under the run's penalties, and masks made for its optimizer; the curve, an entry an epoch."""
+        s = run.settings
+        optimizer = training.sgd(model, lr=s["lr"], weight_decay=s["weight_decay"])
+        penalties = [_made(PENALTIES, chosen, model) for chosen in s.get("penalties", [])]
+        probe = next(iter(self.validation))
+
+        def on_epoch(entry: dict[str, Any]) -> None:
+            if penalties:
+                named = {p.name: p for p in penalties}
+                entry |= measures.gradient_cosines(model, probe[0][:128], probe[1][:128], named)
+
+        history = training.fit(
+            model,
+            self.loader,
+            optimizer,
+            epochs=s["epochs"],
+            schedule=SCHEDULES[s["schedule"]](*s.get("milestones", [])),
+            validation=self.validation,
+            penalty=penalties,
+            sparsity=None if pruning is None else pruning(optimizer),
+            on_epoch=on_epoch,
+            precision=s.get("precision", "float32"),
+            channels_last=s.get("channels_last", False),
+            compile=s.get("compile", False),
+            checkpoint=place.work / run.path.with_suffix(f".pt{checkpoint}"),
+            seed=run.seed,
+            progress=place.progress,
+        )
+        for penalty in penalties:
+            if isinstance(penalty, CKASparsity):
+                penalty.remove()  # measuring is no training pass
+        return measures.rounded(list(history), 6)
+
+    def outcome(self, model: nn.Module, history: Sequence[Mapping[str, Any]]) -> Outcome:
+        """The net of the last epoch on `test`, and the epoch that was best on the held-out `validation` images."""
+        last, best = history[-1], max(history, key=lambda epoch: epoch["validation_accuracy"])
+        result = {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "zeros": sum(int((p == 0).sum()) for p in model.parameters() if p.ndim > 1),
+            "test": score(**training.evaluate(model, self.tested)),
+            "validation": score(last["validation_accuracy"], self.held_out, last["validation_loss"]),
+            "best_validation": {"epoch": best["epoch"], "accuracy": best["validation_accuracy"]},
+        }
+        inputs = torch.cat(list(itertools.islice(batches(self.tested), 2)))
+        return Outcome(result, history, measures.of_network(model, inputs))
+
+
+def train(run: Run, place: Workplace) -> Outcome:
+    """Train one network by the run's settings and measure it; nothing is selected on the test set.
+
+    `penalties` and `pruning` among the settings fill the loop's two sockets: each names its class as `kind`, the rest
+    are its arguments; a pruning gets the run's sparsity, its seed, and the number of optimizer steps where it asks for
+    one. With penalties, the curve also holds the cosines between the gradients of the loss and of each penalty.
+    """
+    task = Task.of(run, place)
+    model = task.network(run, place)
+
+    def pruning(optimizer: Optimizer) -> Masks:
+        chosen, options = run.settings["pruning"], {"sparsity": run.sparsity, "seed": run.seed}
+        if "steps" in inspect.signature(PRUNING.get(chosen["kind"], dict)).parameters:
+            options["steps"] = run.settings["epochs"] * len(task.loader)
+        return _made(PRUNING, chosen, model, optimizer, **options)
+
+    return task.outcome(model, task.fit(run, place, model, pruning if "pruning" in run.settings else None))
+
+
+def lottery(run: Run, place: Workplace) -> Outcome:
+    """Find a lottery ticket in `levels` prunings, each a training by the run's settings.
+
+    The result is the last level's; `levels` in it holds every level's sparsity and test score, level 0 the dense net's.
+    """
+    task = Task.of(run, place)
+    model = task.network(run, place)
+    progress = place.work / run.path.with_suffix(".pt.ticket")
+    levels: list[dict[str, Any]] = []
+    history: list[dict[str, Any]] = []
+
+    def trained(model: nn.Module, masked: Callable[[Optimizer], Masks]) -> None:
+        torch.save({"ticket": ticket.state_dict(), "levels": levels}, progress)
+        history[:] = task.fit(run, place, model, masked, checkpoint=f".level{ticket.level}")
+        kept = sum(int(mask.sum()) for mask in ticket.masks.values())
+        held = sum(mask.numel() for mask in ticket.masks.values())
+        levels.append({"sparsity": 1 - kept / held, "test": score(**training.evaluate(model, task.tested))})
+
+    ticket = LotteryTicket(
+        model,
+        trained,
+        cast(float, run.sparsity),
+        levels=run.settings["levels"],
+        rewind=run.settings["rewind"],
+        seed=run.seed,
+    )
+    if progress.exists():
+        saved = torch.load(progress, map_location=place.device)
+        ticket.load_state_dict(saved["ticket"])
+        levels += saved["levels"]
+    ticket.run()
+    outcome = task.outcome(model, history)
+    return outcome._replace(result={**outcome.result, "levels": measures.rounded(levels, 6)})
+
+
+def _made(kinds: Mapping[str, Callable[..., Any]], chosen: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+    """What the settings describe as `{"kind": NAME, argument: value, …}`."""
+    arguments = {key: value for key, value in chosen.items() if key != "kind"}
+    if chosen["kind"] not in kinds:
+        raise ValueError(f"kind={chosen['kind']!r} is unknown; use one of {list(kinds)}")
+    return kinds[chosen["kind"]](*args, **arguments, **options)
