@@ -1,0 +1,137 @@
+"""What every estimator returns, and what every estimator refuses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+UNITS = {"nats": 1.0, "bits": math.log(2)}
+BOUNDS = ("upper", "lower", "neither")
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """An information quantity, how sure it is, and what was believed to get it.
+
+    Attributes:
+        value: the estimate, float64; a graph hangs on it where the estimator is differentiable.
+        error: its standard error, or None where theory gives none.
+        unit: `"nats"` or `"bits"`.
+        estimator: the name of the estimator.
+        assumes: what must hold for the value to mean anything, in words.
+        bound: whether the estimator's expectation is an `"upper"` or a `"lower"` bound of the truth, or `"neither"`.
+        examples: the number of examples it rests on.
+    """
+
+    value: Float[Tensor, ""]
+    error: Float[Tensor, ""] | None
+    unit: str
+    estimator: str
+    assumes: str
+    bound: str = "neither"
+    examples: int = 0
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def interval(self, z: float = 1.96) -> tuple[float, float]:
+        """value ± z · error, for z = 1.96 the normal 95 % interval of the *expectation*: bias is not in it.
+
+        Raises:
+            ValueError: the theory of this estimator gives no error.
+        """
+        if self.error is None:
+            raise ValueError(f"{self.estimator} has no standard error; repeat it on subsamples to see its spread")
+        return float(self.value - z * self.error), float(self.value + z * self.error)
+
+    def to(self, unit: str) -> Estimate:
+        """The same in another unit."""
+        factor = UNITS[self.unit] / scale(unit)
+        error = None if self.error is None else self.error * factor
+        return replace(self, value=self.value * factor, error=error, unit=unit)
+
+    def __repr__(self) -> str:
+        spread = "" if self.error is None else f" ± {float(self.error):.2g}"
+        bound = "" if self.bound == "neither" else f" ({self.bound} bound)"
+        return f"{float(self.value):.4g}{spread} {self.unit}{bound}, {self.estimator}; assumes {self.assumes}"
+
+
+def estimate(value: Tensor, error: Tensor | None, unit: str, **rest: Any) -> Estimate:
+    """An `Estimate` in `unit` from a value and an error in nats."""
+    return Estimate(value, error, "nats", **rest).to(unit)
+
+
+def scale(unit: str) -> float:
+    """Nats in one `unit`.
+
+    Raises:
+        ValueError: neither nats nor bits.
+    """
+    if unit not in UNITS:
+        raise ValueError(f"unit={unit!r} is unknown; use one of {list(UNITS)}")
+    return UNITS[unit]
+
+
+def mean_error(terms: Float[Tensor, "n"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Mean of per-example terms and its standard error, as if the terms were independent."""
+    return terms.mean(), terms.detach().std() / math.sqrt(len(terms))
+
+
+# --------------------------------------------------------------------------------------------------------------- input
+def continuous(x: Any, name: str = "x", *, constant: bool = False) -> Float[Tensor, "examples features"]:
+    """x as a float64 matrix, rows are examples; refuses what no estimator can use.
+
+    A vector is one feature; maps are flattened. Constant columns are refused unless `constant` is allowed: they carry
+    no information and break neighbours and covariances alike.
+
+    Raises:
+        ValueError: no rows, NaN or infinite values, constant columns.
+    """
+    x = torch.as_tensor(x)
+    if x.ndim == 0 or x.shape[0] == 0 or x.numel() == 0:
+        raise ValueError(f"{name} must be (examples, features) with at least one of each; got shape {tuple(x.shape)}")
+    if x.is_complex():
+        raise ValueError(f"{name} is complex; give real and imaginary parts as two features")
+    x = (x[:, None] if x.ndim == 1 else x.flatten(1)).double()
+    if not torch.isfinite(x).all():
+        rows = (~torch.isfinite(x)).any(1).nonzero()[:, 0]
+        raise ValueError(f"{name} holds NaN or infinite values in {len(rows)} rows, the first is {int(rows[0])}")
+    if not constant:
+        same = (x == x[0]).all(0).nonzero()[:, 0].tolist()
+        if same:
+            raise ValueError(
+                f"{name} has {len(same)} constant columns, the first is {same[0]}; "
+                "they carry no information: drop them with x[:, x.std(0) > 0]"
+            )
+    return x
+
+
+def discrete(x: Any, name: str = "x") -> tuple[Tensor, int]:
+    """Labels 0 … m−1 of the symbols in x, and their number m. A row of a matrix is one symbol.
+
+    Raises:
+        ValueError: no rows, NaN, or symbols that look continuous (floating-point values, nearly all of them different).
+    """
+    x = torch.as_tensor(x)
+    if x.ndim == 0 or x.shape[0] == 0 or x.numel() == 0:
+        raise ValueError(f"{name} must hold one symbol for each example; got shape {tuple(x.shape)}")
+    if x.is_floating_point() and not torch.isfinite(x).all():
+        raise ValueError(f"{name} holds NaN or infinite values; a symbol is an integer or a finite number")
+    symbols, labels = torch.unique(x.reshape(len(x), -1), dim=0, return_inverse=True)
+    if x.is_floating_point() and len(x) > 20 and len(symbols) > 0.9 * len(x):
+        raise ValueError(
+            f"{name} has {len(symbols)} different values in {len(x)} examples, so it looks continuous; "
+            "use a continuous estimator, or bin it first: information.bin_index(x, information.edges(x, bins))"
+        )
+    return labels.reshape(-1), len(symbols)
+
+
+def same_rows(x: Any, y: Any) -> None:
+    """Refuses x and y that do not have the same examples."""
+    if len(x) != len(y):
+        raise ValueError(f"x has {len(x)} rows and y {len(y)}; they must be the same examples in the same order")
