@@ -1,4 +1,5 @@
-"""Figures: one style for the whole book, and the heat map of CKA. They draw tables and records, they never train.
+"""Figures: one style for the whole book, the heat map of CKA, and the bars of a pruning report. They draw tables and
+records, they never train.
 
 A figure stands on white, in dark mode too: its colours carry meaning and must not change with the page. Lines have
 colours that can be told apart with deficient colour vision, and by their lightness in a grey print; the map of CKA has
@@ -8,7 +9,8 @@ viridis.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsFloat
 
 import matplotlib
@@ -20,9 +22,6 @@ from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-
-from companion.widgets import layer_name
-from companion.widgets import stages as runs
 
 # Okabe & Ito (2008), with a wine for their pink; the last two are too light for thin lines.
 BLUE, VERMILION, GREEN, WINE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#882255", "#E69F00", "#56B4E9"
@@ -84,6 +83,28 @@ def glue(**numbers: SupportsFloat | str) -> None:
         bundle = {"application/papermill.record/text/plain": repr(text.replace("-", "−"))}
         metadata = {"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}}
         display(bundle, raw=True, metadata=metadata)
+
+
+def layer_name(layer: str) -> str:
+    """The stem and the classifier by their role, a block by its name."""
+    return {"relu": "stem", "linear": "logits"}.get(layer, layer)
+
+
+def stages(layers: Iterable[str]) -> list[tuple[str, int, int]]:
+    """Runs of layers that belong together, as `(label, first, length)`: blocks by stage, other layers by themselves.
+
+    >>> stages(["relu", "layer1.0", "layer1.1", "linear"])
+    [('stem', 0, 1), ('stage 1', 1, 2), ('logits', 3, 1)]
+    """
+    found: list[tuple[str, int, int]] = []
+    for index, layer in enumerate(layers):
+        block = re.match(r"layer(\d+)\.", layer)
+        label = f"stage {block[1]}" if block else layer_name(layer)
+        if found and found[-1][0] == label:
+            found[-1] = (label, found[-1][1], found[-1][2] + 1)
+        else:
+            found.append((label, index, 1))
+    return found
 
 
 def cka_heatmap(
@@ -190,6 +211,41 @@ def _thinned(count: int, most: int) -> list[int]:
 
 def _starts(names: Sequence[str]) -> list[int]:
     """Where a stage begins, the first layer excepted; nothing for names without stages."""
-    found = runs(names)
+    found = stages(names)
     staged = any(label.startswith("stage") for label, _, _ in found)
     return [first for _, first, _ in found if first > 0 and staged]
+
+
+def mask_report(report: pd.DataFrame, *, ax: Axes | None = None, title: str | None = None) -> Axes:
+    """Where the weights are: one bar a layer, the figure of a pruning's `report()`.
+
+    Dark: the layer's density now. Pale: the share of its weights that have been alive at any time, where masks have
+    moved. Dashed: the density of all layers together. At the right end stand the counts. The first layer is on top.
+
+    Args:
+        report: such as `companion.pruning.Masks.report` returns: one row a layer, with the columns `weights`, `alive`,
+            `density`, `explored`.
+        ax: where to draw; None: a new figure, as high as the layers need.
+
+    Raises:
+        ValueError: no rows, or a column that is missing.
+    """
+    lacking = [column for column in ("weights", "alive", "density", "explored") if column not in report]
+    if lacking or report.empty:
+        raise ValueError(f"a report has rows and columns; this one has {len(report)} rows and lacks {lacking}")
+    axis = plt.subplots(figsize=(6.4, 0.26 * len(report) + 1.1))[1] if ax is None else ax
+    rows = np.arange(len(report))
+    if (report["explored"] > report["density"] + 1e-6).any():  # beyond rounding
+        axis.barh(rows, report["explored"], color=SKY, alpha=0.5, height=0.7, label="alive at some time")
+    axis.barh(rows, report["density"], color=BLUE, height=0.7, label="alive now")
+    whole = report["alive"].sum() / report["weights"].sum()
+    axis.axvline(whole, color=VERMILION, linestyle="--", linewidth=1.4, label=f"all layers: {whole:.3g}")
+    for row, (alive, weights) in enumerate(zip(report["alive"], report["weights"], strict=True)):
+        axis.annotate(f"{alive:,} of {weights:,}", (1.02, row), va="center", fontsize=8, annotation_clip=False)
+    axis.set(yticks=rows, yticklabels=list(map(str, report.index)), xlim=(0, 1), xlabel="density of the layer")
+    axis.set_ylim(len(report) - 0.4, -0.6)
+    axis.grid(False, axis="y")
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    if title is not None:
+        axis.set_title(title, pad=24)
+    return axis

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
+from companion.plots import layer_name, stages
 from companion.records import Record
 
 # Petroff's ten colours (2021, arXiv 2107.02270), made to be told apart with deficient colour vision. Vehicles are
@@ -45,28 +46,6 @@ def network_name(method: str) -> str:
     """`"resnet20-untrained"` as a reader says it: `"ResNet-20, untrained"`."""
     net, _, state = method.partition("-")
     return f"{re.sub(r'^resnet', 'ResNet-', net)}, {state or 'trained'}"
-
-
-def layer_name(layer: str) -> str:
-    """The stem and the classifier by their role, a block by its name."""
-    return {"relu": "stem", "linear": "logits"}.get(layer, layer)
-
-
-def stages(layers: Iterable[str]) -> list[tuple[str, int, int]]:
-    """Runs of layers that belong together, as `(label, first, length)`: blocks by stage, other layers by themselves.
-
-    >>> stages(["relu", "layer1.0", "layer1.1", "linear"])
-    [('stem', 0, 1), ('stage 1', 1, 2), ('logits', 3, 1)]
-    """
-    found: list[tuple[str, int, int]] = []
-    for index, layer in enumerate(layers):
-        block = re.match(r"layer(\d+)\.", layer)
-        label = f"stage {block[1]}" if block else layer_name(layer)
-        if found and found[-1][0] == label:
-            found[-1] = (label, found[-1][1], found[-1][2] + 1)
-        else:
-            found.append((label, index, 1))
-    return found
 
 
 def turned(

@@ -1,4 +1,5 @@
-"""Figures: what a CKA map shows, that all maps share one scale, and that the book's style is whole and readable."""
+"""Figures: what a CKA map shows, that all maps share one scale, what the bars of a pruning report say, and that the
+book's style is whole and readable."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from companion import plots
+from companion.models import mlp
+from companion.pruning import SET, RandomPruning
 
 LAYERS = ["relu", "layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "linear"]
 
@@ -146,6 +149,39 @@ def test_several_maps_share_one_scale(count: int, shape: tuple[int, int]) -> Non
 def test_no_maps_are_refused() -> None:
     with pytest.raises(ValueError, match="no tables"):
         plots.cka_heatmaps({})
+
+
+# -------------------------------------------------------------------------------------------------- a pruning's report
+def test_a_report_is_drawn_as_it_is() -> None:
+    report = RandomPruning(mlp([64, 32, 16, 10]), None, 0.8).report()
+    axis = plots.mask_report(report, title="random")
+    (bars,) = axis.containers
+    assert [bar.get_width() for bar in bars] == list(report["density"])
+    assert texts(axis.get_yticklabels()) == ["linear1", "linear2", "linear3"]
+    assert axis.yaxis_inverted()  # the first layer is on top
+    assert texts(axis.texts) == [f"{a:,} of {w:,}" for a, w in zip(report["alive"], report["weights"], strict=True)]
+    (line,) = axis.lines
+    assert line.get_xdata()[0] == pytest.approx(0.2, abs=1e-3)
+    assert axis.get_xlim() == (0, 1) and axis.get_title(loc="left") == "random"
+
+
+def test_a_report_of_moving_masks_shows_where_they_have_been() -> None:
+    sparsity = SET(mlp([64, 32, 10]), None, 0.8, every=1)
+    sparsity.step()
+    report = sparsity.report()
+    axis = plots.mask_report(report, ax=plt.subplots()[1])
+    been, now = axis.containers
+    assert [bar.get_width() for bar in been] == list(report["explored"])
+    assert [bar.get_width() for bar in now] == list(report["density"])
+    assert (report["explored"] > report["density"]).all()
+
+
+def test_what_is_no_report_is_refused() -> None:
+    report = RandomPruning(mlp([64, 32, 10]), None, 0.8).report()
+    with pytest.raises(ValueError, match=r"2 rows and lacks \['explored'\]"):
+        plots.mask_report(report.drop(columns="explored"))
+    with pytest.raises(ValueError, match="0 rows"):
+        plots.mask_report(report.iloc[:0])
 
 
 # --------------------------------------------------------------------------------------------------------------- style

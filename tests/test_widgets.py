@@ -11,15 +11,14 @@ import pytest
 import traitlets
 from PIL import Image
 
+from companion.plots import layer_name, stages
 from companion.records import Record, Run
 from companion.widgets import (
     WORDS,
     cka_explorer,
     explorable_data,
     explorable_script,
-    layer_name,
     network_name,
-    stages,
     turned,
     words,
 )
