@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from companion import experiments, measures, models, records
+from companion import experiments, measures, models, records, training
 from companion.experiments import EXPERIMENTS, Experiment, Outcome, Tier, Workplace, registry
 from companion.experiments.__main__ import main
 from companion.records import Run
@@ -246,6 +246,62 @@ def test_the_sockets_are_filled_from_the_settings(place, tmp_path):
     wrong = dataclasses.replace(run, settings={**run.settings, "penalties": [{"kind": "Wishful"}]})
     with pytest.raises(ValueError, match="kind='Wishful' is unknown"):
         experiments.train(wrong, place)
+
+
+def test_without_a_held_out_split_the_test_set_is_followed_and_the_last_epoch_reported(place):
+    settings = EXPERIMENTS["random_masks"].runs("smoke")[0].settings
+    run = Run("toy", "smoke", "random", 0, 0.9, {**settings, "validation": 0, "epochs": 2})
+    outcome = experiments.train(run, place)
+    accuracies = [epoch["test_accuracy"] for epoch in outcome.curve]
+    assert outcome.result["test"]["correct"] == round(accuracies[-1] * outcome.result["test"]["examples"])
+    assert outcome.result["best_test"]["accuracy"] == max(accuracies) and "validation" not in outcome.result
+
+
+def test_granet_gets_the_length_of_the_training(place):
+    run = next(r for r in EXPERIMENTS["granet"].runs("smoke") if r.method == "granet")
+    outcome = experiments.train(run, place)
+    layers = outcome.measures["weights"]["layers"]
+    maskable = sum(math.prod(layer["shape"]) for layer in layers)
+    assert outcome.result["zeros"] == maskable - round(0.1 * maskable)  # all prunings came before the end
+
+
+def test_an_interrupted_lottery_goes_on_at_its_level(place, monkeypatch):
+    run = next(r for r in EXPERIMENTS["lottery"].runs("smoke") if r.method == "lottery+aug_cka_sr")
+    whole = experiments.lottery(run, dataclasses.replace(place, work=place.work / "whole"))
+    assert [round(level["sparsity"], 3) for level in whole.result["levels"]] == [0, 0.684, 0.9]
+
+    fit, trained = training.fit, []
+
+    def failing(model, *args, **options):
+        trained.append(int(sum((p == 0).sum() for p in model.parameters() if p.ndim > 1)))
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return fit(model, *args, **options)
+
+    monkeypatch.setattr(training, "fit", failing)
+    with pytest.raises(KeyboardInterrupt):
+        experiments.lottery(run, place)
+    again = experiments.lottery(run, place)
+    assert (again.result, again.measures) == (whole.result, whole.measures)
+    assert len(trained) == 4  # level 0 once, level 1 twice, level 2 once
+    assert trained[1] == trained[2] > trained[0]
+
+
+def test_chosen_strengths_are_the_best_on_held_out_images():
+    """The strengths in the registry are what the recorded selection says, and its seed is reported nowhere else."""
+    selection = experiments.load_or_run("random_masks_strengths")
+    assert not selection.missing
+    best = {}
+    for record in selection:
+        penalty = record.run.settings["penalties"][0]
+        found = (record.accuracy("validation"), penalty["beta"])
+        best[penalty["kind"]] = max(best.get(penalty["kind"], (0.0, 0.0)), found)
+    for name in ("random_masks", "granet", "lottery"):
+        runs = EXPERIMENTS[name].runs("laptop")
+        assert not {run.seed for run in runs} & {record.run.seed for record in selection}
+        for run in runs:
+            for penalty in run.settings.get("penalties", []):
+                assert penalty["beta"] == best[penalty["kind"]][1], run
 
 
 def test_gradient_cosines_of_known_gradients_and_no_trace(device):

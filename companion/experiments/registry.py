@@ -139,7 +139,7 @@ _EXPERIMENTS = (
                 SPARSE_LAPTOP | RANDOM, _with_penalties("random"), sparsities=(0.9, 0.98), seeds=(0, 1, 2, 3, 4)
             ),
             "paper": Tier(
-                CIFAR | RANDOM | {"dataset": "cifar100"},
+                CIFAR | RANDOM | {"dataset": "cifar100", "validation": 0},
                 _with_penalties("random"),
                 sparsities=(0.95, 0.98, 0.7, 0.85, 0.9, 0.998),
                 seeds=tuple(range(10)),

@@ -42,7 +42,9 @@ def perform(run: Run, place: Workplace, root: Path) -> Record | None:
                 return there
             started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
             outcome = registry.find(run.experiment).perform(run, place)
-            seen = records.provenance(place.device, started, time.perf_counter() - clock)
+            # Of a run that was interrupted, the epochs before count too.
+            seconds = max(time.perf_counter() - clock, sum(epoch.get("seconds", 0) for epoch in outcome.curve))
+            seen = records.provenance(place.device, started, seconds)
             record = Record(run, *outcome, provenance=seen)
             record.save(root)
             for leftover in checkpoint.parent.glob(f"{checkpoint.name}*"):
