@@ -22,7 +22,9 @@ _MODULES = {
         *("DST", "SET", "GraNet", "LotteryTicket", "MagnitudePruning", "RandomPruning", "RigL", "RigLITOP"),
         *("cost", "latency"),
     ),
-    "regularizers": ("L1", "AugmentedCKASparsity", "CKASparsity", "GroupLasso", "Orthogonality"),
+    "regularizers": (
+        *("L1", "AugmentedCKASparsity", "CKASparsity", "FeatureFlow", "GroupLasso", "NetworkSlimming", "Orthogonality"),
+    ),
     "similarity": ("cka", "cka_interval", "cka_map", "cka_matrix", "hsic"),
     "training": ("evaluate", "fit"),
 }

@@ -214,6 +214,7 @@ class FeatureTap(Mapping[str, Tensor]):
         layers: see `find_layers`.
         reduce: a name in `REDUCERS`, a function of the layer's output tensor, or None for the raw output.
         select: picks the tensor from a layer's output when that is a dict or tuple with several tensors.
+        inputs: tap what goes into the layers in place of what comes out, such as a block's sum before its ReLU.
         detach: cut the features from the autograd graph (default). Penalties keep the graph.
         when: asked at every layer whether to store its features; None: always.
 
@@ -231,6 +232,7 @@ class FeatureTap(Mapping[str, Tensor]):
         *,
         reduce: Reducer = "flatten",
         select: Callable[[Any], Tensor] | None = None,
+        inputs: bool = False,
         detach: bool = True,
         compiled: bool = False,
         when: Callable[[], bool] | None = None,
@@ -243,6 +245,7 @@ class FeatureTap(Mapping[str, Tensor]):
                 )
         self.model = model
         self.layers = find_layers(model, layers)
+        self.inputs = inputs
         self.detach = detach
         self._reduce = resolve_reducer(reduce)
         self._select = select
@@ -275,6 +278,9 @@ class FeatureTap(Mapping[str, Tensor]):
         name = name if call == 1 else f"{name}#{call}"
         self._features[name], self.shapes[name] = features, tensor.shape[1:]
 
+    def _store_input(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._store(name, module, args, args)
+
     # -- life
     def attach(self) -> Self:
         """Put the hooks on; `with` does this for you."""
@@ -282,7 +288,10 @@ class FeatureTap(Mapping[str, Tensor]):
             raise RuntimeError("this tap is attached already")
         self._handles.append(unwrap(self.model).register_forward_pre_hook(self._start))
         for name, module in self.layers.items():
-            self._handles.append(module.register_forward_hook(functools.partial(self._store, name)))
+            if self.inputs:  # before the layer runs: it may overwrite its input
+                self._handles.append(module.register_forward_pre_hook(functools.partial(self._store_input, name)))
+            else:
+                self._handles.append(module.register_forward_hook(functools.partial(self._store, name)))
         if not self._compiled and _is_compiled(self.model):
             self._stack.enter_context(torch.compiler.set_stance("force_eager"))
         return self

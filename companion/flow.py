@@ -1,55 +1,295 @@
 """Flow: the trajectory of an example through a network, as a polygon in feature space.
 
-Each layer's features are one vertex, x₀, x₁, …, x_L; the steps are d_l = x_{l+1} − x_l. Pure functions of tensors. A
-difference needs two features of one shape, so a trajectory here lies inside one stage: `stages` cuts a network's
-features where the shape changes.
+Each layer's features are one vertex, x₀, x₁, …, x_L; the steps are d_l = x_{l+1} − x_l. A residual block with an
+identity shortcut takes such a step by itself (up to its ReLU): an Euler step of length 1 along its branch. Chapter
+*Networks as flows* derives what is measured here.
+
+A difference needs two features of one shape. `stages` cuts a network's features where the shape changes; a trajectory
+that crosses such a place carries its vertices, steps and directions over by `carry`.
+
+>>> import torch
+>>> corner = [torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])]
+>>> path = steps(corner)
+>>> lengths(path).sum(0), turning_angles(path).rad2deg()
+(tensor([2.]), tensor([[90.]]))
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import groupby, pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+from companion.features import FeatureTap, Layers, batches, device_of, evaluating, find_blocks, find_layers, unwrap
 
 
+# ------------------------------------------------------------------------------------------------- from layers to steps
 def stages(features: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """The layers in runs of equal shape, in order: the residual stages of a ResNet."""
     return [dict(run) for _, run in groupby(features.items(), key=lambda item: item[1].shape)]
 
 
-def steps(features: Sequence[Float[Tensor, "examples *feature"]]) -> list[Float[Tensor, "examples features"]]:
-    """The steps d_l = x_{l+1} − x_l of every example, flattened.
+def carry(x: Float[Tensor, "examples *feature"], shape: Sequence[int]) -> Float[Tensor, "examples *shape"]:
+    """x in the shape of a later layer, without parameters: average pooling to its resolution, zeros in new channels.
+
+    The zeros are shared between both ends of the channel axis, as in the type-A shortcut of `models.ResNet`. Linear in
+    x, and never longer than it; x itself where the shape is the same.
+
+    Args:
+        x: maps (examples, channels, height, width) or vectors (examples, features).
+        shape: the later layer's, without the examples.
 
     Raises:
-        ValueError: features of different shape.
+        ValueError: fewer channels, a finer resolution, or another number of dimensions.
     """
-    shapes = {tuple(x.shape) for x in features}
-    if len(shapes) > 1:
+    old, new = tuple(x.shape[1:]), tuple(shape)
+    if old == new:
+        return x
+    maps = len(old) == len(new) == 3 and new[1] <= old[1] and new[2] <= old[2]
+    if not (maps or len(old) == len(new) == 1) or new[0] < old[0]:
         raise ValueError(
-            f"a step needs two features of one shape; got {sorted(shapes)}: cut the trajectory with `stages`"
+            f"features of shape {old} cannot be carried to {new}: it takes maps (channels, height, width) or vectors, "
+            "as many channels or more, and a resolution that is not finer; cut the trajectory with `stages`"
         )
-    return [(y - x).flatten(1) for x, y in pairwise(features)]
+    if maps and old[1:] != new[1:]:
+        x = F.adaptive_avg_pool2d(x, (new[1], new[2]))
+    before = (new[0] - old[0]) // 2
+    return F.pad(x, (0, 0) * (len(old) - 1) + (before, new[0] - old[0] - before))
 
 
-def lengths(path: Sequence[Float[Tensor, "examples features"]], norm: float = 2) -> Float[Tensor, "steps examples"]:
-    """‖d_l‖ of every step, in units of the features; `norm` is 1 or 2."""
-    return torch.stack([torch.linalg.vector_norm(d, norm, dim=1) for d in path])
+def steps(features: Sequence[Float[Tensor, "examples *feature"]]) -> list[Float[Tensor, "examples *feature"]]:
+    """The steps d_l = x_{l+1} − x_l of every example; x_l is carried over where the shape changes (`carry`).
+
+    Raises:
+        ValueError: fewer than two layers, or features that cannot be carried.
+    """
+    if len(features) < 2:
+        raise ValueError(f"a step needs two layers; got {len(features)}")
+    return [y - carry(x, y.shape[1:]) for x, y in pairwise(features)]
 
 
-def turning_angles(path: Sequence[Float[Tensor, "examples features"]]) -> Float[Tensor, "turns examples"]:
+# ------------------------------------------------------------------------------------------------ measures of the steps
+def lengths(path: Sequence[Float[Tensor, "examples *feature"]], norm: float = 2) -> Float[Tensor, "steps examples"]:
+    """‖d_l‖ of every step, in units of the features.
+
+    Raises:
+        ValueError: no step, or a `norm` that is neither 1 nor 2.
+    """
+    _check(path, norm)
+    return torch.stack([_norm(d, norm) for d in path])
+
+
+def second_differences(
+    path: Sequence[Float[Tensor, "examples *feature"]], norm: float = 2
+) -> Float[Tensor, "turns examples"]:
+    """‖d_{l+1} − d_l‖ = ‖x_{l+2} − 2x_{l+1} + x_l‖, in units of the features: how much the step changes.
+
+    Errors as for `lengths`.
+    """
+    _check(path, norm)
+    turns = [_norm(e - carry(d, e.shape[1:]), norm) for d, e in pairwise(path)]
+    return torch.stack(turns) if turns else _no_turns(path)
+
+
+def turning_angles(path: Sequence[Float[Tensor, "examples *feature"]]) -> Float[Tensor, "turns examples"]:
     """Angle between successive steps, in radians: 0 is straight on, π straight back.
 
     2·atan2(‖u − v‖, ‖u + v‖) of the unit steps u, v, because arccos⟨u, v⟩ has an infinite gradient at 0, the straight
-    path. A step of length 0 has no direction; its angles are 0.
+    path. A step of length 0 has no direction and is skipped: its own angle is 0, and the next step's is taken from the
+    step before it. The sum over turns is the total absolute curvature of the polygon (Milnor 1950).
+
+    Raises:
+        ValueError: no step.
     """
+    _check(path)
     angles = []
+    heading, moved = _direction(path[0])  # of the last step that moved
     for d, e in pairwise(path):
-        u, v = F.normalize(d, dim=1), F.normalize(e, dim=1)
-        moving = (d != 0).any(1) & (e != 0).any(1)
-        angle = 2 * torch.atan2(torch.linalg.vector_norm(u - v, dim=1), torch.linalg.vector_norm(u + v, dim=1))
-        angles.append(torch.where(moving, angle, 0))
-    return torch.stack(angles) if angles else path[0].new_zeros(0, path[0].shape[0])
+        if d.shape != e.shape:
+            heading, still = _direction(carry(heading, e.shape[1:]))
+            moved = moved & still
+        u, moves = _direction(e)
+        turns = moved & moves
+        # Where there is no turn the second argument is 1: atan2 has no gradient at (0, 0).
+        angle = 2 * torch.atan2(_norm(u - heading), torch.where(turns, _norm(u + heading), 1))
+        angles.append(torch.where(turns, angle, 0))
+        heading, moved = torch.where(_as(moves, u), u, heading), moved | moves
+    return torch.stack(angles) if angles else _no_turns(path)
+
+
+def straightness(features: Sequence[Float[Tensor, "examples *feature"]], norm: float = 2) -> Float[Tensor, " examples"]:
+    """Chord over length, ‖x_L − x₀‖ / Σ_l ‖d_l‖, from 0 (a closed path) to 1 (a straight one, or one that rests).
+
+    Raises:
+        ValueError: see `steps` and `lengths`.
+    """
+    length = lengths(steps(features), norm).sum(0)
+    chord = _norm(features[-1] - carry(features[0], features[-1].shape[1:]), norm)
+    moved = length > 0
+    return torch.where(moved, chord / torch.where(moved, length, 1), 1)
+
+
+def _norm(d: Float[Tensor, "examples *feature"], norm: float = 2) -> Float[Tensor, " examples"]:
+    return torch.linalg.vector_norm(d.flatten(1), norm, dim=1)
+
+
+def _direction(d: Float[Tensor, "examples *feature"]) -> tuple[Tensor, Tensor]:
+    """The unit vectors of an example's step, and whether it moves; 0 where it does not."""
+    length = _norm(d)
+    moves = length > 0
+    return d / _as(torch.where(moves, length, 1), d), moves
+
+
+def _as(per_example: Tensor, x: Tensor) -> Tensor:
+    return per_example.view(-1, *[1] * (x.ndim - 1))
+
+
+def _no_turns(path: Sequence[Tensor]) -> Float[Tensor, "0 examples"]:
+    return path[0].new_zeros(0, len(path[0]))
+
+
+def _check(path: Sequence[Tensor], norm: float = 2) -> None:
+    if norm not in (1, 2):
+        raise ValueError(f"norm={norm!r}; use 1 or 2")
+    if not path:
+        raise ValueError("a path needs at least one step; `steps` makes them from the features of two layers or more")
+    if len({len(d) for d in path}) > 1 or any(d.ndim < 2 for d in path):
+        raise ValueError(
+            f"every step is (examples, …) with the same examples in each; got shapes {[tuple(d.shape) for d in path]}"
+        )
+
+
+# ------------------------------------------------------------------------------------------------ of a model, on images
+@dataclass(frozen=True)
+class Trajectory:
+    """Measures of every example's path through a network, layer by layer; the model is not needed any more.
+
+    Attributes:
+        stages: the layers of each polygon.
+        steps: the layer at which each step ends, polygon after polygon.
+        turns: the layer at which each turn is taken.
+        size: ‖x_l‖ where each step begins.
+        length: ‖d_l‖, see `lengths`.
+        curvature: ‖d_{l+1} − d_l‖, see `second_differences`.
+        angle: radians, see `turning_angles`.
+        straightness: chord over length of each polygon.
+    """
+
+    stages: list[list[str]]
+    steps: list[str]
+    turns: list[str]
+    size: Float[Tensor, "steps examples"]
+    length: Float[Tensor, "steps examples"]
+    curvature: Float[Tensor, "turns examples"]
+    angle: Float[Tensor, "turns examples"]
+    straightness: Float[Tensor, "stages examples"]
+
+
+def polygons(features: Mapping[str, Tensor], across_stages: bool = False) -> list[dict[str, Tensor]]:
+    """The trajectories in a network's features: one for each stage of at least two layers, or one across all.
+
+    Raises:
+        ValueError: no stage has two layers, or there is one layer only.
+    """
+    runs = [dict(features)] if across_stages else stages(features)
+    found = [run for run in runs if len(run) > 1]
+    if not found:
+        hint = "choose more layers" if across_stages or len(features) < 2 else "use across_stages=True, or other layers"
+        raise ValueError(f"no trajectory: of the stages {[list(run) for run in runs]} none has two layers; {hint}")
+    return found
+
+
+def measure(features: Mapping[str, Tensor], *, across_stages: bool = False, norm: float = 2) -> Trajectory:
+    """The measures of the trajectories in features (examples, …) by layer, in order of execution.
+
+    Args:
+        across_stages: one polygon through all layers, carried over where the shape changes; else one in each stage.
+        norm: 1 or 2, for all but the angles.
+
+    Raises:
+        ValueError: see `polygons`, `steps` and `lengths`.
+    """
+    found = polygons(features, across_stages)
+    names, xs = [list(polygon) for polygon in found], [list(polygon.values()) for polygon in found]
+    paths = [steps(x) for x in xs]
+    return Trajectory(
+        stages=names,
+        steps=[name for stage in names for name in stage[1:]],
+        turns=[name for stage in names for name in stage[1:-1]],
+        size=torch.cat([lengths(x[:-1], norm) for x in xs]),
+        length=torch.cat([lengths(path, norm) for path in paths]),
+        curvature=torch.cat([second_differences(path, norm) for path in paths]),
+        angle=torch.cat([turning_angles(path) for path in paths]),
+        straightness=torch.stack([straightness(x, norm) for x in xs]),
+    )
+
+
+def trajectory(
+    model: nn.Module,
+    data: Tensor | Iterable[Any],
+    layers: Layers | None = None,
+    *,
+    across_stages: bool = False,
+    before_relu: bool = False,
+    norm: float = 2,
+    batch_size: int = 256,
+) -> Trajectory:
+    """Measures of the trajectories of all examples, in evaluation mode; the model is left as it was.
+
+    Args:
+        data: inputs (examples, …), or an iterable of `x` or `(x, y)` batches; each goes to the model's device.
+        layers: see `features.find_layers`; None: the blocks, see `features.find_blocks` (in VGG every activation).
+        across_stages, norm: see `measure`.
+        before_relu: take each block's sum before its last ReLU in place of its output, see `tap`.
+        batch_size: examples in a forward pass; no feature outlives its own.
+
+    Raises:
+        ValueError: see `tap` and `measure`; no batch.
+    """
+    model, parts = unwrap(model), []  # a wrapper's forward may talk to other ranks, which may have fewer batches
+    with evaluating(model), tap(model, layers, before_relu=before_relu) as features:
+        for x in batches(data, batch_size):
+            model(x.to(device_of(model, x)))
+            parts.append(measure(vertices(features, before_relu), across_stages=across_stages, norm=norm))
+    if not parts:
+        raise ValueError("data holds no batch")
+    tensors = [f.name for f in fields(Trajectory) if isinstance(getattr(parts[0], f.name), Tensor)]
+    joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in tensors}
+    return replace(parts[0], **joined)
+
+
+def tap(model: nn.Module, layers: Layers | None = None, *, before_relu: bool = False, **options: Any) -> FeatureTap:
+    """A tap on the vertices of a model's trajectories, unreduced; read them by `vertices`.
+
+    Args:
+        layers: see `features.find_layers`; None: the blocks, see `features.find_blocks`.
+        before_relu: tap what goes into the last ReLU of each block (of a layer that is a ReLU: into it).
+        options: further ones of `FeatureTap`.
+
+    Raises:
+        ValueError: unknown layers; with `before_relu`, a layer without a ReLU module.
+    """
+    chosen: Layers = find_blocks(model) if layers is None else layers
+    if before_relu:
+        chosen = [_last_relu(name, block) for name, block in find_layers(model, chosen).items()]
+    return FeatureTap(model, chosen, **{"reduce": None, "inputs": before_relu, **options})
+
+
+def vertices(features: Mapping[str, Tensor], before_relu: bool = False) -> dict[str, Tensor]:
+    """The layers of a `tap` in order; of a ReLU that its block calls several times only the last call."""
+    if not before_relu:
+        return dict(features)
+    return {name.partition("#")[0]: x for name, x in features.items()}
+
+
+def _last_relu(name: str, block: nn.Module) -> str:
+    relus = [inner for inner, module in block.named_modules() if isinstance(module, nn.ReLU | nn.ReLU6)]
+    if not relus:
+        raise ValueError(f"layer {name!r} ({type(block).__name__}) holds no nn.ReLU: before_relu=True has no meaning")
+    return f"{name}.{relus[-1]}".rstrip(".")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from companion import flow
 from companion.features import extract
 from companion.models import BasicBlock
-from companion.regularizers import CKASparsity
+from companion.regularizers import FeaturePenalty
 from companion.similarity import cka_map
 
 # Edges of the histogram of abs(w) / RMS(layer): 1 is a typical weight, whatever the layer's scale.
@@ -92,21 +92,16 @@ def weights(model: nn.Module) -> dict[str, Any]:
 
 def trajectory(model: nn.Module, images: Tensor) -> dict[str, Any]:
     """The path through the blocks, stage by stage: means of ‖d_l‖, ‖d_l‖/‖x_l‖ and turning angles (radians)."""
-    features = extract(model, images, BasicBlock, reduce=None)
-    found: dict[str, list[Any]] = {"steps": [], "length": [], "relative_length": [], "turns": [], "angle": []}
-    for stage in flow.stages(features):
-        if len(stage) < 2:
-            continue
-        names, xs = list(stage), list(stage.values())
-        path = flow.steps(xs)
-        length = flow.lengths(path)
-        norms = flow.lengths([x.flatten(1) for x in xs[:-1]])
-        found["steps"] += names[1:]
-        found["length"] += length.mean(1).tolist()
-        found["relative_length"] += (length / norms.clamp(min=1e-12)).mean(1).tolist()
-        found["turns"] += names[1:-1]
-        found["angle"] += flow.turning_angles(path).mean(1).tolist()
-    return rounded(found)
+    path = flow.trajectory(model, images)
+    return rounded(
+        {
+            "steps": path.steps,
+            "length": path.length.mean(1),
+            "relative_length": (path.length / path.size.clamp(min=1e-12)).mean(1),
+            "turns": path.turns,
+            "angle": path.angle.mean(1),
+        }
+    )
 
 
 def geometry(model: nn.Module, images: Tensor, layers: Any = block_outputs) -> dict[str, Any]:
@@ -142,19 +137,21 @@ def gradient_cosines(
     """Cosine of the angle between the gradients of the loss and of every penalty, for one batch in training mode.
 
     Weights that are exactly 0 are left out: under a mask they do not move. Random states, batch norm's statistics and
-    the penalties' own states are left as they were; a penalty that is due every few steps is asked as at its first.
+    the penalties' own states are left as they were; one that is due every few steps is asked as when it last was.
 
     Returns:
         `cosine_A_B` for every two of the terms, `loss` and the penalties by their names; 0 where a gradient is 0.
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    states = [(p, p.state_dict()) for p in penalties.values() if isinstance(p, CKASparsity)]
+    stateful: list[Any] = [p for p in penalties.values() if hasattr(p, "load_state_dict")]
+    states = [(p, p.state_dict()) for p in stateful]
     weights = [p for p in model.parameters() if p.requires_grad]
     devices = [x.device] if x.device.type == "cuda" else []
     training = model.training
     try:
-        for penalty, _ in states:
-            penalty.load_state_dict({"calls": 0})
+        for penalty in penalties.values():
+            if isinstance(penalty, FeaturePenalty):  # the last call that was due
+                penalty.load_state_dict({"calls": penalty.calls - penalty.calls % penalty.every})
         with torch.random.fork_rng(devices):
             model.train()
             terms = {"loss": nn.functional.cross_entropy(model(x), y)}

@@ -1,18 +1,8 @@
-"""Penalties: terms of the loss that read what the last training forward pass left in the network, or its weights.
-
-All share one interface. A penalty is built from a model, called once for each optimizer step after the forward pass,
-and returns a scalar that is added to the loss::
-
-    penalty = CKASparsity(model, beta=1e-4)
-    for x, y in loader:
-        loss = F.cross_entropy(model(x), y) + penalty()
-        optimizer.zero_grad(); loss.backward(); optimizer.step()
-
-Evaluation passes leave nothing behind. `penalty.last` is the last value, detached, and `remove()` takes the hooks off.
-"""
+"""Penalties on the similarity of layers: CKA-SR, AugCKA-SR, and CCA in CKA's place."""
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations, groupby, pairwise
@@ -23,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion.features import FeatureTap, Layers, find_blocks, find_layers, unwrap
+from companion.features import FeatureTap, Layers, find_blocks
+from companion.regularizers.penalty import FeaturePenalty, Strength, check_strengths, one_of, shown, strength_at
 from companion.similarity import MINIMUM, Kernel, alignment, gram
 
 Pair: TypeAlias = tuple[str, str]
@@ -32,16 +23,15 @@ Pairs: TypeAlias = "str | Iterable[Pair] | Mapping[Pair, float]"
 FEW = 32  # examples below which the biased estimator says more about their number than about the layers
 
 
-class CKASparsity:
+class CKASparsity(FeaturePenalty):
     r"""CKA-SR (Ni et al. 2023, arXiv 2307.07389, appendix eq. 11): β · Σ_stages Σ_i Σ_{j≠i} CKA(X_i, X_j).
 
     The sum runs over ordered pairs, so each distinct pair counts twice; the constant pairs i = j are left out. A
-    *stage* is a run of blocks whose outputs have one shape. Each rank of a process group computes the penalty on its
-    own examples.
+    *stage* is a run of blocks whose outputs have one shape. What it shares with other penalties: `FeaturePenalty`.
 
     Args:
         model: any module; wrapped or compiled too, if the penalty is built before the first compiled call.
-        beta: strength β ≥ 0.
+        beta: strength β ≥ 0, a number or a function of the optimizer steps so far.
         examples: how many of the batch's first examples are compared; None: all. A batch with fewer than 4 gives 0.
         every: compute the penalty at every n-th call, return 0 at the others. One call is one optimizer step.
         layers: the layers to compare, see `features.find_layers`; None: the blocks, see `features.find_blocks`.
@@ -54,9 +44,6 @@ class CKASparsity:
         reduction: `"sum"` over ordered pairs, or `"mean"` over distinct ones.
         kernel: see `similarity.gram`.
 
-    Attributes:
-        last: the last value that was computed, detached; None before the first.
-
     Raises:
         ValueError: an argument out of range, unknown layers or pairs, no pair at all.
         RuntimeError: no training forward pass since the model was tapped.
@@ -67,7 +54,7 @@ class CKASparsity:
     def __init__(
         self,
         model: nn.Module,
-        beta: float = 1e-4,
+        beta: Strength = 1e-4,
         *,
         examples: int | None = 8,
         every: int = 5,
@@ -78,15 +65,12 @@ class CKASparsity:
         reduction: str = "sum",
         kernel: Kernel = "linear",
     ) -> None:
-        _one_of(
+        one_of(
             estimator=(estimator, ("unbiased", "biased")), form=(form, FORMS), reduction=(reduction, ("sum", "mean"))
         )
         if isinstance(pairs, str):
-            _one_of(pairs=(pairs, ("stage", "all", "adjacent")))
-        if beta < 0:
-            raise ValueError(f"beta={beta} must not be negative")
-        if every < 1:
-            raise ValueError(f"every={every} must be at least 1")
+            one_of(pairs=(pairs, ("stage", "all", "adjacent")))
+        check_strengths(beta=beta)
         if examples is not None and examples < MINIMUM:
             raise ValueError(f"examples={examples}; HSIC needs at least {MINIMUM}")
         if estimator == "biased" and examples is not None and examples < FEW:
@@ -95,54 +79,29 @@ class CKASparsity:
                 "use estimator='unbiased', or more examples",
                 stacklevel=2,
             )
-        self.beta, self.examples, self.every = beta, examples, every
+        self.beta, self.examples = beta, examples
         self.pairs, self.reduction, self.form, self.kernel = pairs, reduction, form, kernel
         self.unbiased = estimator == "unbiased"
-        self.last: Tensor | None = None
-        self.calls = 0
-        self._next = (
-            True  # whether the coming call is due; a bool, because a compiled graph would be remade for each count
-        )
-        self._model = unwrap(model)
-        self._shapes: dict[str, torch.Size] = {}
         self._weights: Tensor | None = None
         self._layers: list[str] = []
         self._values: Tensor | None = None
         chosen = find_blocks(model) if layers is None else layers
-        self._tap = FeatureTap(model, chosen, reduce=self._gram, detach=False, compiled=True, when=self._due).attach()
-
-    # -- in the forward pass
-    def _due(self) -> bool:
-        return self._model.training and self._next
+        super().__init__(model, functools.partial(FeatureTap, layers=chosen, reduce=self._gram), every)
 
     def _gram(self, x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "n n"]:
         return gram(x[: self.examples], self.kernel)
 
-    # -- after it
-    def __call__(self) -> Float[Tensor, ""]:
-        """β times the sum over pairs, for the last training forward pass; 0 where none is due."""
-        due = self._next
-        self._count(self.calls + 1)
-        if not due:
-            return next(self._model.parameters()).new_zeros(())
-        if not self._tap:
-            raise RuntimeError(
-                "no features: run model(x) in training mode before the penalty, which was tapped when built"
-            )
-        layers, grams = list(self._tap), list(self._tap.values())
+    def value(self, features: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+        """β times the sum over pairs of the layers' Gram matrices."""
+        layers, grams = list(features), list(features.values())
         if self._weights is None:
             self._weights = self._pair_weights(layers).to(grams[0].device)
         if len(grams[0]) < MINIMUM:
             return grams[0].new_zeros(())
         values = alignment(grams, self.unbiased)
         self._layers, self._values = layers, values.detach()
-        total = self.beta * (self._weights * FORMS[self.form](values)).sum()
-        self.last = total.detach()
+        total = strength_at(self.beta, self.calls) * (self._weights * FORMS[self.form](values)).sum()
         return total.to(grams[0].dtype)
-
-    def _count(self, calls: int) -> None:
-        self.calls = calls
-        self._next = calls % self.every == 0
 
     def _pair_weights(self, layers: list[str]) -> Float[Tensor, "layers layers"]:
         """w_ij of every pair i < j; fixed by the first forward pass, which tells the shapes."""
@@ -174,20 +133,9 @@ class CKASparsity:
             raise RuntimeError("the penalty has not been computed yet")
         return pd.DataFrame(self._values.cpu().numpy(), index=self._layers, columns=self._layers)
 
-    def remove(self) -> None:
-        """Take the hooks off the model."""
-        self._tap.remove()
-
-    def state_dict(self) -> dict[str, int]:
-        """The number of calls, on which `every` counts."""
-        return {"calls": self.calls}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._count(int(state["calls"]))
-
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}({type(self._model).__name__}, beta={self.beta}, examples={self.examples}, "
+            f"{type(self).__name__}({type(self._model).__name__}, beta={shown(self.beta)}, examples={self.examples}, "
             f"every={self.every}, layers={list(self._tap.layers)}, form={self.form!r})"
         )
 
@@ -208,7 +156,7 @@ class AugmentedCKASparsity(CKASparsity):
     name = "augmented_cka"
 
     def __init__(
-        self, model: nn.Module, beta: float = 0.1, *, examples: int | None = None, every: int = 1, **options: Any
+        self, model: nn.Module, beta: Strength = 0.1, *, examples: int | None = None, every: int = 1, **options: Any
     ) -> None:
         super().__init__(
             model,
@@ -219,13 +167,6 @@ class AugmentedCKASparsity(CKASparsity):
         )
 
 
-def _one_of(**choices: tuple[str, Iterable[str]]) -> None:
-    for name, (given, allowed) in choices.items():
-        if given not in allowed:
-            raise ValueError(f"{name}={given!r} is unknown; use one of {list(allowed)}")
-
-
-# ------------------------------------------------------------------------------------------------------------ baselines
 def cca_kernel(x: Float[Tensor, "n features"], ridge: float = 0.1) -> Float[Tensor, "n n"]:
     """K(K + λI)⁻¹ with K = XXᵀ and λ = `ridge` · tr(K)/n: CKA with this kernel is regularised CCA (Fukumizu et al.
     2007).
@@ -235,66 +176,3 @@ def cca_kernel(x: Float[Tensor, "n features"], ridge: float = 0.1) -> Float[Tens
     k = x @ x.T
     damping = ridge * k.diagonal().mean() + torch.finfo(k.dtype).tiny
     return torch.linalg.solve(k + damping * torch.eye(len(k), dtype=k.dtype, device=k.device), k)
-
-
-class _OnWeights:
-    """A penalty on the weights of convolutions and linear layers (or of `layers`), read when it is called."""
-
-    def __init__(self, model: nn.Module, strength: float, layers: Layers | None = None) -> None:
-        if strength < 0:
-            raise ValueError(f"strength={strength} must not be negative")
-        found = find_layers(model, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear) if layers is None else layers)
-        self.strength = strength
-        # Parameters, not copies: an optimizer changes them in place.
-        weights = {name: getattr(module, "weight", None) for name, module in found.items()}
-        self.weights = {name: weight for name, weight in weights.items() if isinstance(weight, nn.Parameter)}
-        if not self.weights:
-            raise ValueError(f"none of the layers {list(found)} has a weight")
-        self.last: Tensor | None = None
-
-    def term(self, weight: Tensor) -> Float[Tensor, ""]:
-        """What one layer's weight adds, before the strength."""
-        raise NotImplementedError
-
-    def __call__(self) -> Float[Tensor, ""]:
-        total = self.strength * torch.stack([self.term(weight) for weight in self.weights.values()]).sum()
-        self.last = total.detach()
-        return total
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(strength={self.strength}, layers={list(self.weights)})"
-
-
-class L1(_OnWeights):
-    """strength · Σ `abs(w)` (Tibshirani 1996)."""
-
-    name = "l1"
-
-    def term(self, weight: Tensor) -> Float[Tensor, ""]:
-        return weight.abs().sum()
-
-
-class GroupLasso(_OnWeights):
-    """strength · Σ_filters √(weights of a filter) · ‖filter‖₂ (Yuan & Lin 2006): whole filters go to zero together.
-
-    The gradient of a filter that is exactly zero is zero.
-    """
-
-    name = "group_lasso"
-
-    def term(self, weight: Tensor) -> Float[Tensor, ""]:
-        rows = weight.flatten(1)
-        squares = rows.square().sum(1)
-        norms = torch.where(squares > 0, squares, 1).sqrt() * (squares > 0)
-        return rows.shape[1] ** 0.5 * norms.sum()
-
-
-class Orthogonality(_OnWeights):
-    """strength · Σ_layers ‖WWᵀ − I‖²_F (Bansal et al. 2018, arXiv 1810.09102), or WᵀW where that is smaller."""
-
-    name = "orthogonality"
-
-    def term(self, weight: Tensor) -> Float[Tensor, ""]:
-        rows = weight.flatten(1)
-        rows = rows if rows.shape[0] <= rows.shape[1] else rows.T
-        return (rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)).square().sum()

@@ -1,0 +1,36 @@
+"""Penalties: terms of the loss that read what the last training forward pass left in the network, or its weights.
+
+All share one interface. A penalty is built from a model, called once for each optimizer step after the forward pass,
+and returns a scalar that is added to the loss::
+
+    penalty = CKASparsity(model, beta=1e-4)
+    for x, y in loader:
+        loss = F.cross_entropy(model(x), y) + penalty()
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+
+Evaluation passes leave nothing behind. `penalty.last` is the last value, detached; `remove()` takes off the hooks of
+those that read features. A strength is a number, or a function of the optimizer steps so far, such as `ramp`.
+
+`penalty` holds what they share, `identity` CKA-SR and its relatives, `flow` feature-flow regularisation, `weights` the
+baselines that read weights.
+"""
+
+from __future__ import annotations
+
+from companion.regularizers.flow import FeatureFlow
+from companion.regularizers.identity import AugmentedCKASparsity, CKASparsity, cca_kernel
+from companion.regularizers.penalty import FeaturePenalty, ramp
+from companion.regularizers.weights import L1, GroupLasso, NetworkSlimming, Orthogonality
+
+__all__ = [
+    "L1",
+    "AugmentedCKASparsity",
+    "CKASparsity",
+    "FeatureFlow",
+    "FeaturePenalty",
+    "GroupLasso",
+    "NetworkSlimming",
+    "Orthogonality",
+    "cca_kernel",
+    "ramp",
+]
