@@ -2,7 +2,8 @@
 
 `explorable_data` makes the data of the static page's explorable (`book/_static/explorables/`), which needs no kernel;
 `CKAExplorer` is its twin for live notebooks. Both show a CKA map and, for the two layers of the chosen cell, how each
-of them arranges the same test images. Chapter *Feature similarity* uses them.
+of them arranges the same test images. Chapter *Feature similarity* uses them. `mask_life_data` and `MaskExplorer` are
+such a pair too: masks of a layer, epoch by epoch. Chapter *Random, magnitude, lottery, dynamic* uses them.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ import base64
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets
 import matplotlib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from companion.plots import layer_name, stages
+from companion.plots import BLUE, INK, ORANGE, VERMILION, layer_name, stages
 from companion.records import Record
 
 # Petroff's ten colours (2021, arXiv 2107.02270), made to be told apart with deficient colour vision. Vehicles are
@@ -238,3 +241,141 @@ def _figure(data: Mapping[str, Any], network: Mapping[str, Any], i: int, j: int)
         axis.set_title(f"{layers[layer]} ({share} % of its variance)")
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure
+
+
+# --------------------------------------------------------------------------------------------- masks, epoch by epoch
+def mask_life_data(
+    lives: Mapping[str, Sequence[Bool[Tensor, "units pixels"]]], ink: Float[Tensor, " pixels"]
+) -> dict[str, Any]:
+    """What the explorable of masks draws: a first layer's masks over the epochs, for several methods.
+
+    Args:
+        lives: method → masks of a layer that sees a square image, at the start and after every epoch; of the same
+            shape and number in all. The order is that of the menu; the last but one is shown first.
+        ink: the images' mean at every pixel.
+
+    Returns:
+        plain JSON: `side` of the image, `units`, `ink`, and `methods`, each with its `name` and `frames`: masks as bits
+        in base64, unit by unit, the first pixel in the highest bit.
+
+    Raises:
+        ValueError: no methods, masks of several shapes or numbers, pixels that make no square.
+    """
+    numbers = {len(life) for life in lives.values()}
+    shapes = {tuple(mask.shape) for life in lives.values() for mask in life}
+    pixels, side = len(ink), round(len(ink) ** 0.5)
+    units = next((shape[0] for shape in shapes), 0)
+    if len(numbers) != 1 or shapes != {(units, pixels)} or side**2 != pixels:
+        raise ValueError(
+            f"methods with {sorted(numbers)} masks of the shapes {sorted(shapes)}, and {pixels} pixels: give the same "
+            "number of masks for every method, all of the shape (units, pixels) with a square number of pixels"
+        )
+    methods = [
+        {
+            "name": name,
+            "frames": [base64.b64encode(np.packbits(mask.cpu().numpy()).tobytes()).decode() for mask in life],
+        }
+        for name, life in lives.items()
+    ]
+    return {
+        "side": side,
+        "units": units,
+        "ink": np.round(np.asarray(ink.cpu(), dtype=float), 3).tolist(),
+        "methods": methods,
+        "first": max(0, len(methods) - 2),
+    }
+
+
+def mask_life_script(lives: Mapping[str, Sequence[Bool[Tensor, "units pixels"]]], ink: Float[Tensor, " pixels"]) -> str:
+    """`mask_life_data` as the script `mask_life.data.js`."""
+    return f"window.maskLifeData = {json.dumps(mask_life_data(lives, ink), separators=(',', ':'), sort_keys=True)};\n"
+
+
+class MaskExplorer(ipywidgets.VBox):
+    """Masks of a layer, epoch by epoch, for a live notebook; without a kernel a picture of what was chosen last.
+
+    Args:
+        lives, ink: as for `mask_life_data`; so are the errors.
+
+    Attributes:
+        method: menu of the methods.
+        epoch: slider; 0 is the start.
+        sentence: what is alive, what died and grew, in HTML.
+        picture: the figure, a PNG.
+    """
+
+    def __init__(
+        self, lives: Mapping[str, Sequence[Bool[Tensor, "units pixels"]]], ink: Float[Tensor, " pixels"]
+    ) -> None:
+        data = mask_life_data(lives, ink)
+        self._side, self._ink = data["side"], np.asarray(data["ink"])
+        self._lives = {name: [np.asarray(mask.cpu(), dtype=bool) for mask in life] for name, life in lives.items()}
+        names = list(self._lives)
+        last = len(self._lives[names[0]]) - 1
+        self.method = ipywidgets.Dropdown(options=names, value=names[data["first"]], description="Method")
+        self.epoch = ipywidgets.IntSlider(min=0, max=last, value=last, description="Epoch")
+        self.sentence = ipywidgets.HTML()
+        self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%", object_fit="contain"))
+        super().__init__([self.method, self.epoch, self.sentence, self.picture])
+        self._draw()
+        self.method.observe(self._draw, "value")
+        self.epoch.observe(self._draw, "value")
+
+    def _draw(self, change: Any = None) -> None:
+        life, epoch = self._lives[self.method.value], self.epoch.value
+        now, before = life[epoch], life[max(epoch - 1, 0)]
+        self.sentence.value = (
+            f"<b>{self.method.value}, epoch {epoch}: {now.sum():,} of {now.size:,} weights alive.</b> Since the epoch "
+            f"before {(before & ~now).sum():,} died and {(now & ~before).sum():,} grew."
+        )
+        figure = Figure(figsize=(10, 5.2), layout="constrained")
+        grid = figure.subplot_mosaic([["masks", "ink"], ["masks", "start"], ["masks", "now"]], width_ratios=[3.2, 1])
+        _tiles(grid["masks"], now, before, self._side)
+        grid["masks"].set_title(f"{self.method.value}, epoch {epoch}")
+        for name, title, counts in (
+            ("ink", "ink of the digits", self._ink),
+            ("start", "connections of each pixel, start", life[0].sum(0)),
+            ("now", "the same, now", now.sum(0)),
+        ):
+            share = counts / max(counts.mean(), 1e-12)
+            grid[name].imshow(share.reshape(self._side, self._side), vmin=0, vmax=2.5, cmap="viridis")
+            grid[name].set(xticks=[], yticks=[])
+            grid[name].set_title(title, fontsize=9)
+            grid[name].grid(False)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=100)
+        self.picture.value = file.getvalue()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        """Beside the live view a picture, for readers without a kernel."""
+        bundle = super()._repr_mimebundle_(**kwargs) or {}
+        return {**bundle, "image/png": base64.b64encode(self.picture.value).decode()}
+
+
+def _tiles(axis: Axes, now: np.ndarray, before: np.ndarray, side: int) -> None:
+    """Each unit's mask as a small image: alive, just grown, just died."""
+    columns = int(np.ceil(len(now) ** 0.5))
+    unit, pixel = np.meshgrid(*map(np.arange, now.shape), indexing="ij")
+    x = unit % columns * (side + 1.5) + pixel % side
+    y = unit // columns * (side + 1.5) + pixel // side
+    axis.scatter(x[now & before], y[now & before], s=5, marker="s", color=BLUE, linewidth=0, label="alive")
+    axis.scatter(x[now & ~before], y[now & ~before], s=5, marker="s", color=ORANGE, linewidth=0, label="just grown")
+    axis.scatter(
+        x[before & ~now],
+        y[before & ~now],
+        s=5,
+        marker="s",
+        facecolor="none",
+        color=VERMILION,
+        linewidth=0.5,
+        label="just died",
+    )
+    for first in range(len(now)):
+        corner = first % columns * (side + 1.5) - 0.5, first // columns * (side + 1.5) - 0.5
+        axis.add_patch(matplotlib.patches.Rectangle(corner, side, side, fill=False, edgecolor="#CCCCCC", linewidth=0.5))
+    axis.set(xticks=[], yticks=[], aspect="equal")
+    axis.invert_yaxis()
+    axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False, labelcolor=INK)

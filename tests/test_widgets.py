@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import io
 import json
 
 import numpy as np
 import pytest
+import torch
 import traitlets
 from PIL import Image
 
@@ -15,9 +17,12 @@ from companion.plots import layer_name, stages
 from companion.records import Record, Run
 from companion.widgets import (
     WORDS,
+    MaskExplorer,
     cka_explorer,
     explorable_data,
     explorable_script,
+    mask_life_data,
+    mask_life_script,
     network_name,
     turned,
     words,
@@ -132,3 +137,55 @@ def test_explorer_leaves_out_records_without_geometry() -> None:
 def test_explorer_is_a_picture_where_there_is_no_kernel() -> None:
     explorer = cka_explorer([record()])
     assert {"image/png", "application/vnd.jupyter.widget-view+json"} <= set(explorer._repr_mimebundle_())
+
+
+# --------------------------------------------------------------------------------------------- masks, epoch by epoch
+def lives(units: int = 5, side: int = 3, epochs: int = 2) -> dict[str, list[torch.Tensor]]:
+    """Random masks of three methods, at the start and after every epoch."""
+    return {name: [torch.rand(units, side**2) < 0.4 for _ in range(epochs + 1)] for name in ("a", "b", "c")}
+
+
+def test_mask_data_hold_every_bit() -> None:
+    given, ink = lives(), torch.rand(9)
+    data = mask_life_data(given, ink)
+    assert (data["side"], data["units"], data["first"]) == (3, 5, 1)
+    assert data["ink"] == pytest.approx(ink.tolist(), abs=5e-4)
+    for method, (name, life) in zip(data["methods"], given.items(), strict=True):
+        assert method["name"] == name
+        for frame, mask in zip(method["frames"], life, strict=True):
+            bits = np.unpackbits(np.frombuffer(base64.b64decode(frame), dtype=np.uint8))[: mask.numel()]
+            np.testing.assert_array_equal(bits.reshape(mask.shape), mask)
+    text = mask_life_script(given, ink)
+    assert json.loads(text.removeprefix("window.maskLifeData = ").removesuffix(";\n")) == data
+
+
+def test_masks_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="the same number of masks"):
+        mask_life_data({}, torch.rand(9))
+    with pytest.raises(ValueError, match="10 pixels"):
+        mask_life_data(lives(), torch.rand(10))
+    uneven = lives()
+    uneven["b"].pop()
+    with pytest.raises(ValueError, match=r"methods with \[2, 3\] masks"):
+        mask_life_data(uneven, torch.rand(9))
+    with pytest.raises(ValueError, match="square"):
+        mask_life_data({"a": [torch.ones(2, 6) > 0]}, torch.rand(6))
+
+
+def test_mask_explorer_follows_its_traits() -> None:
+    given = lives()
+    explorer = MaskExplorer(given, torch.rand(9))
+    assert (explorer.method.value, explorer.epoch.value, explorer.epoch.max) == ("b", 2, 2)
+    first = explorer.picture.value
+    now, before = given["b"][2], given["b"][1]
+    assert explorer.sentence.value == (
+        f"<b>b, epoch 2: {int(now.sum())} of 45 weights alive.</b> Since the epoch before "
+        f"{int((before & ~now).sum())} died and {int((now & ~before).sum())} grew."
+    )
+    explorer.epoch.value = 0
+    assert "0 died and 0 grew" in explorer.sentence.value
+    explorer.method.value = "c"
+    assert explorer.sentence.value.startswith(f"<b>c, epoch 0: {int(given['c'][0].sum())} of 45")
+    assert explorer.picture.value != first
+    assert Image.open(io.BytesIO(explorer.picture.value)).size[0] >= 800
+    assert "image/png" in explorer._repr_mimebundle_()
