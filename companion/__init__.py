@@ -17,6 +17,7 @@ __version__ = "0.1.0"  # the only place: packaging reads it from here
 _MODULES = {
     "experiments": ("load_or_run",),
     "features": ("FeatureTap", "extract"),
+    "information": ("mutual_information",),
     "models": ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "vgg16_bn"),
     "pruning": (
         *("DST", "SET", "GraNet", "LotteryTicket", "MagnitudePruning", "RandomPruning", "RigL", "RigLITOP"),

@@ -16,8 +16,8 @@ from companion.information import (
     GaussianBottleneck,
     canonical_correlations,
     covariance,
-    gaussian,
     gaussian_entropy,
+    gaussian_estimate,
     gaussian_mutual_information,
 )
 
@@ -90,7 +90,7 @@ def test_gradients() -> None:
     assert torch.autograd.gradcheck(lambda a: gaussian_entropy(symmetric(a)), a)
     assert torch.autograd.gradcheck(lambda a: gaussian_mutual_information(symmetric(a), 2), a)
     x, y = torch.randn(2, 12, 2, dtype=torch.float64).unbind()
-    assert torch.autograd.gradcheck(lambda x: gaussian(x, y + x).value, x.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: gaussian_estimate(x, y + x).value, x.requires_grad_())
 
 
 # ------------------------------------------------------------------------------------------------------------ from data
@@ -101,7 +101,7 @@ def test_bias_is_taken_off_exactly() -> None:
     factor = torch.linalg.cholesky(sigma)
     truth = gaussian_mutual_information(sigma, p).item()
     z = torch.randn(draws, n, 2 * p, dtype=torch.float64) @ factor.T
-    corrected = torch.stack([gaussian(s[:, :p], s[:, p:]).value for s in z])
+    corrected = torch.stack([gaussian_estimate(s[:, :p], s[:, p:]).value for s in z])
     plug_in = torch.stack([gaussian_mutual_information(torch.cov(s.T), p) for s in z[:200]])
     error = corrected.std().item() / math.sqrt(draws)
     assert abs(corrected.mean().item() - truth) < 4 * error
@@ -111,7 +111,7 @@ def test_bias_is_taken_off_exactly() -> None:
 def test_standard_error_is_the_spread() -> None:
     n, rho = 400, 0.7
     factor = torch.linalg.cholesky(pair(rho))
-    found = [gaussian(*(torch.randn(n, 2, dtype=torch.float64) @ factor.T).split(1, 1)) for _ in range(300)]
+    found = [gaussian_estimate(*(torch.randn(n, 2, dtype=torch.float64) @ factor.T).split(1, 1)) for _ in range(300)]
     spread = np.std([float(f) for f in found])
     assert float(found[0].error or 0) == pytest.approx(spread, rel=0.2)
     low, high = found[0].interval()
@@ -122,10 +122,10 @@ def test_shrinkage_rescues_few_examples() -> None:
     d, n = 40, 30
     x, y = torch.randn(n, d, dtype=torch.float64), torch.randn(n, d, dtype=torch.float64)
     with pytest.raises(ValueError, match="shrinkage='analytic'"):
-        gaussian(x, y)
-    shrunk = gaussian(x, y, shrinkage="analytic")
+        gaussian_estimate(x, y)
+    shrunk = gaussian_estimate(x, y, shrinkage="analytic")
     assert 0 <= float(shrunk) < 2 and shrunk.error is None
-    assert gaussian(x, y, shrinkage=1.0).value.item() == pytest.approx(0, abs=1e-12)
+    assert gaussian_estimate(x, y, shrinkage=1.0).value.item() == pytest.approx(0, abs=1e-12)
 
 
 def test_analytic_shrinkage_equals_its_definition() -> None:
@@ -143,8 +143,10 @@ def test_information_does_not_depend_on_units() -> None:
     x, y = torch.randn(50, 3), torch.randn(50, 2)
     y[:, 0] += x[:, 0]
     for shrinkage in (0.0, "analytic"):
-        one = gaussian(x, y, shrinkage=shrinkage).value
-        torch.testing.assert_close(gaussian(1e3 * x - 7, 1e-2 * y, shrinkage=shrinkage).value, one, rtol=1e-4, atol=0)
+        one = gaussian_estimate(x, y, shrinkage=shrinkage).value
+        torch.testing.assert_close(
+            gaussian_estimate(1e3 * x - 7, 1e-2 * y, shrinkage=shrinkage).value, one, rtol=1e-4, atol=0
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------- bottleneck
@@ -215,8 +217,8 @@ def test_bottleneck_curve_is_optimal_concave_and_ends_at_all_there_is() -> None:
         (lambda: covariance(torch.randn(2, 2)), "at least 3"),
         (lambda: covariance(torch.randn(9, 2), 1.5), r"\[0, 1\]"),
         (lambda: covariance(torch.randn(9, 2), "much"), "'analytic'"),
-        (lambda: gaussian(torch.randn(9, 2), torch.randn(8, 2)), "9 rows and y 8"),
-        (lambda: gaussian(torch.randn(9), torch.zeros(9)), "y has 1 constant"),
+        (lambda: gaussian_estimate(torch.randn(9, 2), torch.randn(8, 2)), "9 rows and y 8"),
+        (lambda: gaussian_estimate(torch.randn(9), torch.zeros(9)), "y has 1 constant"),
         (lambda: GaussianBottleneck.of(torch.eye(3), 1).curve(-1.0), "positive"),
     ],
 )

@@ -11,22 +11,63 @@ whether it is a bound. Chapters *Measuring information* and *The information bot
 
 from __future__ import annotations
 
+from companion.information.discrete import (
+    bin_edges,
+    bin_index,
+    binned,
+    discrete_entropy,
+    discrete_mutual_information,
+    entropy_of,
+    fixed_edges,
+    mutual_information_of,
+)
 from companion.information.estimates import Estimate
+from companion.information.gates import InformationGate, gate_information
 from companion.information.gaussian import (
     GaussianBottleneck,
     canonical_correlations,
     covariance,
-    gaussian,
     gaussian_entropy,
+    gaussian_estimate,
     gaussian_mutual_information,
 )
+from companion.information.kernels import normalized_hsic, renyi, renyi_entropy
+from companion.information.measure import mutual_information
+from companion.information.mixtures import kolchinsky_tracey, noisy_label_information
+from companion.information.neighbors import entropy, ksg, mixed_ksg, ross
+from companion.information.variational import Critic, donsker_varadhan, infonce, nwj, variational_bound
 
 __all__ = [
+    "Critic",
     "Estimate",
     "GaussianBottleneck",
+    "InformationGate",
+    "bin_edges",
+    "bin_index",
+    "binned",
     "canonical_correlations",
     "covariance",
-    "gaussian",
+    "discrete_entropy",
+    "discrete_mutual_information",
+    "donsker_varadhan",
+    "entropy",
+    "entropy_of",
+    "fixed_edges",
+    "gate_information",
     "gaussian_entropy",
+    "gaussian_estimate",
     "gaussian_mutual_information",
+    "infonce",
+    "kolchinsky_tracey",
+    "ksg",
+    "mixed_ksg",
+    "mutual_information",
+    "mutual_information_of",
+    "noisy_label_information",
+    "normalized_hsic",
+    "nwj",
+    "renyi",
+    "renyi_entropy",
+    "ross",
+    "variational_bound",
 ]

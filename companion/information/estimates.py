@@ -77,9 +77,10 @@ def scale(unit: str) -> float:
     return UNITS[unit]
 
 
-def mean_error(terms: Float[Tensor, "n"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Mean of per-example terms and its standard error, as if the terms were independent."""
-    return terms.mean(), terms.detach().std() / math.sqrt(len(terms))
+def mean_error(terms: Float[Tensor, "n"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None]:
+    """Mean of per-example terms and its standard error, as if the terms were independent; None for one term."""
+    error = terms.detach().std() / math.sqrt(len(terms)) if len(terms) > 1 else None
+    return terms.mean(), error
 
 
 # --------------------------------------------------------------------------------------------------------------- input

@@ -141,7 +141,7 @@ def _sampled_bias(n: int, p: int, q: int) -> float:
     return 0.5 * (log_determinant(p) + log_determinant(q) - log_determinant(p + q))
 
 
-def gaussian(x: Any, y: Any, *, shrinkage: float | str = 0.0, unit: str = "nats") -> Estimate:
+def gaussian_estimate(x: Any, y: Any, *, shrinkage: float | str = 0.0, unit: str = "nats") -> Estimate:
     """I(X;Y) from the sample covariance, as if X and Y were jointly Gaussian. Differentiable.
 
     Without shrinkage its bias, about pq/2n, is exactly known for Gaussian data and taken off, so the value can be

@@ -1,0 +1,237 @@
+r"""Discrete variables: entropy and mutual information from counts, and bins that make continuous variables discrete.
+
+With n_i of n examples showing symbol i, the *plug-in* entropy −Σ (n_i/n) ln(n_i/n) is too small by about (m−1)/2n for m
+symbols, and mutual information too large by about (m_x − 1)(m_y − 1)/2n. The other estimators take some of that off:
+
+- Miller–Madow (1955):  + (m − 1)/2n;
+- Grassberger (2003, physics/0307138):  ln n − (1/n) Σ n_i G(n_i);
+- shrinkage (Hausser & Strimmer 2009):  the plug-in of λ/m + (1 − λ) n_i/n.
+
+Chapter *Measuring information* derives them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from companion.information.estimates import Estimate, continuous, discrete, estimate, mean_error, same_rows, scale
+
+COUNTED = ("plug-in", "miller-madow", "grassberger", "shrinkage")
+
+
+# ---------------------------------------------------------------------------------------------------------- exact sums
+def _probabilities(p: Any, name: str) -> Float[Tensor, "..."]:
+    p = torch.as_tensor(p).double()
+    if p.numel() == 0 or not torch.isfinite(p).all() or (p < 0).any() or abs(float(p.detach().sum()) - 1) > 1e-6:
+        raise ValueError(f"{name} must be probabilities that sum to 1; they sum to {float(p.detach().sum()):.6g}")
+    return p
+
+
+def entropy_of(probabilities: Float[Tensor, "*symbols"], unit: str = "nats") -> Float[Tensor, ""]:
+    """H = −Σ p ln p of known probabilities, of any shape. Exact and differentiable.
+
+    Raises:
+        ValueError: negative numbers, or a sum that is not 1.
+
+    >>> f"{entropy_of(torch.full((8,), 1 / 8), 'bits'):.1f}"
+    '3.0'
+    """
+    p = _probabilities(probabilities, "probabilities")
+    return -torch.xlogy(p, torch.where(p > 0, p, 1)).sum() / scale(unit)
+
+
+def mutual_information_of(table: Float[Tensor, "x y"], unit: str = "nats") -> Float[Tensor, ""]:
+    """I(X;Y) = H(X) + H(Y) − H(X,Y) of a known joint table p(x, y). Exact and differentiable.
+
+    Raises:
+        ValueError: not a matrix of probabilities.
+
+    >>> f"{mutual_information_of(torch.eye(2) / 2, 'bits'):.1f}"
+    '1.0'
+    """
+    p = _probabilities(table, "table")
+    if p.ndim != 2:
+        raise ValueError(f"table must be (x, y); got shape {tuple(p.shape)}")
+    return entropy_of(p.sum(1), unit) + entropy_of(p.sum(0), unit) - entropy_of(p, unit)
+
+
+# ---------------------------------------------------------------------------------------------------------- from counts
+def _grassberger(n: Float[Tensor, "*symbols"]) -> Float[Tensor, "*symbols"]:
+    """G(n) = ψ(n) + ½ (−1)ⁿ (ψ((n+1)/2) − ψ(n/2))."""
+    sign = 1 - 2 * (n % 2)
+    return torch.digamma(n) + 0.5 * sign * (torch.digamma((n + 1) / 2) - torch.digamma(n / 2))
+
+
+def _shrunk(counts: Float[Tensor, "*symbols"]) -> Float[Tensor, "*symbols"]:
+    """Probabilities shrunk towards equal ones by the λ that minimises the expected squared error, estimated."""
+    n, m = counts.sum(), counts.numel()
+    p = counts / n
+    distance = (1 / m - p).square().sum()
+    strength = ((1 - p.square().sum()) / ((n - 1) * distance)).clamp(0, 1) if distance > 0 and n > 1 else 1.0
+    return strength / m + (1 - strength) * p
+
+
+def _entropy(counts: Float[Tensor, "symbols"], correction: str) -> Float[Tensor, ""]:
+    n, seen = counts.sum(), counts[counts > 0]
+    if correction == "shrinkage":
+        return entropy_of(_shrunk(counts))
+    if correction == "grassberger":
+        return n.log() - (seen * _grassberger(seen)).sum() / n
+    plug_in = entropy_of(seen / n)
+    return plug_in + (len(seen) - 1) / (2 * n) if correction == "miller-madow" else plug_in
+
+
+def _check(correction: str) -> None:
+    if correction not in COUNTED:
+        raise ValueError(f"correction={correction!r} is unknown; use one of {list(COUNTED)}")
+
+
+def discrete_entropy(
+    x: Int[Tensor, "examples *columns"], *, correction: str = "grassberger", unit: str = "nats"
+) -> Estimate:
+    """H(X) from examples of a discrete variable; a row of a matrix is one symbol.
+
+    Args:
+        correction: `"plug-in"`, `"miller-madow"`, `"grassberger"` or `"shrinkage"` (over the symbols that were seen).
+
+    Returns:
+        the estimate; its standard error is that of the mean of −ln p(x_i). The plug-in value is a lower bound in
+        expectation.
+
+    Raises:
+        ValueError: no examples, NaN, values that look continuous, an unknown correction or unit.
+    """
+    _check(correction)
+    labels, m = discrete(x)
+    counts = torch.bincount(labels, minlength=m).double()
+    _, error = mean_error(-(counts / counts.sum()).log()[labels])
+    bound = "lower" if correction == "plug-in" else "neither"
+    assumes = "independent examples" + ("" if correction == "plug-in" else ", most symbols seen")
+    value = _entropy(counts, correction)
+    return estimate(value, error, unit, estimator=correction, assumes=assumes, bound=bound, examples=len(labels))
+
+
+def discrete_mutual_information(
+    x: Int[Tensor, "examples *columns"],
+    y: Int[Tensor, "examples *columns"],
+    *,
+    correction: str = "grassberger",
+    unit: str = "nats",
+) -> Estimate:
+    """I(X;Y) = H(X) + H(Y) − H(X,Y) of two discrete variables, each entropy estimated with `correction`.
+
+    Shrinkage acts on the joint table of all pairs of symbols, the margins are those of the shrunk table. The plug-in
+    value is an upper bound in expectation when X and Y are independent, and tends to be one otherwise.
+
+    Raises:
+        ValueError: mismatched rows; see `discrete_entropy`.
+    """
+    _check(correction)
+    (a, p), (b, q) = discrete(x), discrete(y, "y")
+    same_rows(a, b)
+    joint = torch.bincount(a * q + b.to(a.device), minlength=p * q).double()
+    table = joint.view(p, q)
+    if correction == "shrinkage":
+        value = mutual_information_of(_shrunk(table))
+    else:
+        value = _entropy(table.sum(1), correction) + _entropy(table.sum(0), correction) - _entropy(joint, correction)
+    pointwise = (table * table.sum() / (table.sum(1, keepdim=True) * table.sum(0))).log().flatten()
+    _, error = mean_error(pointwise[a * q + b])
+    assumes = f"independent examples, most of {p} × {q} pairs of symbols seen"
+    return estimate(value, error, unit, estimator=correction, assumes=assumes, examples=len(a))
+
+
+# --------------------------------------------------------------------------------------------------------------- bins
+def bin_edges(
+    x: Float[Tensor, "examples features"], bins: int = 30, rule: str = "quantile"
+) -> list[Float[Tensor, "_"]]:
+    """Inner edges for each column, learned from the data; `bin_index` applies them.
+
+    A value that more than one example in `bins` shares is an *atom* and gets a bin of its own, so the zeros of a ReLU
+    stay together and do not use up the quantiles of what is active.
+
+    Args:
+        bins: number of bins for what is not an atom.
+        rule: `"quantile"`, bins of equal mass; or `"width"`, bins of equal width from the least to the largest value.
+
+    Raises:
+        ValueError: NaN, infinite values, fewer than 2 bins, an unknown rule.
+    """
+    x = continuous(x, constant=True)
+    if bins < 2:
+        raise ValueError(f"bins={bins}; a variable in fewer than 2 bins has no entropy")
+    if rule not in ("quantile", "width"):
+        raise ValueError(f"rule={rule!r} is unknown; use 'quantile' or 'width'")
+    return [_column_edges(column, bins, rule) for column in x.T]
+
+
+def _column_edges(column: Float[Tensor, "n"], bins: int, rule: str) -> Float[Tensor, "_"]:
+    values, counts = torch.unique(column, return_counts=True)
+    atoms = values[counts * bins > len(column)]
+    rest = column[~torch.isin(column, atoms)]
+    parts = torch.linspace(0, 1, bins + 1, dtype=column.dtype, device=column.device)[1:-1]
+    if len(rest) == 0:
+        inner = rest
+    elif rule == "quantile":
+        # torch.quantile refuses long inputs; the sorted values at the ranks are the same.
+        inner = rest.sort().values[(parts * len(rest)).long().clamp(max=len(rest) - 1)]
+    else:
+        inner = rest.amin() + parts * (rest.amax() - rest.amin())
+    # Bins are [edge, next edge): an atom's own bin reaches from it to the next representable number.
+    after = torch.nextafter(atoms, torch.full_like(atoms, torch.inf))
+    return torch.unique(torch.cat([inner, atoms, after]))
+
+
+def fixed_edges(features: int, bins: int = 30, low: float = -1.0, high: float = 1.0) -> list[Float[Tensor, "_"]]:
+    """The same inner edges for every column, equally spaced from `low` to `high`, whatever the data: as Shwartz-Ziv &
+    Tishby (2017) binned tanh layers. For history only: a ReLU layer overflows them, everything above `high` is one bin.
+    """
+    if bins < 2 or not low < high:
+        raise ValueError(f"bins={bins} from {low} to {high}; need at least 2 bins and low < high")
+    return [torch.linspace(low, high, bins + 1, dtype=torch.float64)[1:-1] for _ in range(features)]
+
+
+def bin_index(
+    x: Float[Tensor, "examples features"], edges: list[Float[Tensor, "_"]]
+) -> Int[Tensor, "examples features"]:
+    """The bin that each value falls in: how many inner edges are ≤ it.
+
+    Raises:
+        ValueError: NaN, infinite values, not one list of edges for each column.
+    """
+    x = continuous(x, constant=True)
+    if len(edges) != x.shape[1]:
+        raise ValueError(f"{len(edges)} lists of edges for {x.shape[1]} columns")
+    columns = [
+        torch.searchsorted(e.to(column), column.contiguous(), right=True) for e, column in zip(edges, x.T, strict=True)
+    ]
+    return torch.stack(columns, 1)
+
+
+def binned(
+    x: Float[Tensor, "examples p"],
+    y: Float[Tensor, "examples q"],
+    *,
+    bins: int = 10,
+    rule: str = "quantile",
+    correction: str = "grassberger",
+    unit: str = "nats",
+) -> Estimate:
+    """I between x and y cut into bins that are learned from the data, column by column.
+
+    Binning can only lose information, so the binned variables' true information is a lower bound; with few examples
+    for each pair of bins the estimate of it is too large. The value depends on `bins` either way.
+
+    Raises:
+        ValueError: see `bin_edges` and `discrete_mutual_information`.
+    """
+    x, y = continuous(x), continuous(y, "y")
+    same_rows(x, y)
+    codes = [bin_index(z, bin_edges(z, bins, rule)) for z in (x, y)]
+    found = discrete_mutual_information(*codes, correction=correction)
+    assumes = f"{bins} bins a column ({rule}) keep what matters, and are few for {len(x)} examples"
+    return estimate(found.value, found.error, unit, estimator="binning", assumes=assumes, examples=len(x))

@@ -1,0 +1,96 @@
+r"""Gaussian mixtures: information about a layer that adds noise.
+
+A deterministic layer of continuous features has infinite information about its input. Add noise, T = h(X) + N(0, σ²I),
+and with n equally likely inputs T is a mixture of n Gaussians, I(X;T) lies between 0 and ln n, and pairs of centres
+bound it (Kolchinsky & Tracey 2017, arXiv 1706.02419):
+
+    −⟨ln ⟨exp(−‖h_i − h_j‖²/8σ²)⟩_j⟩_i  ≤  I(X;T)  ≤  −⟨ln ⟨exp(−‖h_i − h_j‖²/2σ²)⟩_j⟩_i.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from companion.information.estimates import Estimate, continuous, discrete, estimate, mean_error, same_rows
+from companion.information.neighbors import _blocks
+
+SIDES = {"upper": 2.0, "lower": 8.0}  # Kullback–Leibler distance above, Bhattacharyya distance below
+
+
+def _spread(h: Float[Tensor, "n d"], noise: float, bound: str, block: int | None) -> Float[Tensor, "n"]:
+    """−ln ⟨exp(−‖h_i − h_j‖² / (2 or 8) σ²)⟩_j for each i."""
+    width = SIDES[bound] * noise**2
+    norms = h.square().sum(1)
+    parts = []
+    for rows in _blocks(h, block):
+        squared = (norms[rows, None] + norms[None, :] - 2 * h[rows] @ h.T).clamp(min=0)
+        parts.append(math.log(len(h)) - torch.logsumexp(-squared / width, 1))
+    return torch.cat(parts)
+
+
+def _check(noise: float, bound: str) -> None:
+    if not noise > 0:
+        raise ValueError(
+            f"noise={noise}: without noise a deterministic continuous layer has infinite information about its input. "
+            "Give the standard deviation of the noise that the layer has or that you add, in units of its features"
+        )
+    if bound not in SIDES:
+        raise ValueError(f"bound={bound!r} is unknown; use 'upper' or 'lower'")
+
+
+def kolchinsky_tracey(
+    h: Float[Tensor, "examples features"],
+    *,
+    noise: float,
+    bound: str = "upper",
+    unit: str = "nats",
+    block: int | None = None,
+) -> Estimate:
+    """Upper or lower bound of I(X;T) for T = h(X) + N(0, `noise`²·I), X one of these examples with equal probability.
+    Differentiable.
+
+    It is a bound for *these* inputs: ln n is the most it can say, so examples must far outnumber what the layer tells
+    apart. The value depends on `noise`, which belongs into every figure that shows it.
+
+    Raises:
+        ValueError: noise that is not positive, an unknown bound, NaN, infinite values.
+    """
+    h = continuous(h, "h", constant=True)
+    _check(noise, bound)
+    value, error = mean_error(_spread(h, noise, bound, block))
+    assumes = f"Gaussian noise of deviation {noise:g} on every feature; equally likely examples"
+    name = f"kolchinsky-tracey {bound}"
+    return estimate(value, error, unit, estimator=name, assumes=assumes, bound=bound, examples=len(h))
+
+
+def noisy_label_information(
+    h: Float[Tensor, "examples features"],
+    y: Int[Tensor, "examples"],
+    *,
+    noise: float,
+    bound: str = "upper",
+    unit: str = "nats",
+    block: int | None = None,
+) -> Estimate:
+    """I(T;Y) = I(X;T) − Σ_y p(y) I(X;T | Y=y) for T = h(X) + N(0, `noise`²·I) and the label Y of X, each part by the
+    bound of `kolchinsky_tracey`. Differentiable. A difference of bounds is no bound.
+
+    Raises:
+        ValueError: mismatched rows; see `kolchinsky_tracey`.
+    """
+    h = continuous(h, "h", constant=True)
+    labels, classes = discrete(y, "y")
+    same_rows(h, labels)
+    _check(noise, bound)
+    terms = _spread(h, noise, bound, block)
+    for c in range(classes):
+        members = (labels.to(h.device) == c).nonzero()[:, 0]
+        terms = terms.index_add(0, members, -_spread(h[members], noise, bound, block))
+    value, error = mean_error(terms)
+    assumes = f"Gaussian noise of deviation {noise:g} on every feature; equally likely examples"
+    name = f"kolchinsky-tracey {bound}, by class"
+    return estimate(value, error, unit, estimator=name, assumes=assumes, examples=len(h))

@@ -1,0 +1,291 @@
+"""Estimators that look at neighbours: against brute force, other packages, and distributions whose answer is known."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import digamma
+from torch import Tensor
+
+from companion.information import entropy, ksg, mixed_ksg, mutual_information, ross
+from companion.information.benchmarks import Task, tasks
+
+TASKS = tasks()
+CONTINUOUS = [task for task in TASKS.values() if task.family not in ("class", "discrete")]
+FLAT = [task for task in CONTINUOUS if task.p == task.q == 1]
+
+
+def by_name(tasks: list[Task]) -> Any:
+    return pytest.mark.parametrize("task", tasks, ids=lambda task: task.name)
+
+
+# --------------------------------------------------------------------------------------------- brute force, in float64
+def apart(x: np.ndarray) -> np.ndarray:
+    """Max-norm distances of all pairs, ∞ from a point to itself."""
+    d = np.abs(x[:, None] - x[None]).max(-1)
+    np.fill_diagonal(d, np.inf)
+    return d
+
+
+def brute_ksg(x: np.ndarray, y: np.ndarray, k: int, variant: int) -> float:
+    """Kraskov et al., one example after the other."""
+    dx, dy, n = apart(x), apart(y), len(x)
+    total = 0.0
+    for i in range(n):
+        joint = np.maximum(dx[i], dy[i])
+        radius = np.sort(joint)[k - 1]
+        if variant == 1:
+            n_x, n_y = (dx[i] < radius).sum(), (dy[i] < radius).sum()
+            total += digamma(n_x + 1) + digamma(n_y + 1)
+        else:
+            near = joint <= radius
+            n_x, n_y = (dx[i] <= dx[i][near].max()).sum(), (dy[i] <= dy[i][near].max()).sum()
+            total += digamma(n_x) + digamma(n_y) - digamma(near.sum()) + digamma(k) + 1 / near.sum() - 1 / k
+    return digamma(k) + digamma(n) - (1 / k if variant == 2 else 0) - total / n
+
+
+def brute_mixed(x: np.ndarray, y: np.ndarray, k: int) -> float:
+    dx, dy, n = apart(x), apart(y), len(x)
+    total = 0.0
+    for i in range(n):
+        joint = np.maximum(dx[i], dy[i])
+        radius = np.sort(joint)[k - 1]
+        # The point itself counts everywhere, at distance ∞ here.
+        if radius == 0:
+            near, n_x, n_y = ((d == 0).sum() + 1 for d in (joint, dx[i], dy[i]))
+        else:
+            near, n_x, n_y = k, (dx[i] < radius).sum() + 1, (dy[i] < radius).sum() + 1
+        total += digamma(near) + math.log(n) - digamma(n_x) - digamma(n_y)
+    return total / n
+
+
+def brute_ross(x: np.ndarray, y: np.ndarray, k: int) -> float:
+    d, n = apart(x), len(x)
+    total = 0.0
+    for i in range(n):
+        own = y == y[i]
+        radius = np.sort(d[i][own])[k - 1]
+        total += digamma(own.sum()) + digamma((d[i] <= radius).sum())
+    return digamma(n) + digamma(k) - total / n
+
+
+def samples(n: int, p: int, q: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    z = torch.randn(n, p + q, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    z[:, p] += z[:, 0]
+    return z[:, :p], z[:, p:]
+
+
+@pytest.mark.parametrize("block", [None, 37])
+@pytest.mark.parametrize("variant", [1, 2])
+@pytest.mark.parametrize(("p", "q"), [(1, 1), (1, 3), (2, 2), (12, 9)])
+def test_ksg_equals_brute_force(p: int, q: int, variant: int, block: int | None, device: torch.device) -> None:
+    x, y = samples(150, p, q)
+    for k in (1, 3, 10):
+        found = ksg(x.to(device), y.to(device), k=k, variant=variant, block=block)
+        assert float(found) == pytest.approx(brute_ksg(x.numpy(), y.numpy(), k, variant), abs=1e-9)
+
+
+@pytest.mark.parametrize("block", [None, 41])
+@pytest.mark.parametrize("variant", [1, 2])
+def test_ksg_with_ties_equals_brute_force(variant: int, block: int | None) -> None:
+    """Values on a grid: many equal distances, in x alone many equal values."""
+    x, y = samples(200, 1, 2, seed=1)
+    x, y = (x * 4).round() / 4, (y * 8).round() / 8
+    x = x + 1e6  # a large offset: rounding must not move anyone across an edge
+    y = y + 1e-3 * torch.arange(200, dtype=torch.float64)[:, None]
+    for k in (1, 4):
+        found = ksg(x, y, k=k, variant=variant, block=block)
+        assert float(found) == pytest.approx(brute_ksg(x.numpy(), y.numpy(), k, variant), abs=1e-9)
+
+
+@pytest.mark.parametrize("block", [None, 37])
+def test_mixed_and_ross_equal_brute_force(block: int | None, device: torch.device) -> None:
+    x, y = samples(180, 2, 1)
+    x, y = x.relu(), y.relu()  # atoms at 0
+    expected = brute_mixed(x.numpy(), y.numpy(), 3)
+    assert float(mixed_ksg(x.to(device), y.to(device), block=block)) == pytest.approx(expected, abs=1e-9)
+    x, labels = samples(180, 2, 1)[0], torch.randint(0, 4, (180,))
+    expected = brute_ross(x.numpy(), labels.numpy(), 3)
+    assert float(ross(x.to(device), labels.to(device), block=block)) == pytest.approx(expected, abs=1e-9)
+
+
+# ------------------------------------------------------------------------------------------------------ other packages
+@pytest.fixture
+def npeet(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """NPEET with its noise switched off. It is not on the package index: clone gregversteeg/NPEET and install it."""
+    module = pytest.importorskip("npeet.entropy_estimators", reason="NPEET is not installed (github.com/gregversteeg)")
+    monkeypatch.setattr(module, "add_noise", lambda x, intens=0.0: x)
+    return module
+
+
+@by_name(CONTINUOUS)
+def test_agrees_with_npeet(task: Task, npeet: Any) -> None:
+    x, y = task.sample(800, seed=1)
+    # NPEET takes 1e-15 off each radius to leave out the edge, which does nothing to a radius above about 4. A power of
+    # two changes no digit of the data, and brings every radius below 1.
+    scale = 2.0 ** -math.ceil(math.log2(2 * float(max(x.abs().max(), y.abs().max()))))
+    x, y = x * scale, y * scale
+    assert float(ksg(x, y)) == pytest.approx(npeet.mi(x.numpy(), y.numpy(), base=math.e), abs=1e-6)
+    assert float(entropy(x)) == pytest.approx(npeet.entropy(x.numpy(), base=math.e), abs=1e-6)
+
+
+@by_name(FLAT)
+def test_agrees_with_scikit_learn(task: Task) -> None:
+    """Its public function adds noise; the estimator below it does not."""
+    estimator = importlib.import_module("sklearn.feature_selection._mutual_info")._compute_mi_cc
+    x, y = task.sample(800, seed=1)
+    expected = estimator(x[:, 0].numpy(), y[:, 0].numpy(), 3)
+    assert max(0, float(ksg(x, y))) == pytest.approx(expected, abs=1e-6)
+
+
+@by_name([task for task in TASKS.values() if task.family == "class" and task.p == 1])
+def test_ross_agrees_with_scikit_learn(task: Task) -> None:
+    estimator = importlib.import_module("sklearn.feature_selection._mutual_info")._compute_mi_cd
+    x, y = task.sample(800, seed=1)
+    expected = estimator(x[:, 0].numpy(), y[:, 0].numpy(), 3)
+    assert max(0, float(ross(x, y))) == pytest.approx(expected, abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------- known answers
+def test_there_are_many_distributions_and_more_than_40_continuous_ones() -> None:
+    assert len(CONTINUOUS) >= 40 and len(TASKS) >= 55
+    assert {task.family for task in TASKS.values()} == {
+        *("normal", "bent", "student", "noise", "mixture", "class", "discrete")
+    }
+    assert max(task.p for task in TASKS.values()) == 50
+
+
+@by_name([task for task in CONTINUOUS if task.p + task.q <= 2])
+def test_ksg_finds_what_is_known_in_one_dimension(task: Task) -> None:
+    x, y = task.sample(4000, seed=2)
+    assert float(ksg(x, y)) == pytest.approx(task.truth, abs=0.08)
+
+
+@by_name([task for task in TASKS.values() if task.family == "class" and task.p <= 5])
+def test_ross_finds_what_is_known(task: Task) -> None:
+    x, y = task.sample(4000, seed=2)
+    assert float(ross(x, y)) == pytest.approx(task.truth, abs=0.08)
+
+
+def test_entropy_of_known_densities(device: torch.device) -> None:
+    uniform = torch.rand(4000, 2, dtype=torch.float64, device=device)
+    assert float(entropy(4 * uniform)) == pytest.approx(2 * math.log(4), abs=0.08)
+    assert float(entropy(4 * uniform, unit="bits")) == pytest.approx(4, abs=0.12)
+    gauss = torch.randn(4000, 1, dtype=torch.float64)
+    assert float(entropy(gauss)) == pytest.approx(0.5 * math.log(2 * math.pi * math.e), abs=0.05)
+
+
+def test_mixed_finds_what_is_known_with_atoms() -> None:
+    """A symbol and its copy; a density; two independent ReLU units, each with half of its mass at 0."""
+    n = 2500
+    symbol = torch.randint(0, 5, (n, 1)).double()
+    assert float(mixed_ksg(symbol, symbol)) == pytest.approx(math.log(5), abs=0.02)
+    x = torch.randn(n, 1, dtype=torch.float64)
+    y = 0.75 * x + math.sqrt(1 - 0.75**2) * torch.randn(n, 1, dtype=torch.float64)
+    assert float(mixed_ksg(x, y, k=5)) == pytest.approx(-0.5 * math.log(1 - 0.75**2), abs=0.08)
+    relu = torch.randn(n, 1, dtype=torch.float64).relu()
+    assert abs(float(mixed_ksg(relu, torch.randn(n, 1, dtype=torch.float64).relu()))) < 0.06
+
+
+# ---------------------------------------------------------------------------------------------------------- invariance
+def test_what_ksg_promises_to_ignore() -> None:
+    x, y = samples(300, 2, 2)
+    value = float(ksg(x, y))
+    assert float(ksg(4 * x, y * 4)) == value  # one common factor
+    assert float(ksg(x.flip(1), -y)) == value
+    assert float(ksg(y, x)) == pytest.approx(value, abs=1e-12)
+    order = torch.randperm(300)
+    assert float(ksg(x[order], y[order])) == pytest.approx(value, abs=1e-12)
+    # A bijection of one side leaves the truth, and the estimate up to its error.
+    many = samples(4000, 1, 1)
+    assert float(ksg(many[0].exp(), many[1] ** 3)) == pytest.approx(float(ksg(*many)), abs=0.08)
+
+
+def test_units() -> None:
+    x, y = samples(200, 1, 1)
+    nats, bits = (mutual_information(x, y, unit=unit) for unit in ("nats", "bits"))
+    assert float(bits) == pytest.approx(float(nats) / math.log(2))
+    assert float(bits.to("nats")) == pytest.approx(float(nats))
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_error_from_parts_is_the_spread(d: int) -> None:
+    found = []
+    for seed in range(40):
+        x = torch.randn(400, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        noise = torch.randn(400, d, generator=torch.Generator().manual_seed(1000 + seed), dtype=torch.float64)
+        found.append(ksg(x, x + noise, parts=5))
+    spread = np.std([float(f) for f in found], ddof=1)
+    stated = np.mean([float(f.error) for f in found if f.error is not None])
+    assert 0.6 < stated / spread < 1.7
+    assert ksg(x, x + noise).error is None
+
+
+def test_memory_is_a_block(device: torch.device) -> None:
+    """A block of one row at a time gives the same: nothing of size n × n is needed."""
+    x, y = samples(120, 9, 9)
+    assert float(ksg(x.to(device), y.to(device), block=1)) == pytest.approx(float(ksg(x, y)), abs=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+X = torch.arange(20, dtype=torch.float64)[:, None].sin()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ksg(X, X[:-1]), "20 rows and y 19"),
+        (lambda: ksg(X, X * math.nan), "NaN"),
+        (lambda: ksg(X, torch.ones(20)), "y has 1 constant"),
+        (lambda: ksg(X[:3], X[:3] ** 2), "3-th neighbour"),
+        (lambda: ksg(X, X, k=0), "k=0"),
+        (lambda: ksg(X, X, variant=3), "variants 1 and 2"),
+        (lambda: ksg(X, X.cos(), parts=1), "at least 2 subsets"),
+        (lambda: ksg((X > 0).double(), (X > 0).double()), "estimator='mixed'"),
+        (lambda: entropy((X > 0).double()), "exactly equal"),
+        (lambda: entropy(torch.zeros(0, 2)), "at least one of each"),
+        (lambda: ross(X, torch.arange(20) // 5, k=7), "rarest class"),
+        (lambda: ross(X, torch.zeros(20)), "one class"),
+        (lambda: mutual_information(X, X.cos(), "magic"), "'magic' is unknown"),
+        (lambda: mutual_information(X, X.cos(), unit="dits"), "unit='dits'"),
+    ],
+)
+def test_refuses(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_warns_of_infinite_information() -> None:
+    x = torch.randn(100, 2)
+    with pytest.warns(UserWarning, match="true information is infinite"):
+        mutual_information(x, x @ torch.randn(2, 3) + 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(0, 12),
+    k=st.integers(-1, 14),
+    bad=st.sampled_from([None, math.nan, math.inf]),
+    constant=st.booleans(),
+    short=st.booleans(),
+)
+def test_any_input_gives_a_number_or_a_reason(n: int, k: int, bad: float | None, constant: bool, short: bool) -> None:
+    x = torch.randn(n, 2, dtype=torch.float64)
+    y = torch.zeros(n, 1, dtype=torch.float64) if constant else torch.randn(n, 1, dtype=torch.float64)
+    if bad is not None and n:
+        x[0, 0] = bad
+    y = y[:-1] if short else y
+    fine = n > k >= 1 and bad is None and not constant and not short
+    try:
+        assert math.isfinite(float(ksg(x, y, k=k)))
+        assert fine
+    except ValueError as error:
+        assert not fine and str(error)
