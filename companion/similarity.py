@@ -26,8 +26,10 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torchmetrics import Metric
 
 from companion.features import FeatureTap, Layers, Reducer, batches, device_of, evaluating, resolve_reducer, unwrap
@@ -35,6 +37,7 @@ from companion.features import FeatureTap, Layers, Reducer, batches, device_of, 
 Kernel: TypeAlias = "str | Callable[[Tensor], Tensor]"
 
 MINIMUM = 4  # HSIC₁ divides by n − 3
+BLOCK = 64  # examples
 NARROW = 16_384  # widest M that ExactCKA accumulates: 2 GiB of float64
 
 
@@ -100,10 +103,12 @@ def gram(x: Float[Tensor, "n *feature"], kernel: Kernel = "linear") -> Float[Ten
     if x.ndim < 2:
         raise ValueError(f"features are (examples, features); got shape {tuple(x.shape)}")
     with torch.autocast(x.device.type, enabled=False):
+        if kernel in KERNELS and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            x = x.permute(0, 2, 3, 1)  # a kernel does not ask for the order of the features; this one costs no copy
         x = x.flatten(1)
         x = x if x.dtype == torch.float64 else x.float()
-        if kernel == "linear" and x.device.type == "cpu" and not (x.requires_grad or torch.compiler.is_compiling()):
-            k, spread, offset = _linear_blocks(x)
+        if kernel == "linear":
+            k, spread, offset = _CenteredGram.apply(x)
         else:
             mean = x.mean(0)
             x = x - mean
@@ -113,24 +118,44 @@ def gram(x: Float[Tensor, "n *feature"], kernel: Kernel = "linear") -> Float[Ten
         return k * (spread > resolution**2 * len(x) * offset)
 
 
-def _linear_blocks(x: Float[Tensor, "n features"]) -> tuple[Float[Tensor, "n n"], Float[Tensor, ""], Float[Tensor, ""]]:
-    """`linear_kernel(x - x.mean(0))` for CPUs, with ‖x − mean‖² and ‖mean‖².
+class _CenteredGram(torch.autograd.Function):
+    """K = X̃X̃ᵀ of centred features X̃, with ‖X̃‖² and ‖mean‖².
 
-    Only the blocks on and above the diagonal are multiplied, 5/8 of the work for 256 examples; each as a batch of
-    products over runs of about 1,000 features, which the threads share.
+    Since K is symmetric, the backward pass ∂L/∂X̃ = (G + Gᵀ) X̃ is one product, where autograd would take two.
     """
-    (n, p), block = x.shape, 64
+
+    @staticmethod
+    def forward(ctx: Any, x: Float[Tensor, "n features"]) -> tuple[Tensor, Tensor, Tensor]:
+        mean = x.mean(0)
+        centred = x - mean
+        k = _upper_blocks(centred) if x.device.type == "cpu" and len(x) > 2 * BLOCK else linear_kernel(centred)
+        k = k.triu() + k.triu(1).T  # symmetric to the last bit
+        spread, offset = k.trace(), mean.square().sum()
+        ctx.mark_non_differentiable(spread, offset)
+        ctx.save_for_backward(centred)
+        return k, spread, offset
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor, *_: Tensor) -> Tensor:
+        (centred,) = ctx.saved_tensors
+        g = g + g.T
+        return (g - g.mean(0)) @ centred  # centring back: of the few columns of G, not of the many of the product
+
+
+def _upper_blocks(x: Float[Tensor, "n features"]) -> Float[Tensor, "n n"]:
+    """XXᵀ, only its blocks on and above the diagonal: 5/8 of the work for 256 examples.
+
+    Each block is a batch of products over runs of about 1,000 features, which the threads share.
+    """
+    n, p = x.shape
     runs = max(1, math.ceil(p / 1024))
-    width = math.ceil(p / runs)
-    mean = x.mean(0)
-    centred = x.new_empty(n, runs * width)
-    torch.sub(x, mean, out=centred[:, :p])
-    centred[:, p:] = 0
-    y = centred.view(n, runs, width).transpose(0, 1)  # runs n width
+    x = F.pad(x, (0, -p % runs))
+    y = x.view(n, runs, -1).transpose(0, 1)  # runs n width
     k = x.new_zeros(n, n)
-    for i in range(0, n, block):
-        k[i : i + block, i:] = (y[:, i : i + block] @ y[:, i:].mT).sum(0)
-    return k.triu() + k.triu(1).T, k.trace(), mean.square().sum()
+    for i in range(0, n, BLOCK):
+        k[i : i + BLOCK, i:] = (y[:, i : i + BLOCK] @ y[:, i:].mT).sum(0)
+    return k
 
 
 # ------------------------------------------------------------------------------------------------------------- centring

@@ -326,13 +326,30 @@ def test_cpu_and_cuda_agree() -> None:
 @pytest.mark.parametrize("n", [5, 64, 65, 200])
 @pytest.mark.parametrize("p", [1, 511, 1300])
 def test_gram_in_blocks_is_the_gram_matrix(n: int, p: int) -> None:
-    """On the CPU, without a gradient, it is built block by block, a few features at a time."""
+    """On the CPU, for many examples, it is built block by block, a few features at a time."""
     x = gaussian(n, p) + 3
     centred = x - x.mean(0)
     torch.testing.assert_close(gram(x), centred @ centred.T, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(gram(x.clone().requires_grad_()), gram(x), rtol=1e-11, atol=1e-11)
     assert torch.equal(gram(x), gram(x).T)
     torch.testing.assert_close(linear_kernel(x), x @ x.T)
+
+
+@pytest.mark.parametrize("n", [6, 130])
+def test_gradient_of_a_gram_matrix(n: int, device: torch.device) -> None:
+    x = (gaussian(n, 3) + 3).to(device).requires_grad_()
+    assert torch.autograd.gradcheck(gram, (x,), fast_mode=n > 10)
+    weights = gaussian(n, n).to(device)  # not symmetric
+    (found,) = torch.autograd.grad((gram(x) * weights).sum(), x)
+    centred = x - x.mean(0)
+    (expected,) = torch.autograd.grad((centred @ centred.T * weights).sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_the_memory_format_of_images_does_not_change_their_gram_matrix(kernel: str, device: torch.device) -> None:
+    x = gaussian(8, 3, 4, 5).to(device)
+    torch.testing.assert_close(gram(x.to(memory_format=torch.channels_last), kernel), gram(x, kernel))
 
 
 def test_rbf_kernel(device: torch.device) -> None:

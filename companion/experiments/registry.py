@@ -79,7 +79,9 @@ def _with_penalties(host: str, cka_sr: float = 1e-4, aug_cka_sr: float = 0.1) ->
     return {host: {}, f"{host}+cka_sr": _cka_sr(cka_sr), f"{host}+aug_cka_sr": _aug_cka_sr(aug_cka_sr)}
 
 
-# The same number for each; every range holds the published strength.
+# The same number for each; every range holds the published strength. Of the recorded ones at tier laptop these are best
+# on the validation images (a test compares).
+CHOSEN = {"cka_sr": 1e-3, "aug_cka_sr": 0.03}
 STRENGTHS: dict[str, dict[str, Any]] = {
     **{f"random+cka_sr_{beta:g}": _cka_sr(beta) for beta in (1e-4, 1e-3, 1e-2, 1e-1)},
     **{f"random+aug_cka_sr_{beta:g}": _aug_cka_sr(beta) for beta in (0.03, 0.1, 0.3, 1.0)},
@@ -136,7 +138,10 @@ _EXPERIMENTS = (
         {
             "smoke": Tier(DIGITS | RANDOM, _with_penalties("random"), sparsities=(0.9,)),
             "laptop": Tier(
-                SPARSE_LAPTOP | RANDOM, _with_penalties("random"), sparsities=(0.9, 0.98), seeds=(0, 1, 2, 3, 4)
+                SPARSE_LAPTOP | RANDOM,
+                _with_penalties("random", **CHOSEN),
+                sparsities=(0.9, 0.98),
+                seeds=(0, 1, 2, 3, 4),
             ),
             "paper": Tier(
                 CIFAR | RANDOM | {"dataset": "cifar100", "validation": 0},
@@ -172,7 +177,10 @@ _EXPERIMENTS = (
         {
             "smoke": Tier(DIGITS | GRANET_DIGITS, _with_penalties("granet"), sparsities=(0.9,)),
             "laptop": Tier(
-                SPARSE_LAPTOP | GRANET_LAPTOP, _with_penalties("granet"), sparsities=(0.9, 0.98), seeds=(0, 1, 2)
+                SPARSE_LAPTOP | GRANET_LAPTOP,
+                _with_penalties("granet", **CHOSEN),
+                sparsities=(0.98, 0.9),
+                seeds=(0, 1, 2),
             ),
             "paper": Tier(CIFAR | GRANET, _with_penalties("granet"), sparsities=(0.95,), seeds=(0, 1, 2, 3, 4)),
         },
@@ -185,7 +193,7 @@ _EXPERIMENTS = (
             "smoke": Tier(DIGITS | {"levels": 2, "rewind": 0}, _with_penalties("lottery"), sparsities=(0.9,)),
             "laptop": Tier(
                 SPARSE_LAPTOP | {"levels": 4, "rewind": 0, "epochs": 3},
-                _with_penalties("lottery"),
+                _with_penalties("lottery", **CHOSEN),
                 sparsities=(0.9,),
                 seeds=(0, 1, 2),
             ),
