@@ -21,7 +21,7 @@ _MODULES = {
     "models": ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "vgg16_bn"),
     "pruning": (
         *("DST", "SET", "GraNet", "LotteryTicket", "MagnitudePruning", "RandomPruning", "RigL", "RigLITOP"),
-        *("cost", "latency"),
+        *("cost", "latency", "prune_filters"),
     ),
     "regularizers": (
         *("L1", "AugmentedCKASparsity", "CKASparsity", "FeatureFlow", "GroupLasso", "NetworkSlimming", "Orthogonality"),

@@ -13,13 +13,25 @@
 (237, 0.1)
 
 `axes` holds densities, schedules and criteria, `masks` what every method does with them, `methods`, `lottery` and
-`thresholds` the methods, `cost` the counts and times.
+`thresholds` the methods, `cost` the counts and times; `filters` takes whole filters out of a network, with
+`filters_coupling` (what hangs together) and `filters_removal` (what changes nothing).
 """
 
 from __future__ import annotations
 
 from companion.pruning.axes import constant, cosine, cubic, erk, iterative, one_shot, uniform
 from companion.pruning.cost import Cost, Latency, cost, latencies, latency
+from companion.pruning.filters import (
+    FilterReport,
+    FineTuning,
+    channel_norms,
+    filter_norms,
+    finetune,
+    prune_filters,
+    widest_gap,
+)
+from companion.pruning.filters_coupling import Coupling, couple
+from companion.pruning.filters_removal import zero_filters
 from companion.pruning.lottery import LotteryTicket
 from companion.pruning.masks import Masks
 from companion.pruning.methods import SET, GraNet, MagnitudePruning, RandomPruning, RigL, RigLITOP
@@ -29,6 +41,9 @@ __all__ = [
     "DST",
     "SET",
     "Cost",
+    "Coupling",
+    "FilterReport",
+    "FineTuning",
     "GraNet",
     "Latency",
     "LotteryTicket",
@@ -37,15 +52,22 @@ __all__ = [
     "RandomPruning",
     "RigL",
     "RigLITOP",
+    "channel_norms",
     "constant",
     "cosine",
     "cost",
+    "couple",
     "cubic",
     "erk",
+    "filter_norms",
+    "finetune",
     "iterative",
     "latencies",
     "latency",
     "one_shot",
+    "prune_filters",
     "surrogate",
     "uniform",
+    "widest_gap",
+    "zero_filters",
 ]
