@@ -16,6 +16,7 @@ that crosses such a place carries its vertices, steps and directions over by `ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby, pairwise
@@ -109,17 +110,15 @@ def turning_angles(path: Sequence[Float[Tensor, "examples *feature"]]) -> Float[
     """
     _check(path)
     angles = []
-    heading, moved = _direction(path[0])  # of the last step that moved
-    for d, e in pairwise(path):
-        if d.shape != e.shape:
-            heading, still = _direction(carry(heading, e.shape[1:]))
-            moved = moved & still
-        u, moves = _direction(e)
-        turns = moved & moves
-        # Where there is no turn the second argument is 1: atan2 has no gradient at (0, 0).
-        angle = 2 * torch.atan2(_norm(u - heading), torch.where(turns, _norm(u + heading), 1))
-        angles.append(torch.where(turns, angle, 0))
-        heading, moved = torch.where(_as(moves, u), u, heading), moved | moves
+    heading, moved = path[0], _norm(path[0]) > 0  # the last step that moved
+    for e in path[1:]:
+        if heading.shape != e.shape:
+            heading = carry(heading, e.shape[1:])
+            moved = moved & (_norm(heading) > 0)
+        moves = _norm(e) > 0
+        angles.append(_Angle.apply(heading, e))
+        resting = not moves.all() if e.device.type == "cpu" else True  # elsewhere the answer would be waited for
+        heading = torch.where(_as(moves, e), e, heading) if resting else e
     return torch.stack(angles) if angles else _no_turns(path)
 
 
@@ -135,15 +134,58 @@ def straightness(features: Sequence[Float[Tensor, "examples *feature"]], norm: f
     return torch.where(moved, chord / torch.where(moved, length, 1), 1)
 
 
+class _Norm(torch.autograd.Function):
+    """‖d‖ of every example. Its gradient is one product; at 0 it is 0."""
+
+    @staticmethod
+    def forward(ctx: Any, d: Float[Tensor, "examples *feature"], norm: float) -> Float[Tensor, " examples"]:
+        length = torch.linalg.vector_norm(d.flatten(1), norm, dim=1)
+        ctx.save_for_backward(d, length)
+        ctx.norm = norm
+        return length
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        d, length = ctx.saved_tensors
+        if ctx.norm == 1:
+            return d.sign() * _as(g, d), None
+        return d * _as(g * _inverse(length), d), None
+
+
+class _Angle(torch.autograd.Function):
+    """θ = 2·atan2(‖u − v‖, ‖u + v‖) of every example's d and e; 0, with gradient 0, where one of them is 0.
+
+    ∂θ/∂d = (u cos θ − v)/(‖d‖ sin θ), a combination of d and e; at θ = 0 and π, where every direction is as good, 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, d: Tensor, e: Tensor) -> Float[Tensor, " examples"]:
+        a, b = (_inverse(torch.linalg.vector_norm(x.flatten(1), dim=1)) for x in (d, e))
+        u, v = d * _as(a, d), e * _as(b, e)
+        minus = torch.linalg.vector_norm((u - v).flatten(1), dim=1)
+        plus = torch.linalg.vector_norm(u.add_(v).flatten(1), dim=1)
+        angle = torch.where((a > 0) & (b > 0), 2 * torch.atan2(minus, plus), 0)
+        ctx.save_for_backward(d, e, a, b, angle)
+        return angle
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        d, e, a, b, angle = ctx.saved_tensors
+        g = g * _inverse(angle.sin() * (angle < math.pi))
+        across, along = -g * a * b, g * angle.cos()
+        return (
+            torch.addcmul(d * _as(along * a**2, d), e, _as(across, e)),
+            torch.addcmul(e * _as(along * b**2, e), d, _as(across, d)),
+        )
+
+
 def _norm(d: Float[Tensor, "examples *feature"], norm: float = 2) -> Float[Tensor, " examples"]:
-    return torch.linalg.vector_norm(d.flatten(1), norm, dim=1)
+    return _Norm.apply(d, norm)
 
 
-def _direction(d: Float[Tensor, "examples *feature"]) -> tuple[Tensor, Tensor]:
-    """The unit vectors of an example's step, and whether it moves; 0 where it does not."""
-    length = _norm(d)
-    moves = length > 0
-    return d / _as(torch.where(moves, length, 1), d), moves
+def _inverse(x: Tensor) -> Tensor:
+    """1/x, and 0 where x is 0."""
+    return torch.where(x > 0, 1 / x, 0)
 
 
 def _as(per_example: Tensor, x: Tensor) -> Tensor:
