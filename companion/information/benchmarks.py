@@ -86,6 +86,19 @@ def _gaussian_task(name: str, sigma: Float[Tensor, "d d"], p: int) -> Task:
     return Task(name, "normal", truth, p, len(sigma) - p, _gauss(sigma, p))
 
 
+def correlated(d: int, rho: float) -> Task:
+    """d independent pairs of standard normal variables, each pair of correlation ρ: I = −(d/2) ln(1 − ρ²).
+
+    Raises:
+        ValueError: d below 1, or ρ outside (−1, 1).
+    """
+    if d < 1 or not -1 < rho < 1:
+        raise ValueError(f"d={d} must be at least 1 and rho={rho} lie between −1 and 1")
+    return _gaussian_task(
+        f"normal {d}×{d}, {d} pairs of ρ = {rho:g}", _covariance(d, d, {(i, i): rho for i in range(d)}), d
+    )
+
+
 def _normal() -> list[Task]:
     one = [
         _gaussian_task(f"normal 1×1, ρ = {rho:g}", _covariance(1, 1, {(0, 0): rho}), 1)
@@ -96,10 +109,7 @@ def _normal() -> list[Task]:
         _gaussian_task(f"normal {d}×{d}, 2 pairs of ρ = 0.8", _covariance(d, d, two), d) for d in (2, 3, 5, 10, 25, 50)
     ]
     dense = [_gaussian_task(f"normal {d}×{d}, all ρ = 0.5", _dense(d, d, 0.5), d) for d in (2, 5, 25, 50)]
-    each = [
-        _gaussian_task(f"normal {d}×{d}, {d} pairs of ρ = 0.5", _covariance(d, d, {(i, i): 0.5 for i in range(d)}), d)
-        for d in (2, 5, 10)
-    ]
+    each = [correlated(d, 0.5) for d in (2, 5, 10)]
     uneven = [_gaussian_task("normal 1×5, all ρ = 0.5", _dense(1, 5, 0.5), 1)]
     return [*one, *sparse, *dense, *each, *uneven]
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from companion.information.estimates import Estimate, continuous, discrete, estimate, mean_error, same_rows, scale
 
 COUNTED = ("plug-in", "miller-madow", "grassberger", "shrinkage")
+LARGEST = 10**7  # pairs of symbols in a table that shrinkage builds
 
 
 # ---------------------------------------------------------------------------------------------------------- exact sums
@@ -133,14 +134,18 @@ def discrete_mutual_information(
     _check(correction)
     (a, p), (b, q) = discrete(x), discrete(y, "y")
     same_rows(a, b)
-    joint = torch.bincount(a * q + b.to(a.device), minlength=p * q).double()
-    table = joint.view(p, q)
+    b, n = b.to(a.device), len(a)
+    # Only pairs that occur are counted: rows of many columns have too many symbols for a table.
+    pairs, pair, joint = torch.unique(a * q + b, return_inverse=True, return_counts=True)
+    counts = [torch.bincount(a, minlength=p).double(), torch.bincount(b, minlength=q).double()]
     if correction == "shrinkage":
-        value = mutual_information_of(_shrunk(table))
+        if p * q > LARGEST:
+            raise ValueError(f"{p} × {q} pairs of symbols are too many for a table; use another correction")
+        table = joint.new_zeros(p * q, dtype=torch.float64).index_add(0, pairs, joint.double())
+        value = mutual_information_of(_shrunk(table).view(p, q))
     else:
-        value = _entropy(table.sum(1), correction) + _entropy(table.sum(0), correction) - _entropy(joint, correction)
-    pointwise = (table * table.sum() / (table.sum(1, keepdim=True) * table.sum(0))).log().flatten()
-    _, error = mean_error(pointwise[a * q + b])
+        value = _entropy(counts[0], correction) + _entropy(counts[1], correction) - _entropy(joint.double(), correction)
+    _, error = mean_error((joint[pair] * n / (counts[0][a] * counts[1][b])).log())
     assumes = f"independent examples, most of {p} × {q} pairs of symbols seen"
     return estimate(value, error, unit, estimator=correction, assumes=assumes, examples=len(a))
 

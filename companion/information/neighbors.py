@@ -46,6 +46,20 @@ def _blocks(x: Float[Tensor, "n d"], block: int | None) -> Iterator[slice]:
         yield slice(start, min(start + size, n))
 
 
+def _by_blocks(
+    x: Float[Tensor, "n d"], block: int | None, row: Callable[[slice], tuple[Tensor, ...]]
+) -> list[Float[Tensor, "n"]]:
+    """Numbers of each example, computed for a block of rows at a time, in float64."""
+    found: list[Tensor] = []
+    for rows in _blocks(x, block):
+        parts = row(rows)
+        # Written in place: small results kept between the blocks would break up the memory that blocks reuse.
+        found = found or [x.new_empty(len(x)) for _ in parts]
+        for whole, part in zip(found, parts, strict=True):
+            whole[rows] = part.to(whole)
+    return found
+
+
 def _use_tree(x: Tensor, block: int | None) -> bool:
     return block is None and x.device.type == "cpu" and x.shape[1] <= TREE
 
@@ -81,7 +95,7 @@ def _kth_distance(x: Float[Tensor, "n d"], k: int, block: int | None) -> Float[T
     """Distance of each point to its k-th nearest other point."""
     if _use_tree(x, block):
         return torch.from_numpy(_tree(x).query(x.numpy(), k + 1)[0][:, k])
-    return torch.cat([_distances(x[rows], x).kthvalue(k + 1).values for rows in _blocks(x, block)])
+    return _by_blocks(x, block, lambda rows: (_distances(x[rows], x).kthvalue(k + 1).values,))[0]
 
 
 def _check(n: int, k: int, what: str = "examples") -> None:
@@ -196,12 +210,13 @@ def _ksg1_counts(
         radius = _kth_distance(joint, k, block)
         inside = torch.nextafter(radius, torch.zeros_like(radius))
         return radius, _count(x, inside) - 1, _count(y, inside) - 1
-    found = []
-    for rows in _blocks(x, block):
+
+    def counts(rows: slice) -> tuple[Tensor, ...]:
         dx, dy = _distances(x[rows], x), _distances(y[rows], y)
         radius = torch.maximum(dx, dy).kthvalue(k + 1).values
-        found.append((radius, *((d < radius[:, None]).sum(1) - 1 for d in (dx, dy))))
-    radius, n_x, n_y = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return radius, *((d < radius[:, None]).sum(1) - 1 for d in (dx, dy))
+
+    radius, n_x, n_y = _by_blocks(x, block, counts)
     return radius, n_x, n_y
 
 
@@ -218,15 +233,16 @@ def _ksg2_counts(
             sides = [(z[near] - z[:, None]).abs().amax((1, 2)) for z in (x, y)]
             within = torch.full((n,), float(k), dtype=torch.float64)
             return torch.from_numpy(distances[:, k]), within, _count(x, sides[0]) - 1, _count(y, sides[1]) - 1
-    found = []
-    for rows in _blocks(x, block):
+
+    def counts(rows: slice) -> tuple[Tensor, ...]:
         dx, dy = _distances(x[rows], x), _distances(y[rows], y)
         both = torch.maximum(dx, dy)
         radius = both.kthvalue(k + 1).values
         near = both <= radius[:, None]
-        counts = [(d <= (d * near).amax(1, keepdim=True)).sum(1) - 1 for d in (dx, dy)]
-        found.append((radius, near.sum(1).double() - 1, *counts))
-    radius, within, n_x, n_y = (torch.cat(parts) for parts in zip(*found, strict=True))
+        sides = ((d <= (d * near).amax(1, keepdim=True)).sum(1) - 1 for d in (dx, dy))
+        return radius, near.sum(1) - 1, *sides
+
+    radius, within, n_x, n_y = _by_blocks(x, block, counts)
     return radius, within, n_x, n_y
 
 
@@ -249,15 +265,17 @@ def mixed_ksg(
         ValueError: mismatched rows, at most k examples, NaN, infinite values, constant columns.
     """
     x, y = _pair(x, y, k)
-    n, found = len(x), []
-    for rows in _blocks(x, block):
+    n = len(x)
+
+    def counts(rows: slice) -> tuple[Tensor, ...]:
         dx, dy = _distances(x[rows], x), _distances(y[rows], y)
         both = torch.maximum(dx, dy)
         radius = both.kthvalue(k + 1, keepdim=True).values
         atom = radius == 0
         near = torch.where(atom[:, 0], (both == 0).sum(1), k)
-        found.append((near, *(torch.where(atom, d == 0, d < radius).sum(1) for d in (dx, dy))))
-    near, n_x, n_y = (torch.cat(parts_).double() for parts_ in zip(*found, strict=True))
+        return near, *(torch.where(atom, d == 0, d < radius).sum(1) for d in (dx, dy))
+
+    near, n_x, n_y = _by_blocks(x, block, counts)
     terms = torch.digamma(near) + math.log(n) - torch.digamma(n_x) - torch.digamma(n_y)
     error = _error(parts, n, lambda rows: mixed_ksg(x[rows], y[rows], k=k, block=block).value)
     assumes = "independent examples; atoms, or a density that is flat within k neighbours"
@@ -290,20 +308,19 @@ def ross(
     if classes < 2:
         raise ValueError("y has one class only: it carries no information; is it the right column?")
     _check(int(sizes.min()), k, "examples of the rarest class")
-    radius, within = x.new_empty(n), torch.empty(n, dtype=torch.long, device=x.device)
+    radius = x.new_empty(n)
     for c in range(classes):
         members = labels == c
         radius[members] = _kth_distance(x[members], k, block)
     _refuse_atoms(radius, k)
     inside = torch.nextafter(radius, torch.zeros_like(radius))
     if _use_tree(x, block):
-        within = _count(x, inside)
+        within = _count(x, inside).double()
     else:
-        for rows in _blocks(x, block):
-            within[rows] = (_distances(x[rows], x) <= inside[rows, None]).sum(1)
+        (within,) = _by_blocks(x, block, lambda rows: ((_distances(x[rows], x) <= inside[rows, None]).sum(1),))
     psi = torch.digamma(torch.tensor([n, k], dtype=torch.float64, device=x.device)).sum()
     # `within` counts the point itself, strictly inside; the k-th neighbour on the edge makes up for it.
-    terms = psi - torch.digamma(sizes[labels].double()) - torch.digamma(within.double())
+    terms = psi - torch.digamma(sizes[labels].double()) - torch.digamma(within)
     error = _error(parts, n, lambda rows: ross(x[rows], labels[rows], k=k, block=block).value)
     assumes = f"independent examples; within each class a density that is flat within {k} neighbours"
     return estimate(terms.mean(), error, unit, estimator="ross", assumes=assumes, examples=n)

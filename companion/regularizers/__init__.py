@@ -11,14 +11,15 @@ and returns a scalar that is added to the loss::
 Evaluation passes leave nothing behind. `penalty.last` is the last value, detached; `remove()` takes off the hooks of
 those that read features. A strength is a number, or a function of the optimizer steps so far, such as `ramp`.
 
-`penalty` holds what they share, `identity` CKA-SR and its relatives, `flow` feature-flow regularisation, `weights` the
-baselines that read weights.
+`penalty` holds what they share, `identity` CKA-SR and its relatives, `flow` feature-flow regularisation, `information`
+what squeezes information, `weights` the baselines that read weights.
 """
 
 from __future__ import annotations
 
 from companion.regularizers.flow import FeatureFlow
 from companion.regularizers.identity import AugmentedCKASparsity, CKASparsity, cca_kernel
+from companion.regularizers.information import HSICBottleneck, VIBNet
 from companion.regularizers.penalty import FeaturePenalty, ramp
 from companion.regularizers.weights import L1, GroupLasso, NetworkSlimming, Orthogonality
 
@@ -29,8 +30,10 @@ __all__ = [
     "FeatureFlow",
     "FeaturePenalty",
     "GroupLasso",
+    "HSICBottleneck",
     "NetworkSlimming",
     "Orthogonality",
+    "VIBNet",
     "cca_kernel",
     "ramp",
 ]

@@ -1,0 +1,145 @@
+"""Penalties that squeeze information: the HSIC bottleneck, and the gates of the variational information bottleneck."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from companion.features import FeatureTap, Layers, find_blocks, unwrap
+from companion.information import InformationGate, normalized_hsic
+from companion.regularizers.penalty import FeaturePenalty, Strength, check_strengths, shown, strength_at
+from companion.similarity import MINIMUM, Kernel
+
+
+class HSICBottleneck(FeaturePenalty):
+    """β · Σ_layers nHSIC(X, T): layers that depend less on the input.
+
+    Ma, Lewis & Kleijn (2020, arXiv 1908.01580) minimise nHSIC(X, T) − λ nHSIC(Y, T) instead of back-propagating a loss;
+    here, as in Wang et al. (2021, arXiv 2106.02734), the loss itself keeps what is relevant for Y, and the penalty
+    squeezes the rest. It takes O(examples³) per layer.
+
+    Args:
+        model: any module that is called with its input as the first argument.
+        beta: strength β ≥ 0, or a function of the optimizer steps so far.
+        examples: how many of the batch's first examples are compared. A batch with fewer than 4 gives 0.
+        every: see `FeaturePenalty`.
+        layers: the layers T, see `features.find_layers`; None: the blocks, see `features.find_blocks`.
+        kernel, ridge: see `information.normalized_hsic`.
+
+    Raises:
+        ValueError: an argument out of range, unknown layers.
+        RuntimeError: no training forward pass since the model was tapped.
+    """
+
+    name = "hsic_bottleneck"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        beta: Strength = 1e-2,
+        *,
+        examples: int = 64,
+        every: int = 1,
+        layers: Layers | None = None,
+        kernel: Kernel = "rbf",
+        ridge: float = 1e-3,
+    ) -> None:
+        check_strengths(beta=beta)
+        if examples < MINIMUM:
+            raise ValueError(f"examples={examples}; HSIC needs at least {MINIMUM}")
+        self.beta, self.examples, self.kernel, self.ridge = beta, examples, kernel, ridge
+        self._input: Tensor | None = None
+        chosen = find_blocks(model) if layers is None else layers
+        super().__init__(model, functools.partial(FeatureTap, layers=chosen, reduce=self._first), every)
+        self._handle = self._model.register_forward_pre_hook(self._keep_input)
+
+    def _first(self, x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "few features"]:
+        return x[: self.examples].flatten(1)
+
+    def _keep_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self._due():
+            self._input = self._first(args[0].detach()).clone()
+
+    def value(self, features: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+        """β Σ nHSIC(X, T) of the last training batch."""
+        x = self._input
+        assert x is not None  # the forward pass that left features came through the hook
+        if len(x) < MINIMUM:
+            return x.new_zeros(())
+        terms = [normalized_hsic(x, t, kernel=self.kernel, ridge=self.ridge) for t in features.values()]
+        return (strength_at(self.beta, self.calls) * torch.stack(terms).sum()).to(next(iter(features.values())).dtype)
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        super().remove()
+        self._handle.remove()
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({type(self._model).__name__}, beta={shown(self.beta)}, examples={self.examples}, "
+            f"every={self.every}, layers={list(self._tap.layers)})"
+        )
+
+
+class VIBNet:
+    """Penalty and sparsity in one: β · Σ_gates ½ ln(1 + μ²/σ²), and the units whose gates closed (Dai et al. 2018).
+
+    Put an `information.InformationGate` after each layer that may lose units, then give this to a training loop as its
+    sparsity, or add `penalty()` to the loss of your own. Gates open and close by training; `step()` has nothing to do.
+
+    Args:
+        model: a module with at least one `InformationGate`.
+        beta: strength β ≥ 0 in nats⁻¹, or a function of the calls so far.
+
+    Attributes:
+        last: the last value of the penalty, detached.
+
+    Raises:
+        ValueError: a negative strength, no gate in the model.
+    """
+
+    name = "vibnet"
+
+    def __init__(self, model: nn.Module, beta: Strength = 1e-4) -> None:
+        check_strengths(beta=beta)
+        modules = unwrap(model).named_modules()
+        self.gates = {name: module for name, module in modules if isinstance(module, InformationGate)}
+        if not self.gates:
+            raise ValueError(
+                f"{type(model).__name__} has no InformationGate; put one after each layer that may lose units, "
+                "nn.Sequential(nn.Linear(64, 32), nn.ReLU(), InformationGate(32)) for instance"
+            )
+        self.beta = beta
+        self.calls = 0
+        self.last: Tensor | None = None
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """β Σ ½ ln(1 + μ²/σ²) over all gates, in nats times β."""
+        total = strength_at(self.beta, self.calls) * torch.stack([g.information() for g in self.gates.values()]).sum()
+        self.calls += 1
+        self.last = total.detach()
+        return total
+
+    def step(self) -> None:
+        """Nothing: the optimizer moves the gates."""
+
+    def density(self) -> float:
+        """Share of units whose gate is open."""
+        gates = [gate.open() for gate in self.gates.values()]
+        return float(torch.cat(gates).double().mean())
+
+    def state_dict(self) -> dict[str, int]:
+        """The number of calls, on which schedules count; the gates themselves are the model's."""
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.calls = int(state["calls"])
+
+    def __repr__(self) -> str:
+        units = {name: f"{int(gate.open().sum())}/{len(gate.mean)}" for name, gate in self.gates.items()}
+        return f"{type(self).__name__}(beta={shown(self.beta)}, open={units})"
