@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from companion import flow
-from companion.features import extract
+from companion.features import batches, device_of, evaluating, extract
 from companion.models import BasicBlock
 from companion.regularizers import FeaturePenalty
 from companion.similarity import cka_map
@@ -102,6 +102,54 @@ def trajectory(model: nn.Module, images: Tensor) -> dict[str, Any]:
             "angle": path.angle.mean(1),
         }
     )
+
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def flow_by_example(model: nn.Module, images: Tensor, labels: Tensor, margins: int = 4) -> dict[str, Any]:
+    """The path of every image through all blocks, across stages: by depth, by class, and by how hard the image is.
+
+    An image is as hard as its margin is small: the logit of its class less the largest other one, below 0 where the
+    network errs. The relative length of a step is ‖d_l‖/‖x_l‖, angles are in radians.
+
+    Returns:
+        `layers`: `steps` and `turns` by name, and of `relative_length` and `angle` at each the `QUANTILES` over images;
+        `classes`: means of both, class × layer; `margins`: the same for so many groups of equal size, the hardest
+        first; `examples`: `label`, `margin`, sum of the relative lengths, sum of the angles, straightness.
+    """
+    path = flow.trajectory(model, images, across_stages=True)
+    relative = path.length / path.size.clamp(min=1e-12)
+    with evaluating(model):
+        logits = torch.cat([model(x.to(device_of(model, x))) for x in batches(images)]).float()
+    labels = labels.to(logits.device)
+    own = logits.gather(1, labels[:, None])[:, 0]
+    margin = own - logits.scatter(1, labels[:, None], -torch.inf).max(1).values
+    levels = torch.tensor(QUANTILES, device=relative.device)
+    groups = {
+        "classes": [labels == label for label in range(int(labels.max()) + 1)],
+        "margins": list(margin.argsort().chunk(margins)),
+    }
+    values = {"relative_length": relative, "angle": path.angle}
+    found: dict[str, Any] = {
+        "layers": {
+            "steps": path.steps,
+            "turns": path.turns,
+            **{name: value.quantile(levels, dim=1).T for name, value in values.items()},
+        },
+        **{
+            kind: {name: [value[:, group].mean(1) for group in of] for name, value in values.items()}
+            for kind, of in groups.items()
+        },
+        "examples": {
+            "label": labels,
+            "margin": margin,
+            "relative_length": relative.sum(0),
+            "angle": path.angle.sum(0),
+            "straightness": path.straightness[0],
+        },
+    }
+    return rounded(found, 3)
 
 
 def geometry(model: nn.Module, images: Tensor, layers: Any = block_outputs) -> dict[str, Any]:
