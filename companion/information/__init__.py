@@ -35,6 +35,7 @@ from companion.information.kernels import normalized_hsic, renyi, renyi_entropy
 from companion.information.measure import mutual_information
 from companion.information.mixtures import kolchinsky_tracey, noisy_label_information
 from companion.information.neighbors import entropy, ksg, mixed_ksg, ross
+from companion.information.plane import InformationPlane
 from companion.information.variational import Critic, donsker_varadhan, infonce, nwj, variational_bound
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Estimate",
     "GaussianBottleneck",
     "InformationGate",
+    "InformationPlane",
     "bin_edges",
     "bin_index",
     "binned",
