@@ -62,8 +62,8 @@ class InformationPlane:
         if (noise is None) == (bins is None):
             raise ValueError(
                 "say what a layer T is: noise=σ (T = layer + Gaussian noise) or bins=m (T = the layer in m bins a "
-                "unit), one of the two. Without either, I(X;T) of a deterministic continuous layer is infinite, and a number "
-                "would measure the estimator"
+                "unit), one of the two. Without either, I(X;T) of a deterministic continuous layer is infinite, and a "
+                "number would measure the estimator"
             )
         if fixed is not None and bins is None:
             raise ValueError("fixed=(low, high) goes with bins=m")
@@ -91,8 +91,8 @@ class InformationPlane:
         if full:
             most = math.log(len(self.x))
             warnings.warn(
-                f"layers {full} tell all {len(self.x)} examples apart: I(X;T) is ln n = {most:.2f} nats, the most it can "
-                "be, and says nothing about the layer",
+                f"layers {full} tell all {len(self.x)} examples apart: I(X;T) is ln n = {most:.2f} nats, the most it "
+                "can be, and says nothing about the layer",
                 stacklevel=2,
             )
         for name, (about_x, about_y) in found.items():
