@@ -18,7 +18,7 @@ from companion.experiments.observations import published_cka, throughput
 from companion.experiments.plan import TIERS, Experiment, Outcome, Tier, Workplace
 from companion.experiments.registry import EXPERIMENTS, find
 from companion.experiments.runner import load_or_run, perform, problems, recorded
-from companion.experiments.trainings import Task, lottery, score, train
+from companion.experiments.trainings import Task, lottery, score, train, train_and_prune
 
 __all__ = [
     "EXPERIMENTS",
@@ -38,4 +38,5 @@ __all__ = [
     "score",
     "throughput",
     "train",
+    "train_and_prune",
 ]

@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--tier", choices=TIERS, default="laptop")
     run.add_argument("--seeds", type=int, nargs="+", help="instead of the tier's")
     run.add_argument("--methods", nargs="+", help="only these of the tier's")
+    run.add_argument("--sparsities", type=float, nargs="+", help="only these of the tier's")
     run.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     run.add_argument("--jobs", type=int, default=1, help="processes that share the runs, on this device")
     run.add_argument(
@@ -81,9 +82,12 @@ def _run(arguments: argparse.Namespace, root: Path) -> int:
         place = dataclasses.replace(place, device=torch.device(arguments.device))
     index, count = arguments.shard
     runs = registry.find(arguments.name).runs(arguments.tier, arguments.seeds)
-    if unknown := set(arguments.methods or []) - {run.method for run in runs}:
-        raise ValueError(f"--methods {sorted(unknown)}: unknown; there are {sorted({run.method for run in runs})}")
-    for run in [run for run in runs if not arguments.methods or run.method in arguments.methods][index - 1 :: count]:
+    for name, key in (("methods", "method"), ("sparsities", "sparsity")):
+        wanted, there = getattr(arguments, name), {getattr(run, key) for run in runs}
+        if unknown := set(wanted or []) - there:
+            raise ValueError(f"--{name} {sorted(unknown)}: unknown; there are {sorted(there, key=str)}")
+        runs = [run for run in runs if not wanted or getattr(run, key) in wanted]
+    for run in runs[index - 1 :: count]:
         clock = time.perf_counter()
         known = recorded(run, root) is not None
         record = perform(run, place, root)

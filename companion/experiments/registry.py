@@ -8,7 +8,7 @@ from typing import Any
 
 from companion.experiments.observations import published_cka, throughput
 from companion.experiments.plan import Experiment, Tier
-from companion.experiments.trainings import lottery, train
+from companion.experiments.trainings import lottery, train, train_and_prune
 
 # The papers' CIFAR recipe (CKA-SR's released code), with 5,000 of the training images held out.
 CIFAR = {
@@ -89,6 +89,47 @@ STRENGTHS: dict[str, dict[str, Any]] = {
 SWEEP: dict[str, dict[str, Any]] = {"random": {}} | {
     name: method for name, method in STRENGTHS.items() if "aug" not in name
 }
+
+# Dense training under a penalty, then pruning: weights at once, filters with fine-tuning.
+PRUNE = {
+    "sparsities": [0.5, 0.7, 0.8, 0.9],
+    "macs": [0.5, 0.25],
+    "norm": "folded",
+    "batches": 20,
+    "epochs": 1,
+    "lr": 0.02,
+}
+PRUNE_PAPER = PRUNE | {"batches": 100, "epochs": 40, "lr": 0.01}
+
+
+def _penalty(kind: str, **arguments: Any) -> dict[str, Any]:
+    return {"penalties": [{"kind": kind, **arguments}]}
+
+
+# Three strengths for each; what is best on the validation images goes into `PENALISED`.
+CANDIDATES: dict[str, dict[str, Any]] = {
+    **{f"cka_sr_{beta:g}": _cka_sr(beta) for beta in (1e-3, 3e-3, 1e-2)},
+    **{f"aug_cka_sr_{beta:g}": _aug_cka_sr(beta) for beta in (0.03, 0.1, 0.3)},
+    **{f"ffr_length_{k:g}": _penalty("FeatureFlow", length=k, curvature=0.0) for k in (0.01, 0.03, 0.1)},
+    **{
+        f"ffr_curvature_{k:g}": _penalty("FeatureFlow", length=0.0, curvature=k, variant="journal")
+        for k in (0.01, 0.03, 0.1)
+    },
+    **{f"ffr_length_curvature_{k:g}": _penalty("FeatureFlow", length=k, curvature=k) for k in (0.01, 0.02, 0.05)},
+    **{f"group_lasso_{k:g}": _penalty("GroupLasso", strength=k) for k in (1e-4, 3e-4, 1e-3)},
+    **{f"slimming_{k:g}": _penalty("NetworkSlimming", strength=k) for k in (1e-3, 3e-3, 1e-2)},
+}
+PENALISED: dict[str, dict[str, Any]] = {
+    "none": {},
+    "cka_sr": CANDIDATES["cka_sr_0.001"],
+    "aug_cka_sr": CANDIDATES["aug_cka_sr_0.03"],
+    "ffr_length": CANDIDATES["ffr_length_0.03"],
+    "ffr_curvature": CANDIDATES["ffr_curvature_0.03"],
+    "ffr_length_curvature": CANDIDATES["ffr_length_curvature_0.02"],
+    "group_lasso": CANDIDATES["group_lasso_0.0003"],
+    "slimming": CANDIDATES["slimming_0.003"],
+}
+PENALISED["cka_sr+ffr_length"] = {"penalties": PENALISED["cka_sr"]["penalties"] + PENALISED["ffr_length"]["penalties"]}
 
 _EXPERIMENTS = (
     Experiment(
@@ -200,6 +241,26 @@ _EXPERIMENTS = (
             "paper": Tier(
                 CIFAR | {"levels": 13, "rewind": 0}, _with_penalties("lottery"), sparsities=(0.95,), seeds=(0, 1, 2)
             ),
+        },
+    ),
+    Experiment(
+        "dense_penalties_strengths",
+        "Which strength leaves a dense net most accurate once it is pruned, on held-out images and a seed of its own?",
+        train_and_prune,
+        {
+            "smoke": Tier(DIGITS | {"prune": PRUNE}, CANDIDATES, seeds=(100,)),
+            "laptop": Tier(SPARSE_LAPTOP | {"prune": PRUNE, "epochs": 2}, CANDIDATES, seeds=(100,)),
+            "paper": Tier(CIFAR | {"prune": PRUNE_PAPER}, CANDIDATES, seeds=(100,)),
+        },
+    ),
+    Experiment(
+        "dense_penalties",
+        "Which penalties on a dense network make its weights, or its filters, removable?",
+        train_and_prune,
+        {
+            "smoke": Tier(DIGITS | {"prune": PRUNE}, PENALISED),
+            "laptop": Tier(SPARSE_LAPTOP | {"prune": PRUNE}, PENALISED, seeds=(0, 1, 2, 3, 4)),
+            "paper": Tier(CIFAR | {"prune": PRUNE_PAPER, "model": "resnet56"}, PENALISED, seeds=(0, 1, 2)),
         },
     ),
     Experiment(

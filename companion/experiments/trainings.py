@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import itertools
@@ -13,13 +14,33 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import update_bn
 
 from companion import data, measures, models, training
 from companion.experiments.plan import Outcome, Workplace
 from companion.features import batches
-from companion.pruning import SET, GraNet, LotteryTicket, MagnitudePruning, Masks, RandomPruning, RigL, RigLITOP
+from companion.pruning import (
+    SET,
+    GraNet,
+    LotteryTicket,
+    MagnitudePruning,
+    Masks,
+    RandomPruning,
+    RigL,
+    RigLITOP,
+    prune_filters,
+)
 from companion.records import Run
-from companion.regularizers import L1, AugmentedCKASparsity, CKASparsity, GroupLasso, Orthogonality
+from companion.regularizers import (
+    L1,
+    AugmentedCKASparsity,
+    CKASparsity,
+    FeatureFlow,
+    FeaturePenalty,
+    GroupLasso,
+    NetworkSlimming,
+    Orthogonality,
+)
 
 
 def _shrink(images: data.Images, settings: Mapping[str, Any]) -> data.Images:
@@ -42,7 +63,10 @@ SCHEDULES: Mapping[str, Callable[..., training.Schedule]] = MappingProxyType(
 
 
 PENALTIES: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {kind.__name__: kind for kind in (CKASparsity, AugmentedCKASparsity, L1, GroupLasso, Orthogonality)}
+    {
+        kind.__name__: kind
+        for kind in (CKASparsity, AugmentedCKASparsity, FeatureFlow, L1, GroupLasso, NetworkSlimming, Orthogonality)
+    }
 )
 PRUNING: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {kind.__name__: kind for kind in (RandomPruning, MagnitudePruning, SET, RigL, RigLITOP, GraNet)}
@@ -50,12 +74,12 @@ PRUNING: Mapping[str, Callable[..., Any]] = MappingProxyType(
 
 
 class Task(NamedTuple):
-    """The images of a run: to train on, to follow the training with (`name` of that split, so many), to test on."""
+    """The images of a run: to train on, to follow the training with (named `split`, so many `examples`), to test on."""
 
     loader: data.DeviceLoader
     followed: data.DeviceLoader
-    name: str
-    count: int
+    split: str
+    examples: int
     tested: data.DeviceLoader
     classes: int
 
@@ -67,11 +91,11 @@ class Task(NamedTuple):
         epoch is followed on the test set: for reporting only, the result is the last epoch's.
         """
         s = run.settings
-        full, test = (_shrink(data.load(s["dataset"], split, place.data), s) for split in ("train", "test"))
-        name, kept, held_out = "test", full, test
+        full, test = (_shrink(data.load(s["dataset"], part, place.data), s) for part in ("train", "test"))
+        split, kept, held_out = "test", full, test
         if s["validation"]:
             # The split has a seed of its own: every run of an experiment holds out the same images.
-            name, (kept, held_out) = "validation", full.split(s["validation"], seed=0)
+            split, (kept, held_out) = "validation", full.split(s["validation"], seed=0)
         loader = data.DeviceLoader(
             kept,
             s["batch_size"],
@@ -83,7 +107,7 @@ class Task(NamedTuple):
             device=place.device,
         )
         followed, tested = (data.DeviceLoader(part, 1000, device=place.device) for part in (held_out, test))
-        return cls(loader, followed, name, len(held_out), tested, len(full.classes))
+        return cls(loader, followed, split, len(held_out), tested, len(full.classes))
 
     def network(self, run: Run, place: Workplace) -> nn.Module:
         """The untrained network; its initial weights are part of the run's seed."""
@@ -128,22 +152,22 @@ class Task(NamedTuple):
             progress=place.progress,
         )
         for penalty in penalties:
-            if isinstance(penalty, CKASparsity):
+            if isinstance(penalty, FeaturePenalty):
                 penalty.remove()  # measuring is no training pass
-        named = ({key.replace("validation", self.name): value for key, value in entry.items()} for entry in history)
+        named = ({key.replace("validation", self.split): value for key, value in entry.items()} for entry in history)
         return measures.rounded(list(named), 6)
 
     def outcome(self, model: nn.Module, history: Sequence[Mapping[str, Any]]) -> Outcome:
         """The net of the last epoch on `test` and on what was held out, and which epoch was best on the images that
         the training was followed with."""
-        accuracy, loss = f"{self.name}_accuracy", f"{self.name}_loss"
+        accuracy, loss = f"{self.split}_accuracy", f"{self.split}_loss"
         last, best = history[-1], max(history, key=lambda epoch: epoch[accuracy])
         result = {
             "parameters": sum(p.numel() for p in model.parameters()),
             "zeros": sum(int((p == 0).sum()) for p in model.parameters() if p.ndim > 1),
             "test": score(**training.evaluate(model, self.tested)),
-            self.name: score(last[accuracy], self.count, last[loss]),
-            f"best_{self.name}": {"epoch": best["epoch"], "accuracy": best[accuracy]},
+            self.split: score(last[accuracy], self.examples, last[loss]),
+            f"best_{self.split}": {"epoch": best["epoch"], "accuracy": best[accuracy]},
         }
         inputs = torch.cat(list(itertools.islice(batches(self.tested), 2)))
         return Outcome(result, history, measures.of_network(model, inputs))
@@ -166,6 +190,65 @@ def train(run: Run, place: Workplace) -> Outcome:
         return _made(PRUNING, chosen, model, optimizer, **options)
 
     return task.outcome(model, task.fit(run, place, model, pruning if "pruning" in run.settings else None))
+
+
+def train_and_prune(run: Run, place: Workplace) -> Outcome:
+    """Train a dense network, then prune copies of it: what did the penalties make removable?
+
+    By the run's `prune` setting: for each of its `sparsities` the smallest weights go, by global magnitude, at once;
+    for each of its `macs` (shares of the dense net's) whole filters go, by the `norm` of `pruning.filter_norms`
+    relative to the mean of their layer. Batch norm's statistics are estimated anew on `batches` training batches.
+    Networks with fewer filters are then fine-tuned, without penalties, for `epochs` from the learning rate `lr` on.
+
+    The result holds, besides that of `train`, `weights` and `filters`: one entry for each of those levels.
+    """
+    task = Task.of(run, place)
+    s, chosen = run.settings, run.settings["prune"]
+    model = task.network(run, place)
+    history = task.fit(run, place, model)
+    outcome = task.outcome(model, history)
+
+    def scores(network: nn.Module) -> dict[str, Any]:
+        splits = {"test": task.tested, task.split: task.followed}
+        return {name: score(**training.evaluate(network, split)) for name, split in splits.items()}
+
+    def refreshed(network: nn.Module) -> nn.Module:
+        update_bn(itertools.islice(task.loader, chosen["batches"]), network, place.device)
+        return network
+
+    weights = []
+    for sparsity in chosen["sparsities"]:
+        pruned = copy.deepcopy(model)
+        MagnitudePruning(pruned, None, sparsity)
+        weights.append({"sparsity": sparsity, "pruned": scores(refreshed(pruned))})
+
+    filters = []
+    example = next(iter(task.followed))[0][:64]
+    for share in chosen["macs"]:
+        smaller, report = prune_filters(
+            model, example, norm=chosen["norm"], relative="mean", macs=share, repeats=0, empty="keep"
+        )
+        entry = {
+            "macs": report.macs,
+            "parameters": report.parameters,
+            "left": report.table()["left"].to_dict(),
+            "pruned": scores(refreshed(smaller)),
+        }
+        training.seed_everything(run.seed)
+        training.fit(
+            smaller,
+            task.loader,
+            training.sgd(smaller, lr=chosen["lr"], weight_decay=s["weight_decay"]),
+            epochs=chosen["epochs"],
+            schedule=training.cosine(),
+            precision=s.get("precision", "float32"),
+            channels_last=s.get("channels_last", False),
+            seed=run.seed,
+            progress=place.progress,
+        )
+        filters.append(entry | {"fine_tuned": scores(smaller)})
+    found = {"weights": weights, "filters": measures.rounded(filters, 6)}
+    return outcome._replace(result={**outcome.result, **found})
 
 
 def lottery(run: Run, place: Workplace) -> Outcome:
