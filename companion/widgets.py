@@ -328,14 +328,14 @@ class MaskExplorer(ipywidgets.VBox):
             f"<b>{self.method.value}, epoch {epoch}: {now.sum():,} of {now.size:,} weights alive.</b> Since the epoch "
             f"before {(before & ~now).sum():,} died and {(now & ~before).sum():,} grew."
         )
-        figure = Figure(figsize=(10, 5.2), layout="constrained")
-        grid = figure.subplot_mosaic([["masks", "ink"], ["masks", "start"], ["masks", "now"]], width_ratios=[3.2, 1])
+        figure = Figure(figsize=(8.2, 5.4), layout="constrained")
+        grid = figure.subplot_mosaic([["masks", "ink"], ["masks", "start"], ["masks", "now"]], width_ratios=[3.4, 1])
         _tiles(grid["masks"], now, before, self._side)
         grid["masks"].set_title(f"{self.method.value}, epoch {epoch}")
         for name, title, counts in (
             ("ink", "ink of the digits", self._ink),
-            ("start", "connections of each pixel, start", life[0].sum(0)),
-            ("now", "the same, now", now.sum(0)),
+            ("start", "connections, start", life[0].sum(0)),
+            ("now", "connections, now", now.sum(0)),
         ):
             share = counts / max(counts.mean(), 1e-12)
             grid[name].imshow(share.reshape(self._side, self._side), vmin=0, vmax=2.5, cmap="viridis")
@@ -358,12 +358,12 @@ def _tiles(axis: Axes, now: np.ndarray, before: np.ndarray, side: int) -> None:
     unit, pixel = np.meshgrid(*map(np.arange, now.shape), indexing="ij")
     x = unit % columns * (side + 1.5) + pixel % side
     y = unit // columns * (side + 1.5) + pixel // side
-    axis.scatter(x[now & before], y[now & before], s=5, marker="s", color=BLUE, linewidth=0, label="alive")
-    axis.scatter(x[now & ~before], y[now & ~before], s=5, marker="s", color=ORANGE, linewidth=0, label="just grown")
+    axis.scatter(x[now & before], y[now & before], s=7, marker="s", color=BLUE, linewidth=0, label="alive")
+    axis.scatter(x[now & ~before], y[now & ~before], s=7, marker="s", color=ORANGE, linewidth=0, label="just grown")
     axis.scatter(
         x[before & ~now],
         y[before & ~now],
-        s=5,
+        s=7,
         marker="s",
         facecolor="none",
         color=VERMILION,

@@ -1,12 +1,14 @@
-"""The explorable of the chapter *Feature similarity*, by mouse, finger and keyboard; its data are the records'."""
+"""The book's explorables, by mouse, finger and keyboard; their data are the records' and the chapters'."""
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -45,19 +47,19 @@ def test_it_is_small_and_needs_nothing_else() -> None:
 # ---------------------------------------------------------------------------------------------------------- in the page
 @pytest.fixture
 def opened(browser: Browser, site: str) -> Iterator[Callable[..., Page]]:
-    """Opens the chapter in a context of one's choice; no script may fail."""
+    """Opens a chapter at its explorable in a context of one's choice; no script may fail."""
     faults: list[str] = []
     contexts = []
 
-    def opened(**options: Any) -> Page:
+    def opened(chapter: str = CHAPTER, part: str = ".cka-map", **options: Any) -> Page:
         usual = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}
         context = browser.new_context(**usual | options)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: message.type == "error" and faults.append(message.text))
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.goto(site + CHAPTER, wait_until="networkidle")
-        page.locator(".cka-map").scroll_into_view_if_needed()
+        page.goto(site + chapter, wait_until="networkidle")
+        page.locator(part).scroll_into_view_if_needed()
         return page
 
     yield opened
@@ -223,4 +225,165 @@ def test_a_reader_without_scripts_sees_the_first_frame(opened: Callable[..., Pag
     image = page.locator(".cka-map img")
     assert image.is_visible()
     assert len(image.get_attribute("alt") or "") > 40
+    assert (image.bounding_box() or {})["height"] > 100
+
+
+# --------------------------------------------------------------------------------- masks, epoch by epoch (chapter 06)
+MASKS = {"chapter": "notebooks/06_sparse_training.html", "part": ".mask-life"}
+
+
+def life() -> dict[str, Any]:
+    """What the page of masks draws."""
+    text = (FOLDER / "mask_life.data.js").read_text()
+    return json.loads(text.removeprefix("window.maskLifeData = ").removesuffix(";\n"))
+
+
+def bits(data: dict[str, Any], method: str) -> np.ndarray:
+    """Masks of a method: epochs × units × pixels."""
+    frames = next(m["frames"] for m in data["methods"] if m["name"] == method)
+    shape = data["units"], data["side"] ** 2
+    unpacked = [np.unpackbits(np.frombuffer(base64.b64decode(f), dtype=np.uint8))[: np.prod(shape)] for f in frames]
+    return np.array(unpacked, dtype=bool).reshape(-1, *shape)
+
+
+def test_masks_move_as_their_methods_say() -> None:
+    data = life()
+    names = [method["name"] for method in data["methods"]]
+    assert names == ["random, ERK", "SET", "RigL", "GraNet", "gradual magnitude"]
+    masks = {name: bits(data, name) for name in names}
+    assert len({m.shape for m in masks.values()}) == 1
+    assert (masks["random, ERK"] == masks["random, ERK"][0]).all()
+    for name in ("SET", "RigL"):  # the number of each layer never changes, its places do
+        assert len(set(masks[name].sum((1, 2)))) == 1
+        assert (masks[name][0] != masks[name][-1]).any()
+    assert masks["gradual magnitude"][0].all()
+    for name in ("GraNet", "gradual magnitude"):
+        assert masks[name][0].sum() > 4 * masks[name][-1].sum()
+    assert not (masks["gradual magnitude"][1:] & ~masks["gradual magnitude"][:-1]).any()  # nothing comes back
+    edge = np.isin(np.arange(data["side"] ** 2) % data["side"], (0, data["side"] - 1))
+    outside = {name: m[-1][:, edge].sum() / m[-1].sum() for name, m in masks.items()}
+    assert outside["random, ERK"] > outside["RigL"] > outside["GraNet"]
+
+
+def test_masks_are_those_that_the_chapter_trains() -> None:
+    from scripts.mask_life import trained
+
+    lives, ink = trained()
+    data = life()
+    assert [method["name"] for method in data["methods"]] == list(lives), "run: python scripts/mask_life.py"
+    np.testing.assert_allclose(data["ink"], ink, atol=5e-4)
+    for name, masks in lives.items():
+        stored = bits(data, name)
+        assert len(stored) == len(masks)
+        # Where training leads differs between processors; where it starts does not, nor how fast the masks thin out.
+        np.testing.assert_array_equal(stored[0], masks[0].numpy())
+        np.testing.assert_allclose(stored.mean((1, 2)), [float(m.float().mean()) for m in masks], atol=0.03)
+
+
+def test_the_page_of_masks_is_small_and_needs_nothing_else() -> None:
+    code = (FOLDER / "mask_life.js").read_text()
+    assert len(code.splitlines()) < 200 and len((FOLDER / "mask_life.data.js").read_bytes()) < 200_000
+    assert re.findall(r"https?://[^\"]+", code + (FOLDER / "mask_life.css").read_text()) == [
+        "http://www.w3.org/2000/svg"
+    ]
+    assert not re.search(r"\b(import|require|fetch|XMLHttpRequest)\b", code)
+
+
+def told(data: dict[str, Any], method: str, epoch: int) -> str:
+    """How the sentence of the masks must go on after the method's name."""
+    masks = bits(data, method)
+    text = f"{masks[epoch].sum():,} of {masks[epoch].size:,} weights alive."
+    if epoch:
+        died, grew = (masks[epoch - 1] & ~masks[epoch]).sum(), (masks[epoch] & ~masks[epoch - 1]).sum()
+        text += f" Since epoch {epoch - 1}, {died:,} died and {grew:,} grew;"
+    return f"{method}, {f'epoch {epoch}' if epoch else 'at the start'}: {text}"
+
+
+def drawn_weights(page: Page) -> dict[str, int]:
+    """Number of squares of each kind on the page."""
+    return {
+        state: (page.locator(f".life-panels > div > svg .life-{state}").get_attribute("d") or "").count("M")
+        for state in ("alive", "grown", "died")
+    }
+
+
+@IN_BROWSER
+def test_masks_first_frame_shows_where_training_has_led(opened: Callable[..., Page]) -> None:
+    page, data = opened(**MASKS), life()
+    method, last = data["methods"][data["first"]]["name"], len(data["methods"][0]["frames"]) - 1
+    assert page.locator(".life-sentence").inner_text().startswith(told(data, method, last))
+    masks = bits(data, method)
+    assert drawn_weights(page) == {
+        "alive": (masks[last] & masks[last - 1]).sum(),
+        "grown": (masks[last] & ~masks[last - 1]).sum(),
+        "died": (masks[last - 1] & ~masks[last]).sum(),
+    }
+    assert page.locator(".life-maps figure").count() == 3
+
+
+@IN_BROWSER
+def test_keys_move_through_the_epochs_of_masks(opened: Callable[..., Page]) -> None:
+    page, data = opened(**MASKS), life()
+    last = len(data["methods"][0]["frames"]) - 1
+    page.locator(".life-head select").select_option("1")
+    slider = page.locator(".life-head input")
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    assert page.locator(".life-sentence").inner_text().startswith(told(data, "SET", last - 1))
+    page.keyboard.press("Home")
+    assert page.locator(".life-sentence").inner_text().startswith(told(data, "SET", 0))
+    assert slider.get_attribute("aria-valuetext") == "start"
+    page.keyboard.press("ArrowRight")
+    assert slider.get_attribute("aria-valuetext") == "epoch 1"
+    assert drawn_weights(page)["grown"] > 0
+
+
+@IN_BROWSER
+def test_a_finger_moves_through_the_epochs_of_masks(opened: Callable[..., Page]) -> None:
+    page = opened(**MASKS, has_touch=True, is_mobile=True, viewport={"width": 390, "height": 844})
+    slider = page.locator(".life-head input")
+    box = slider.bounding_box() or {}
+    slider.tap(position={"x": box["width"] / 2, "y": box["height"] / 2})
+    assert 5 <= int(slider.input_value()) <= 15
+    assert f"epoch {slider.input_value()}:" in page.locator(".life-sentence").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    edge = "Math.max(...[...document.querySelectorAll('.mask-life *')].map((e) => e.getBoundingClientRect().right))"
+    assert page.evaluate(edge) <= 390
+
+
+@IN_BROWSER
+def test_masks_play_only_for_readers_who_want_motion(opened: Callable[..., Page]) -> None:
+    assert not opened(**MASKS).locator(".life-head button").is_visible()  # reduced motion: the slider alone
+    page = opened(**MASKS, reduced_motion="no-preference")
+    play, slider = page.locator(".life-head button"), page.locator(".life-head input")
+    last = slider.input_value()
+    page.wait_for_timeout(700)
+    assert slider.input_value() == last  # nothing moves by itself
+    play.click()
+    assert play.inner_text() == "Pause"
+    page.wait_for_function("Number(document.querySelector('.life-head input').value) >= 2")
+    play.click()
+    paused = slider.input_value()
+    page.wait_for_timeout(700)
+    assert slider.input_value() == paused and play.inner_text() == "Play"
+
+
+@IN_BROWSER
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_masks_can_be_seen_in_every_light(scheme: str, opened: Callable[..., Page]) -> None:
+    page = opened(**MASKS, color_scheme=scheme)
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    for state in ("alive", "grown"):
+        mark = page.locator(f".life-panels .life-{state}").first.evaluate("mark => getComputedStyle(mark).fill")
+        assert contrast(mark, ground) >= 3, state
+    for part in (".life-sentence", ".life-legend", ".life-head select"):
+        text = page.locator(part).first.evaluate("element => getComputedStyle(element).color")
+        assert contrast(text, ground) >= 4.5, part
+
+
+@IN_BROWSER
+def test_a_reader_without_scripts_sees_masks(opened: Callable[..., Page]) -> None:
+    page = opened(**MASKS, java_script_enabled=False)
+    image = page.locator(".mask-life img")
+    assert image.is_visible() and len(image.get_attribute("alt") or "") > 40
     assert (image.bounding_box() or {})["height"] > 100
