@@ -259,7 +259,8 @@ def mixed_ksg(
     counts. Arguments as for `ksg`.
 
     An example with k copies takes all its copies as neighbours and counts copies in x and in y; any other counts as in
-    KSG 1. This is the authors' program; their paper has ln(n + 1) in place of ψ(n), which is further off.
+    KSG 1. The paper writes ln(n_x + 1), counted up to the edge, for ψ(n_x): that is further off where one side is at an
+    atom and the other is not.
 
     Raises:
         ValueError: mismatched rows, at most k examples, NaN, infinite values, constant columns.
