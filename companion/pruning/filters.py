@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -138,7 +138,8 @@ class FilterReport:
             these filters zeroed (`zero_filters`).
         constant: layer → those of them that stay, as constant channels.
         kept: layer → filters that were to go and stay because their layer would have been left with none.
-        threshold: the largest norm that went; −∞ where none did.
+        branches: last layers of the residual branches that went as a whole.
+        threshold: the norm up to which filters were to go; −∞ where none was.
         filters: layer → its filters before and after.
         before, after: `companion.pruning.Cost` of one example.
         latency_before, latency_after: of the given example batch, measured in turns; None where not asked for.
@@ -149,6 +150,7 @@ class FilterReport:
     zeroed: dict[str, list[int]]
     constant: dict[str, list[int]]
     kept: dict[str, list[int]]
+    branches: list[str]
     threshold: float
     filters: dict[str, tuple[int, int]]
     before: Cost
@@ -211,7 +213,7 @@ def prune_filters(
     accuracy: float | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     layers: Layers | None = None,
-    empty: Literal["keep", "refuse"] = "keep",
+    empty: Literal["keep", "identity", "refuse"] = "keep",
     repeats: int = 10,
 ) -> tuple[nn.Module, FilterReport]:
     """Take small filters out of a network, with everything that is coupled to them: a smaller module, and a report.
@@ -233,7 +235,10 @@ def prune_filters(
         parameters, macs: what may be left: a share (float) or a number (int), as `companion.pruning.cost` counts.
         accuracy, evaluate: what `evaluate(smaller)` must still reach. Bisection takes it for falling as more goes.
         layers: only filters of these may go (see `companion.features.find_layers`); a channel needs all its writers.
-        empty: what becomes of a layer that would lose all its filters: "keep" its largest, or "refuse".
+        empty: what becomes of a layer that would lose all its filters: "keep" its largest; "refuse"; or "identity": if
+            it lies in a residual branch the whole branch goes, and the block is the identity up to the constant that
+            the branch emitted. So does a branch whose last layer's filters are all below the threshold, although its
+            channels live on in the sum. A layer outside of such a branch keeps its largest.
         repeats: passes by which each latency is measured; 0 for none.
 
     Raises:
@@ -247,26 +252,29 @@ def prune_filters(
             f"given: {given or 'no target'}; give exactly one of threshold=, parameters=, macs=, accuracy= (with "
             "evaluate=, a function of a model)"
         )
-    if empty not in ("keep", "refuse"):
-        raise ValueError(f'empty={empty!r}; allowed: "keep", "refuse"')
+    if empty not in ("keep", "identity", "refuse"):
+        raise ValueError(f'empty={empty!r}; allowed: "keep", "identity", "refuse"')
     model = unwrap(model)
     example = as_input(model, example)
     coupling = couple(model, example)
     norms = _relative(channel_norms(model, coupling, norm, example), coupling, relative)
-    removal = _Removal(model, example, coupling, norms, _candidates(model, coupling, norms, layers), empty)
+    candidates = _candidates(model, coupling, norms, layers)
+    single = {} if relative or norm == "activation" else filter_norms(model, norm, coupling)
+    removal = _Removal(model, example, coupling, norms, candidates, single, empty)
     with _refusing(model):
-        wished = removal.wished(given, evaluate)
-        gone = removal.spare(wished)
-        smaller, kept = removal(gone)
-        error = removal.error(gone)
+        wished, level = removal.wished(given, evaluate)
+        gone, branches = removal.spare(wished, level)
+        smaller, kept = removal(gone, branches)
+        error = removal.error(gone, branches)
         after = cost(smaller, example[:1])
     timed = latencies({"before": model, "after": smaller}, example, repeats=repeats) if repeats else {}
     return smaller, FilterReport(
-        zeroed=_by_layer(coupling, gone),
+        zeroed=removal.zeroed(gone, branches),
         constant=_by_layer(coupling, kept),
         kept=_by_layer(coupling, wished & ~gone),
-        threshold=float(norms[gone].max()) if gone.any() else -math.inf,
-        filters={name: (len(of), int((~gone | kept)[of].sum())) for name, of in coupling.filters.items()},
+        branches=branches,
+        threshold=level,
+        filters=removal.numbers(~gone | kept, branches),
         before=cost(model, example[:1]),
         after=after,
         latency_before=timed.get("before"),
@@ -306,47 +314,79 @@ class _Removal:
         coupling: Coupling,
         norms: Float[Tensor, " channels"],
         candidates: Bool[Tensor, " channels"],
+        filter_norms: Mapping[str, Float[Tensor, " filters"]],
         empty: str,
     ) -> None:
         self.model, self.example, self.coupling, self.empty = model, example, coupling, empty
         self.norms, self.candidates = norms, candidates
         self.order = norms.where(candidates, math.inf).argsort(stable=True)[: int(candidates.sum())]
         self.constants = constants(model, coupling, example)
+        # Of single filters, to know a branch that is weak as a whole; relative norms are of channels.
+        self.filter_norms = {n: norms for n, norms in filter_norms.items() if candidates[coupling.filters[n]].any()}
 
-    def __call__(self, gone: Bool[Tensor, " channels"]) -> tuple[nn.Module, Bool[Tensor, " channels"]]:
-        return remove(self.model, self.coupling, self.constants, gone)
+    def __call__(
+        self, gone: Bool[Tensor, " channels"], branches: Sequence[str]
+    ) -> tuple[nn.Module, Bool[Tensor, " channels"]]:
+        return remove(self.model, self.coupling, self.constants, gone, branches)
 
-    def wished(self, given: dict[str, Any], evaluate: Callable[[nn.Module], float] | None) -> Bool[Tensor, " channels"]:
-        """The channels that the target asks for, before layers that would be empty are looked at."""
+    def wished(
+        self, given: dict[str, Any], evaluate: Callable[[nn.Module], float] | None
+    ) -> tuple[Bool[Tensor, " channels"], float]:
+        """The channels that the target asks for, before layers that would be empty are looked at, and the threshold."""
         [(target, value)] = given.items()
         if target == "threshold":
-            value = widest_gap(self.norms[self.candidates]) if value == "gap" else float(value)
-            return self.candidates & (self.norms <= value)
+            level = widest_gap(self.norms[self.candidates]) if value == "gap" else float(value)
+            return self.candidates & (self.norms <= level), level
         if target == "accuracy":
             return self.lowest(self._still_accurate(value, evaluate))
         return self.lowest(self._small_enough(target, value))
 
-    def lowest(self, number: int) -> Bool[Tensor, " channels"]:
-        return torch.zeros_like(self.candidates).index_fill_(0, self.order[:number], True)
+    def lowest(self, number: int) -> tuple[Bool[Tensor, " channels"], float]:
+        """So many of the smallest channels, and the largest norm among them."""
+        chosen = self.order[:number]
+        level = float(self.norms[chosen[-1]]) if number else -math.inf
+        return torch.zeros_like(self.candidates).index_fill_(0, chosen, True), level
 
-    def spare(self, wished: Bool[Tensor, " channels"]) -> Bool[Tensor, " channels"]:
-        """No layer loses all its filters: the largest stays, or the pruning is refused."""
-        gone = wished.clone()
+    def spare(self, wished: Bool[Tensor, " channels"], level: float) -> tuple[Bool[Tensor, " channels"], list[str]]:
+        """No layer loses all its filters: the largest stays, or the branch goes, or the pruning is refused."""
+        gone, branches, inside = wished.clone(), list[str](), set[str]()
+        for last, names in self.coupling.branches.items() if self.empty == "identity" else ():
+            layers = [name for name in names if name in self.coupling.filters]
+            weak = bool((self.filter_norms.get(last, torch.tensor(math.inf)) <= level).all())
+            if weak or any(gone[self.coupling.filters[name]].all() for name in layers if name != last):
+                branches.append(last)
+                inside |= set(layers)
         for name, channels in self.coupling.filters.items():
-            if gone[channels].all():
+            if name not in inside and gone[channels].all():
                 if self.empty == "refuse":
                     raise ValueError(
                         f"{name} would lose all its {len(channels)} filters; take a lower threshold, or "
-                        'empty="keep", which keeps the largest'
+                        'empty="keep", which keeps the largest, or "identity", which takes out residual branches'
                     )
                 gone[channels[self.norms[channels].argmax()]] = False
-        return gone
+        return gone, branches
+
+    def smaller(self, number: int) -> nn.Module:
+        """The network without so many of its smallest channels."""
+        return self(*self.spare(*self.lowest(number)))[0]
+
+    def zeroed(self, gone: Bool[Tensor, " channels"], branches: Sequence[str]) -> dict[str, list[int]]:
+        whole = {last: list(range(len(self.coupling.filters[last]))) for last in branches}
+        return _by_layer(self.coupling, gone) | whole
+
+    def numbers(self, left: Bool[Tensor, " channels"], branches: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """layer → its filters before and after."""
+        inside = {name for last in branches for name in self.coupling.branches[last]}
+        return {
+            name: (len(channels), 0 if name in inside else int(left[channels].sum()))
+            for name, channels in self.coupling.filters.items()
+        }
 
     def _small_enough(self, what: str, value: float | int) -> int:
         """As few channels as bring parameters or MACs down to the target."""
 
         def size(number: int) -> int:
-            return getattr(cost(self(self.spare(self.lowest(number)))[0], self.example[:1]), f"{what}_dense")
+            return getattr(cost(self.smaller(number), self.example[:1]), f"{what}_dense")
 
         most = len(self.order)
         whole, least = size(0), size(most)
@@ -368,16 +408,16 @@ class _Removal:
         def fails(number: int) -> bool:
             if number > len(self.order):
                 return True
-            return not evaluate(self(self.spare(self.lowest(number)))[0]) >= value
+            return not evaluate(self.smaller(number)) >= value
 
         return _first(fails, len(self.order) + 1) - 1
 
     @torch.no_grad()
-    def error(self, gone: Bool[Tensor, " channels"]) -> float:
+    def error(self, gone: Bool[Tensor, " channels"], branches: Sequence[str]) -> float:
         """Largest deviation of the outputs from those with zeroed filters, in float64, as a share of the largest."""
         exact = double(self.model)
-        zeroed = zero_filters(exact, _by_layer(self.coupling, gone))
-        small, _ = remove(exact, self.coupling, self.constants, gone)
+        zeroed = zero_filters(exact, self.zeroed(gone, branches))
+        small, _ = remove(exact, self.coupling, self.constants, gone, branches)
         example = as_input(exact, self.example[:2])
         noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         x = torch.cat([example, noise.to(example)])

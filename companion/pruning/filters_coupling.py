@@ -7,6 +7,7 @@ arXiv 2301.12900).
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class Coupling:
         norms: batch norm → the channel at each of its places.
         shortcuts: type-A shortcut → the channel of each of its outputs.
         norm_of: layer → the batch norm that alone reads it.
+        branches: the last layer of a residual branch → layers and norms of the branch, its entry first, its end last.
         free: the channels that may go; the network's outputs may not.
     """
 
@@ -45,6 +47,7 @@ class Coupling:
     norms: Mapping[str, Int[Tensor, " inputs"]]
     shortcuts: Mapping[str, Int[Tensor, " outputs"]]
     norm_of: Mapping[str, str]
+    branches: Mapping[str, Sequence[str]]
     free: Bool[Tensor, " channels"]
 
     def writers(self, channel: int) -> dict[str, list[int]]:
@@ -168,7 +171,35 @@ def couple(model: nn.Module, example: Tensor) -> Coupling:
         for module, node in graph.module2node.items()
         if isinstance(module, Layer) and len(node.outputs) == 1 and isinstance(node.outputs[0].module, BatchNorm)
     }
-    return Coupling(of("filters"), of("inputs"), of("norms"), of("shortcuts"), norm_of, free)
+    coupling = Coupling(of("filters"), of("inputs"), of("norms"), of("shortcuts"), norm_of, {}, free)
+    return dataclasses.replace(coupling, branches=_branches(graph, names, coupling))
+
+
+def _branches(graph: Any, names: Mapping[nn.Module, str], coupling: Coupling) -> dict[str, list[str]]:
+    """Residual branches of two layers or more: what runs only for a last layer to whose channels others are added."""
+    branches = {}
+    families = coupling.families()
+    for module, node in graph.module2node.items():
+        if not isinstance(module, Layer):
+            continue
+        name = names[module]
+        serving, more = {node}, {node}
+        while more:  # what only feeds what serves, serves
+            sources = {source for one in more for source in one.inputs} - serving
+            more = {source for source in sources if all(target in serving for target in source.outputs)}
+            serving |= more
+        inside = [one for one in serving if one.module in names]
+        layers = [one for one in inside if isinstance(one.module, Layer)]
+        alike = families == families[coupling.filters[name][0]]
+        writers = {other for other, channels in coupling.filters.items() if alike[channels].any()}
+        sums = not writers <= {names[one.module] for one in layers}  # others add to what it writes
+        entries = [one for one in serving if any(source not in serving for source in one.inputs)]
+        reads_image = any((coupling.inputs[names[one.module]] == IMAGE).any() for one in layers)
+        if sums and len(layers) > 1 and not reads_image and len(entries) == 1 and entries[0] in inside:
+            others = [names[one.module] for one in inside if one not in (entries[0], node)]
+            norm = [coupling.norm_of[name]] if name in coupling.norm_of else []
+            branches[name] = [names[entries[0].module], *others, name, *norm]
+    return branches
 
 
 def _places(slots: Mapping[str, Tensor], channel: int) -> dict[str, list[int]]:

@@ -10,7 +10,9 @@ norms to a smaller network* shows what happens otherwise.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import math
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -63,17 +65,53 @@ def constants(model: nn.Module, coupling: Coupling, example: Tensor) -> Constant
     return Constants(emitted, _read(probe, coupling, example))
 
 
+class Blank(nn.Module):
+    """The entry of a branch that is gone: one channel of zeros with the resolution that the branch had at its end."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Float[Tensor, "examples channels *size"]) -> Float[Tensor, "examples 1 *smaller"]:
+        return torch.zeros_like(x[(slice(None), slice(1), *[slice(None, None, self.stride)] * (x.ndim - 2))])
+
+
+class Constant(nn.Module):
+    """The end of a branch that is gone: what it emits when the filters of its last layer are zero, for each channel one
+    number at all positions. It trains as the batch norm's shift did."""
+
+    def __init__(self, value: Float[Tensor, " channels"]) -> None:
+        super().__init__()
+        self.value = nn.Parameter(value)
+
+    def forward(self, x: Float[Tensor, "examples 1 *size"]) -> Float[Tensor, "examples channels *size"]:
+        return torch.zeros_like(x) + self.value.view(-1, *[1] * (x.ndim - 2))
+
+    def extra_repr(self) -> str:
+        return f"channels={len(self.value)}"
+
+
 @torch.no_grad()
 def remove(
-    model: nn.Module, coupling: Coupling, constants: Constants, gone: Bool[Tensor, " channels"]
+    model: nn.Module,
+    coupling: Coupling,
+    constants: Constants,
+    gone: Bool[Tensor, " channels"],
+    branches: Sequence[str] = (),
 ) -> tuple[nn.Module, Bool[Tensor, " channels"]]:
     """A physically smaller copy of `model` that computes, in eval mode, what `model` computes with the filters of these
     channels zeroed. Also returns which of them stay, as constant channels.
+
+    Args:
+        branches: last layers of residual branches whose filters are zeroed too, all of them; nothing of such a branch
+            stays but the constant that it emits, so that its block is the identity up to a shift.
 
     Raises:
         ValueError: a channel that a layer does not read as a constant.
     """
     small = copy.deepcopy(model)
+    ends = [(_silence(small, coupling, last), coupling.filters[last]) for last in branches]
+    coupling = _without(coupling, {name for last in branches for name in coupling.branches[last]})
     layers: dict[str, Any] = dict(small.named_modules())
     zero(small, coupling, gone)
     at_borders: dict[str, Tensor] = {}  # layer → Σ_k c_k w_k, for those that need a constant channel
@@ -97,6 +135,9 @@ def remove(
 
     kept = _carriers(coupling, constants, gone, at_borders)
     emit_one(small, coupling, kept)
+    for end, written in ends:
+        end.value[kept[written]] = 1
+        end.value = _kept(end.value, (~gone | kept)[written])
     for name, channels in coupling.inputs.items():
         layer = layers[name]
         columns = _columns(layer)
@@ -105,6 +146,33 @@ def remove(
             _carry(layer, kept[channels] & (channels != IMAGE), at_borders[name], constants.carried[name])
     _slice(small, coupling, ~gone | kept)
     return small, kept
+
+
+def _silence(model: nn.Module, coupling: Coupling, last: str) -> Constant:
+    """Put a constant in the place of a whole residual branch."""
+    layers: list[Any] = [model.get_submodule(name) for name in coupling.branches[last]]
+    layer: Any = model.get_submodule(last)
+    zeros = torch.zeros_like(layer.weight[:, :1]).flatten(1)[:, 0]
+    value = (zeros if layer.bias is None else layer.bias).view(1, -1, *[1] * (layer.weight.ndim - 2))
+    if layers[-1] is not layer:  # the batch norm after it
+        with evaluating(layers[-1]) as norm:
+            value = norm(value)
+    end = Constant(value.detach().flatten().clone())
+    stride = math.prod(getattr(one, "stride", (1,))[0] for one in layers)
+    for name, new in zip(
+        coupling.branches[last], [Blank(stride), *(nn.Identity() for _ in layers[2:]), end], strict=True
+    ):
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, new)
+    return end
+
+
+def _without(coupling: Coupling, names: Container[str]) -> Coupling:
+    def rest(slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: channels for name, channels in slots.items() if name not in names}
+
+    sides = rest(coupling.filters), rest(coupling.inputs), rest(coupling.norms)
+    return dataclasses.replace(coupling, filters=sides[0], inputs=sides[1], norms=sides[2])
 
 
 def zero(model: nn.Module, coupling: Coupling, channels: Bool[Tensor, " channels"]) -> None:

@@ -1,0 +1,600 @@
+"""Filters that go: what hangs together, which are small, and that nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from companion.models import digits_net, mlp, resnet20, vgg16_bn
+from companion.pruning import (
+    channel_norms,
+    cost,
+    couple,
+    filter_norms,
+    finetune,
+    prune_filters,
+    widest_gap,
+    zero_filters,
+)
+from companion.pruning.filters_coupling import BatchNorm
+from companion.pruning.filters_removal import constants, remove
+
+
+def randomize(model: nn.Module) -> nn.Module:
+    """Batch norms as no training leaves them: scales and shifts of either sign, statistics far from 0 and 1."""
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            if module.affine:
+                nn.init.normal_(module.weight)
+                nn.init.normal_(module.bias)
+            if module.running_mean is not None:
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+    return model
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def distance(one: nn.Module, other: nn.Module, x: Tensor) -> float:
+    """max|Δy| / max|y| in eval mode."""
+    with torch.no_grad():
+        y, z = one.eval()(x), other.eval()(x)
+    return float((y - z).abs().max() / y.abs().max())
+
+
+def removed(model: nn.Module, x: Tensor, share: float = 0.5) -> tuple[nn.Module, nn.Module, int]:
+    """`model` with a random share of its channels zeroed, the same without them, and how many constants stayed."""
+    coupling = couple(model, x)
+    gone = (torch.rand(len(coupling.free)) < share) & coupling.free
+    for channels in coupling.filters.values():  # every layer keeps a filter
+        gone[channels[0]] &= not gone[channels].all()
+    small, kept = remove(model, coupling, constants(model, coupling, x), gone)
+    zeroed = {name: gone[channels].nonzero().flatten().tolist() for name, channels in coupling.filters.items()}
+    return zero_filters(model, zeroed), small, int(kept.sum())
+
+
+# ----------------------------------------------------------------------------------------------------------- exactness
+def test_the_fixture_goes_to_145_thousand_parameters(device: torch.device) -> None:
+    model = randomize(resnet20(shortcut="B")).to(device)
+    half = {name: range(0, module.out_channels, 2) for name, module in model.named_modules() if name.endswith(".conv1")}
+    masked = zero_filters(model, half)
+    assert parameters(masked) == 272_474
+    x = torch.randn(4, 3, 32, 32, device=device)
+    smaller, report = prune_filters(masked, x, norm="l2", threshold=0.0)
+    assert parameters(smaller) == report.after.parameters_dense == 144_140
+    assert report.zeroed == {name: list(indices) for name, indices in half.items()}
+    assert {name: len(filters) for name, filters in report.constant.items()} == dict.fromkeys(half, 1)
+    assert distance(masked, smaller, x) <= 1e-5
+    in_double, _ = prune_filters(masked.double(), x.double(), norm="l2", threshold=0.0, repeats=0)
+    assert distance(masked, in_double, x.double()) <= 1e-10
+
+
+def narrow(make: Callable[..., nn.Module], **arguments: Any) -> Callable[[], nn.Module]:
+    return lambda: make(weights=None, num_classes=10, **arguments)
+
+
+ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "ResNet-20 A": (resnet20, (3, 32, 32)),
+    "ResNet-20 B": (lambda: resnet20(shortcut="B"), (3, 32, 32)),
+    "VGG-16": (lambda: vgg16_bn(width=8), (3, 32, 32)),
+    "digits": (digits_net, (1, 8, 8)),
+    "perceptron": (lambda: mlp([64, 32, 32, 10]), (1, 8, 8)),
+    "ResNet-18": (narrow(torchvision.models.resnet18), (3, 33, 33)),
+    "ResNet-50": (narrow(torchvision.models.resnet50), (3, 33, 33)),
+    "ResNeXt": (  # grouped convolutions
+        lambda: torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [1, 1, 1, 1], 10, groups=8,
+                                          width_per_group=8),
+        (3, 33, 33),
+    ),
+    "MobileNet": (narrow(torchvision.models.mobilenet_v2), (3, 33, 33)),  # depthwise convolutions
+    "DenseNet": (lambda: torchvision.models.DenseNet(8, (3, 3), 16, num_classes=10), (3, 33, 33)),  # norms before
+    "EfficientNet": (narrow(torchvision.models.efficientnet_b0), (3, 33, 33)),  # gates
+    "flattened": (
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.GELU(), nn.MaxPool2d(2), nn.Flatten(),
+                              nn.Linear(6 * 16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)),
+        (3, 8, 8),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_removal_is_exact(name: str, device: torch.device) -> None:
+    make, shape = ARCHITECTURES[name]
+    model = randomize(make()).to(device).eval()
+    x = torch.randn(3, *shape, device=device)
+    zeroed, small, _ = removed(model, x)
+    assert parameters(small) < 0.6 * parameters(model)
+    assert distance(zeroed, small, x) <= 1e-5
+    x = x.double()
+    zeroed, small, _ = removed(model.double(), x)
+    assert distance(zeroed, small, x) <= 1e-10
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> nn.Module:
+    """Random stacks of convolution, norm, activation and pooling, some of them residual."""
+
+    class Residual(nn.Module):
+        def __init__(self, branch: nn.Module) -> None:
+            super().__init__()
+            self.branch = branch
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.branch(x)
+
+    def convolution(inputs: int, outputs: int, keep_size: bool) -> list[nn.Module]:
+        kernel = draw(st.sampled_from([1, 3]))
+        dilation = draw(st.sampled_from([1, 2])) if kernel == 3 else 1
+        same = dilation * (kernel - 1) // 2
+        layer = nn.Conv2d(
+            inputs,
+            outputs,
+            kernel,
+            stride=1 if keep_size else draw(st.sampled_from([1, 2])),
+            padding=same if keep_size else draw(st.sampled_from([0, 1, 2])),
+            dilation=dilation,
+            groups=draw(st.sampled_from([1, 1, 2, inputs if outputs % inputs == 0 else 1])),
+            bias=draw(st.booleans()),
+            padding_mode=draw(st.sampled_from(["zeros", "zeros", "replicate", "circular"])) if keep_size else "zeros",
+        )
+        norm = draw(st.sampled_from([[], [nn.BatchNorm2d(outputs)], [nn.BatchNorm2d(outputs, affine=False)]]))
+        activation = draw(st.sampled_from([nn.ReLU(), nn.LeakyReLU(), nn.Sigmoid(), nn.Identity()]))
+        return [layer, *norm, activation]
+
+    layers: list[nn.Module] = []
+    width = 3
+    for _ in range(draw(st.integers(1, 3))):
+        outputs = draw(st.sampled_from([4, 6]))
+        if width == 3:
+            layers += [nn.Conv2d(3, outputs, 3, padding=1), nn.BatchNorm2d(outputs)]
+        else:
+            layers += convolution(width, outputs, keep_size=False)
+        width = outputs
+        if draw(st.booleans()):
+            inner = draw(st.sampled_from([4, 6]))
+            layers += [Residual(nn.Sequential(*convolution(width, inner, True), *convolution(inner, width, True)))]
+        layers += draw(st.sampled_from([[], [nn.ReLU()], [nn.MaxPool2d(3, 1, 1)], [nn.AvgPool2d(2, 1)]]))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(networks(), st.integers(0, 10_000), st.sampled_from([0.2, 0.5, 0.8]))
+def test_removal_is_exact_for_random_networks_masks_and_statistics(model: nn.Module, seed: int, share: float) -> None:
+    torch.manual_seed(seed)
+    model = randomize(copy.deepcopy(model)).double().eval()
+    x = torch.randn(2, 3, 20, 20, dtype=torch.float64)
+    zeroed, small, _ = removed(model, x, share)
+    with torch.no_grad():
+        y, z = zeroed(x), small(x)
+    assert (y - z).abs().max() <= 1e-10 * y.abs().max().clamp(min=1e-12)
+
+
+def stack(reader: nn.Module, shift: float = 1.0, activation: nn.Module | None = None) -> nn.Sequential:
+    """A convolution whose batch norm turns zeros into `shift`, an activation, and a layer that reads it."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), activation or nn.ReLU(), reader, nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    nn.init.constant_(model[1].bias, shift)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("model", "stays"),
+    [
+        (stack(nn.Conv2d(4, 2, 3, padding=1)), 1),
+        (stack(nn.Conv2d(4, 2, 3, padding="same")), 1),
+        (stack(nn.Conv2d(4, 2, 3, padding=1), shift=-1.0), 0),  # silent behind the ReLU
+        (stack(nn.Conv2d(4, 2, 3)), 0),  # no padding: a bias
+        (stack(nn.Conv2d(4, 2, 3, padding=1, padding_mode="reflect")), 0),
+        (stack(nn.Conv2d(4, 2, 1, bias=False)), 0),
+        (stack(nn.Sequential(nn.Conv2d(4, 2, 1, bias=False), nn.BatchNorm2d(2))), 0),
+    ],
+)
+def test_a_constant_channel_stays_only_where_padding_needs_one(model: nn.Sequential, stays: int) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    masked = zero_filters(model, {"0": [0, 2, 3]})
+    smaller, report = prune_filters(masked, x, norm="l1", threshold=0.0, repeats=0)
+    assert smaller[0].out_channels == 1 + stays
+    assert sum(map(len, report.constant.values())) == stays
+    assert distance(masked, smaller, x) <= 1e-6
+
+
+def test_a_bias_goes_into_the_running_mean_where_there_is_no_bias() -> None:
+    model = stack(nn.Sequential(nn.Conv2d(4, 2, 1, bias=False), nn.BatchNorm2d(2)))
+    smaller, _ = prune_filters(zero_filters(model, {"0": [1]}), torch.randn(2, 3, 8, 8), norm="l1", threshold=0.0)
+    assert smaller[3][0].bias is None and (smaller[3][1].running_mean != 0).all()
+    bare = stack(nn.Conv2d(4, 2, 1, bias=False))
+    smaller, _ = prune_filters(zero_filters(bare, {"0": [1]}), torch.randn(2, 3, 8, 8), norm="l1", threshold=0.0)
+    assert smaller[3].bias is not None
+
+
+def test_removing_without_the_constants_is_wrong_and_this_is_how_wrong() -> None:
+    """The trap itself: cutting the channels out, as if they were silent, moves the outputs by a third and more."""
+    torch.manual_seed(1)
+    model = randomize(resnet20(shortcut="B")).eval()
+    x = torch.randn(4, 3, 32, 32)
+    coupling = couple(model, x)
+    gone = torch.zeros_like(coupling.free)
+    for name, channels in coupling.filters.items():
+        if name.endswith(".conv1"):
+            gone[channels[::2]] = True
+    known = constants(model, coupling, x)
+    silent = type(known)({name: torch.zeros_like(c) for name, c in known.emitted.items()}, known.carried)
+    zeroed = zero_filters(model, {n: gone[c].nonzero().flatten().tolist() for n, c in coupling.filters.items()})
+    naive, _ = remove(model, coupling, silent, gone)
+    exact, _ = remove(model, coupling, known, gone)
+    assert parameters(naive) < parameters(exact) < 1.1 * parameters(naive)
+    assert distance(zeroed, naive, x) > 0.1 and distance(zeroed, exact, x) < 1e-5
+
+
+# ------------------------------------------------------------------------------------------------------------ coupling
+def test_a_residual_stream_is_one_channel_from_the_stem_to_the_classifier() -> None:
+    coupling = couple(resnet20(), torch.randn(1, 3, 32, 32))
+    assert len(coupling.free) == 16 + 16 + 32 + 3 * (16 + 32 + 64) + 10 and int(coupling.free.sum()) == 400
+    stem = int(coupling.filters["conv1"][0])  # type A: channel 0 is 8 of the second stage, 24 of the third
+    writers = {"conv1": [0]}
+    writers |= {f"layer{s}.{b}.conv2": [place] for s, place in ((1, 0), (2, 8), (3, 24)) for b in range(3)}
+    assert coupling.writers(stem) == writers
+    assert coupling.readers(stem)["layer2.0.conv1"] == [0] and coupling.readers(stem)["linear"] == [24]
+    outer = int(coupling.filters["layer3.0.conv2"][2])
+    assert coupling.writers(outer) == {f"layer3.{b}.conv2": [2] for b in range(3)}
+    inner = int(coupling.filters["layer1.0.conv1"][5])
+    assert coupling.writers(inner) == {"layer1.0.conv1": [5]} and coupling.readers(inner) == {"layer1.0.conv2": [5]}
+    assert coupling.norm_of["layer1.0.conv1"] == "layer1.0.bn1" and "linear" not in coupling.norm_of
+
+
+def test_grouped_convolutions_lose_the_same_place_in_every_group() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 3, groups=4), nn.Flatten(), nn.Linear(12 * 16, 2))
+    coupling = couple(model, torch.randn(1, 3, 6, 6))
+    assert coupling.writers(int(coupling.filters["0"][1])) == {"0": [1, 3, 5, 7]}
+    assert coupling.writers(int(coupling.filters["1"][0])) == {"1": [0, 3, 6, 9]}
+
+
+def test_what_the_network_returns_stays() -> None:
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            features = self.body(x)
+            return features, self.head(features.relu())
+
+    coupling = couple(TwoHeads(), torch.randn(2, 4))
+    assert not coupling.free.any()
+    with pytest.raises(ValueError, match="none of the filters may go"):
+        prune_filters(TwoHeads(), torch.randn(2, 4), macs=0.5)
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+class Called(nn.Module):
+    """A network around one function of a convolution, which stands for what cannot be traced."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor], **modules: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.last = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self, self.first(x))).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (Called(lambda m, x: m.norm(x), norm=nn.GroupNorm(2, 4)), "norm is a GroupNorm"),
+        (Called(lambda m, x: m.up(x), up=nn.ConvTranspose2d(4, 4, 1)), "up is a ConvTranspose2d"),
+        (Called(lambda m, x: m.twice(m.twice(x)), twice=nn.Conv2d(4, 4, 1)), "twice is called 2 times"),
+        (Called(lambda m, x: x, idle=nn.Conv2d(4, 4, 1)), "idle is called 0 times"),
+        (Called(lambda m, x: F.pad(x[:, :3], (0, 0, 0, 0, 0, 1))), "pads channels by hand"),
+        (Called(lambda m, x: x.view(2, 2, 2, 8, 8).transpose(1, 2).flatten(1, 2)), "Called"),
+        (Called(lambda m, x: x.view(2, 4, -1).view(2, 4, 8, 8)), "Called does not run without"),
+        (Called(lambda m, x: F.group_norm(x, 1)), "mixes channels"),
+        (Called(lambda m, x: F.avg_pool2d(x, 3, 1, 1)), "last would not read a constant"),
+        (torchvision.models.vit_b_16(num_classes=10).eval(), "VisionTransformer with parameters"),
+    ],
+)
+def test_what_cannot_be_traced_is_refused_by_name(model: nn.Module, says: str) -> None:
+    size = 224 if isinstance(model, torchvision.models.VisionTransformer) else 8
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.bias)
+    with pytest.raises(ValueError, match=says):
+        prune_filters(model, torch.randn(2, 3, size, size), macs=0.6, norm="l1", repeats=0)
+
+
+def test_shared_parameters_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    with pytest.raises(ValueError, match="0 and 2 share a parameter"):
+        couple(model, torch.randn(1, 4))
+
+
+# --------------------------------------------------------------------------------------------------------------- norms
+def test_norms_against_their_definitions() -> None:
+    model, x = randomize(digits_net(width=4, blocks=1)), torch.randn(6, 1, 8, 8)
+    coupling = couple(model, x)
+    name, block = "layer1.0.conv1", model.layer1[0]
+    weight, bn = block.conv1.weight.detach(), block.bn1
+    assert torch.allclose(filter_norms(model, "l1")[name], weight.abs().sum((1, 2, 3)))
+    assert torch.allclose(filter_norms(model, "l2")[name], weight.square().sum((1, 2, 3)).sqrt())
+    assert torch.equal(filter_norms(model, "bn", coupling)[name], bn.weight.detach().abs())
+    fused = nn.utils.fuse_conv_bn_eval(block.conv1.eval(), bn.eval())  # "folded" is the norm of the fused filter
+    folded = filter_norms(model, "folded", coupling)
+    assert torch.allclose(folded[name], fused.weight.flatten(1).norm(dim=1), rtol=1e-5)
+    assert torch.allclose(folded["linear"], model.linear.weight.norm(dim=1))
+    assert torch.equal(filter_norms(model, lambda w: w.flatten(1)[:, 0])[name], weight[:, 0, 0, 0])
+    read: list[Tensor] = []
+    block.conv2.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
+    activation = channel_norms(model, coupling, "activation", x)
+    std = read[-1].transpose(0, 1).flatten(1).double().std(dim=1)
+    assert torch.allclose(activation[coupling.filters[name]], std, rtol=1e-5)
+
+
+def test_folded_norms_and_the_network_do_not_see_the_scale_before_a_batch_norm() -> None:
+    model, x = digits_net(width=4, blocks=1).eval(), torch.randn(4, 1, 8, 8)
+    coupling = couple(model, x)
+    scaled = copy.deepcopy(model)
+    conv, bn = scaled.layer1[0].conv1, scaled.layer1[0].bn1
+    with torch.no_grad():  # σ is what training would have measured
+        conv.weight[0] *= 10
+        bn.running_mean[0] *= 10
+        bn.running_var[0] *= 100
+    assert distance(model, scaled, x) < 1e-4
+    place = "layer1.0.conv1"
+    assert filter_norms(scaled)[place][0] > 9 * filter_norms(model)[place][0]
+    folded = [filter_norms(m, "folded", coupling)[place] for m in (model, scaled)]
+    assert torch.allclose(*folded, rtol=1e-4)
+
+
+def test_a_channel_is_as_large_as_the_largest_of_its_filters() -> None:
+    model, x = digits_net(width=4, blocks=2), torch.randn(2, 1, 8, 8)
+    coupling = couple(model, x)
+    norms = filter_norms(model, "l2")
+    stream = ["conv1", "layer1.0.conv2", "layer1.1.conv2"]
+    largest = torch.stack([norms[name] for name in stream]).amax(0)
+    assert torch.allclose(channel_norms(model, coupling, "l2")[coupling.filters["conv1"]].float(), largest)
+    without = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 2))
+    slimming = channel_norms(without, known := couple(without, torch.randn(2, 3)), "bn")
+    assert slimming[known.filters["0"]].isfinite().all() and slimming[known.filters["2"]].isinf().all()
+
+
+def test_the_widest_gap() -> None:
+    assert widest_gap(torch.tensor([1.0, 4.0, 5.0, 100.0, 110.0])) == pytest.approx((5 * 100) ** 0.5)
+    assert widest_gap(torch.tensor([0.0, 1e-9, 1.0])) == 0
+    with pytest.raises(ValueError, match="no gap"):
+        widest_gap(torch.ones(3))
+
+
+def test_unknown_norms_are_refused() -> None:
+    model, x = mlp([4, 4, 2]), torch.randn(2, 4)
+    with pytest.raises(ValueError, match="norm='l3'"):
+        filter_norms(model, "l3")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="needs coupling"):
+        filter_norms(model, "folded")
+    with pytest.raises(ValueError, match="no layer is followed by a batch norm"):
+        prune_filters(model, x, norm="bn", macs=0.5)
+    with pytest.raises(ValueError, match="needs example"):
+        channel_norms(model, couple(model, x), "activation")
+
+
+# ---------------------------------------------------------------------------------------------------------- thresholds
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    torch.manual_seed(3)
+    return randomize(digits_net(width=8, blocks=3)).eval()
+
+
+X = torch.linspace(-1, 1, 4 * 64).view(4, 1, 8, 8)
+
+
+def test_absolute_threshold_takes_what_is_at_most_it(net: nn.Module) -> None:
+    coupling = couple(net, X)
+    norms = channel_norms(net, coupling, "l2")
+    limit = float(norms[coupling.free].median())
+    _, report = prune_filters(net, X, norm="l2", threshold=limit, repeats=0)
+    for name, channels in coupling.filters.items():
+        below = (coupling.free & (norms <= limit))[channels].nonzero().flatten().tolist()
+        assert report.zeroed.get(name, []) == below
+    assert report.threshold == limit
+
+
+def test_relative_threshold_is_one_of_each_layer(net: nn.Module) -> None:
+    scaled = copy.deepcopy(net)
+    with torch.no_grad():
+        scaled.layer1[0].conv1.weight *= 100  # all filters of a layer alike: nothing changes inside it
+    for relative, limit in (("mean", 0.95), ("rank", 0.6)):
+        one, other = (
+            prune_filters(m, X, norm="l2", threshold=limit, relative=relative, repeats=0)[1] for m in (net, scaled)
+        )
+        assert one.zeroed == other.zeroed and one.zeroed
+    _, report = prune_filters(net, X, norm="l2", threshold=0.45, relative="rank", repeats=0)
+    assert {name: len(filters) for name, filters in report.zeroed.items()} == dict.fromkeys(
+        [name for name in report.filters if name != "linear"], 4
+    )
+
+
+def test_gap_threshold_finds_the_filters_that_training_shrank(net: nn.Module) -> None:
+    shrunk = copy.deepcopy(net)
+    with torch.no_grad():
+        shrunk.layer1[1].conv1.weight[[1, 4]] *= 1e-5
+    _, report = prune_filters(shrunk, X, norm="l2", threshold="gap", repeats=0)
+    assert report.zeroed == {"layer1.1.conv1": [1, 4]}
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "bn", "folded", "activation"])
+def test_budget_is_reached_and_just_so(net: nn.Module, norm: Any) -> None:
+    for what in ("macs", "parameters"):
+        smaller, report = prune_filters(net, X, norm=norm, repeats=0, **{what: 0.5})  # type: ignore[arg-type]
+        counted = getattr(cost(smaller, X[:1]), f"{what}_dense")
+        whole = getattr(report.before, f"{what}_dense")
+        assert counted == getattr(report.after, f"{what}_dense") <= 0.5 * whole
+        assert getattr(report, what) > 0.35  # one channel of the stream is an eighth of most layers
+    _, report = prune_filters(net, X, parameters=1500, norm=norm, repeats=0)
+    assert 1000 < report.after.parameters_dense <= 1500
+
+
+def test_accuracy_target_takes_as_much_as_it_may(net: nn.Module) -> None:
+    seen: list[float] = []
+
+    def evaluate(model: nn.Module) -> float:
+        seen.append(parameters(model) / parameters(net))
+        return seen[-1]  # stands for an accuracy that falls as filters go
+
+    smaller, report = prune_filters(net, X, accuracy=0.7, evaluate=evaluate, norm="l2", repeats=0)
+    assert 0.7 <= parameters(smaller) / parameters(net) < 0.8
+    assert len(seen) < 10 and max(s for s in seen if s < 0.7) < parameters(smaller) / parameters(net)
+    assert report.parameters == pytest.approx(parameters(smaller) / parameters(net))
+    with pytest.raises(ValueError, match="the whole network has 1"):
+        prune_filters(net, X, accuracy=1.1, evaluate=evaluate)
+
+
+def test_impossible_and_unclear_targets_are_refused(net: nn.Module) -> None:
+    with pytest.raises(ValueError, match="exactly one of"):
+        prune_filters(net, X)
+    with pytest.raises(ValueError, match="exactly one of"):
+        prune_filters(net, X, macs=0.5, threshold=0.1)
+    with pytest.raises(ValueError, match="exactly one of"):
+        prune_filters(net, X, accuracy=0.5)
+    with pytest.raises(ValueError, match="ask for no less"):
+        prune_filters(net, X, macs=1e-6)
+    with pytest.raises(ValueError, match="relative="):
+        prune_filters(net, X, macs=0.5, relative="median")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="empty="):
+        prune_filters(net, X, macs=0.5, empty="no")  # type: ignore[arg-type]
+
+
+def test_only_the_chosen_layers_lose_filters(net: nn.Module) -> None:
+    _, report = prune_filters(net, X, macs=0.7, layers="layer1.*.conv1", repeats=0)
+    assert report.zeroed and all(name.endswith(".conv1") for name in report.zeroed)
+    with pytest.raises(ValueError, match="none of the filters may go"):
+        prune_filters(net, X, macs=0.7, layers="linear")
+
+
+def test_a_layer_with_nothing_left_keeps_its_largest_or_is_refused(net: nn.Module) -> None:
+    small = copy.deepcopy(net)
+    with torch.no_grad():
+        small.layer1[1].conv1.weight *= 1e-5
+    norms = filter_norms(small, "l2")["layer1.1.conv1"]
+    smaller, report = prune_filters(small, X, norm="l2", threshold=1e-2, repeats=0)
+    assert report.kept == {"layer1.1.conv1": [int(norms.argmax())]}
+    assert distance(zero_filters(small, report.zeroed), smaller, X) < 1e-5
+    with pytest.raises(ValueError, match=r"layer1\.1\.conv1 would lose all its 8 filters"):
+        prune_filters(small, X, norm="l2", threshold=1e-2, empty="refuse", repeats=0)
+
+
+@pytest.mark.parametrize("shrunk", ["conv1", "conv2"])
+@pytest.mark.parametrize("name", ["ResNet-20 A", "ResNet-20 B", "ResNet-18"])
+def test_a_branch_of_nothing_becomes_the_identity_by_choice(name: str, shrunk: str, device: torch.device) -> None:
+    make, shape = ARCHITECTURES[name]
+    model = randomize(make()).to(device).eval()
+    blocks = ["layer1.1", "layer2.0", "layer3.1"]
+    with torch.no_grad():
+        for block in blocks:
+            model.get_submodule(f"{block}.{shrunk}").weight *= 1e-6
+    x = torch.randn(2, *shape, device=device)
+    smaller, report = prune_filters(model, x, norm="l2", threshold=1e-3, empty="identity", repeats=0)
+    assert report.branches == [f"{block}.conv2" for block in blocks]
+    assert all(report.filters[f"{block}.conv1"][1] == 0 for block in blocks)
+    assert distance(zero_filters(model, report.zeroed), smaller, x) < 1e-5
+    macs = cost(model, x[:1]).macs_dense
+    gone = sum(layer.macs_dense for layer in cost(model, x[:1]).layers if layer.name in report.zeroed)
+    assert report.after.macs_dense <= macs - gone
+    torch.export.export(smaller.eval(), (x,))
+    kept, _ = prune_filters(model, x, norm="l2", threshold=1e-3, empty="keep", repeats=0)
+    assert cost(kept, x[:1]).macs_dense > report.after.macs_dense
+
+
+def test_an_empty_layer_outside_of_a_branch_keeps_its_largest() -> None:
+    model = mlp([64, 8, 8, 10])
+    nn.init.constant_(model.linear2.weight, 1e-6)
+    _, report = prune_filters(model, X, norm="l2", threshold=1e-3, empty="identity", repeats=0)
+    assert report.branches == [] and len(report.kept["linear2"]) == 1
+
+
+# ------------------------------------------------------------------------------------- the smaller network and its life
+def test_report_says_what_went_and_what_it_saves(net: nn.Module) -> None:
+    smaller, report = prune_filters(net, X, macs=0.5, repeats=3)
+    table = report.table()
+    for name, module in smaller.named_modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.out_channels == table.left[name] == table.filters[name] - table.removed[name]
+            gone = len(report.zeroed.get(name, [])) - len(report.constant.get(name, []))
+            assert table.removed[name] == gone
+    assert report.before.macs_dense == cost(net, X[:1]).macs_dense and report.error <= 1e-10
+    assert report.latency_before is not None and len(report.latency_before.seconds) == 3
+    assert report.speedup is not None and report.speedup > 0
+    assert "MACs" in repr(report) and "× as fast" in repr(report)
+    assert prune_filters(net, X, macs=0.5, repeats=0)[1].speedup is None
+
+
+def test_the_given_network_is_left_as_it_was() -> None:
+    model = randomize(digits_net(width=4, blocks=2)).train()
+    model.conv1.weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    smaller, _ = prune_filters(model, X, macs=0.5, norm="activation", repeats=2)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training and not module._forward_hooks for module in model.modules())
+    assert all(module.training and not module._forward_pre_hooks for module in smaller.modules())
+    assert not smaller.conv1.weight.requires_grad and smaller.linear.weight.requires_grad
+
+
+def test_smaller_network_is_a_plain_module(net: nn.Module, tmp_path: Any) -> None:
+    smaller, report = prune_filters(net, X, macs=0.5, repeats=0)
+    assert report.constant  # there is a constant channel to carry along
+    exported = torch.export.export(smaller.eval(), (X,)).module()
+    assert torch.allclose(exported(X), smaller(X), atol=1e-5)
+    twin = copy.deepcopy(smaller)
+    with torch.no_grad():
+        twin.linear.weight.zero_()
+    torch.save(smaller.state_dict(), tmp_path / "smaller.pt")
+    twin.load_state_dict(torch.load(tmp_path / "smaller.pt", weights_only=True))
+    assert torch.equal(twin.eval()(X), smaller.eval()(X))
+    again, second = prune_filters(smaller, X, macs=0.5, repeats=0)
+    assert second.after.macs_dense <= 0.5 * report.after.macs_dense and again(X).shape == (4, 10)
+
+
+def test_constant_channels_stay_constant_in_training() -> None:
+    torch.manual_seed(0)
+    model = randomize(digits_net(width=8, blocks=2))
+    smaller, report = prune_filters(model, X, norm="l2", relative="rank", threshold=0.45, repeats=0)
+    assert report.constant
+    coupling = couple(smaller, X)
+    optimizer = torch.optim.SGD(smaller.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    smaller.train()
+    for _ in range(5):
+        loss = F.cross_entropy(smaller(torch.randn(16, 1, 8, 8)), torch.randint(10, (16,)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    silent = {name: norms == 0 for name, norms in filter_norms(smaller, "l2").items()}
+    assert sum(int(s.sum()) for s in silent.values()) == sum(map(len, report.constant.values()))
+    assert len(coupling.free) and torch.isfinite(smaller(X)).all()
+
+
+def test_finetune_says_before_and_after() -> None:
+    model = mlp([4, 8, 2])
+
+    def train(model: nn.Module) -> str:
+        nn.init.zeros_(model.linear2.weight)
+        return "history"
+
+    def evaluate(model: nn.Module) -> float:
+        return float(model.linear2.weight.detach().abs().sum())
+
+    outcome = finetune(model, train, evaluate)
+    assert outcome.before > 0 and outcome.after == 0 and outcome.history == "history"
