@@ -106,15 +106,15 @@ def gram(x: Float[Tensor, "n *feature"], kernel: Kernel = "linear") -> Float[Ten
         if kernel in KERNELS and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
             x = x.permute(0, 2, 3, 1)  # a kernel does not ask for the order of the features; this one costs no copy
         x = x.flatten(1)
-        x = x if x.dtype == torch.float64 else x.float()
         if kernel == "linear":
             k, spread, offset = _CenteredGram.apply(x)
         else:
+            x = x if x.dtype == torch.float64 else x.float()
             mean = x.mean(0)
             x = x - mean
             k = (kernel if callable(kernel) else KERNELS[kernel])(x)
             spread, offset = x.detach().square().sum(), mean.detach().square().sum()
-        resolution = 16 * torch.finfo(x.dtype).eps
+        resolution = 16 * torch.finfo(k.dtype).eps
         return k * (spread > resolution**2 * len(x) * offset)
 
 
@@ -126,8 +126,8 @@ class _CenteredGram(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Float[Tensor, "n features"]) -> tuple[Tensor, Tensor, Tensor]:
-        mean = x.mean(0)
-        centred = x - mean
+        mean = x.mean(0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+        centred = x - mean  # in the precision of the mean, without a copy of x in it
         k = _upper_blocks(centred) if x.device.type == "cpu" and len(x) > 2 * BLOCK else linear_kernel(centred)
         k = k.triu() + k.triu(1).T  # symmetric to the last bit
         spread, offset = k.trace(), mean.square().sum()
