@@ -89,7 +89,7 @@
         create("strong", {}, `${method.name}, ${e ? `epoch ${e}` : "at the start"}: ${number(total)} of ${number(mask.length)} weights alive.`),
         e ? ` Since epoch ${e - 1}, ${number(count(died))} died and ${number(count(grown))} grew; ${percent(tried / mask.length)} have been alive at some time.` : "",
         ` ${percent(edge / total)} of those alive look at the two outer columns, a quarter of the pixels with hardly any ink.`,
-        empty ? ` ${empty} of ${units} units have lost all.` : "",
+        empty ? ` ${empty} of ${units} units have none.` : "",
       );
       tiles.setAttribute("aria-label", `Masks of ${units} units under ${method.name}, ${e ? `epoch ${e}` : "at the start"}`);
       slider.value = e;
