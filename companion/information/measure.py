@@ -44,17 +44,19 @@ def mutual_information(
 ) -> Estimate:
     """I(X;Y) from examples, by the estimator of one's choice.
 
-    | estimator | x | y | bound |
-    |---|---|---|---|
-    | `"ksg"`, `"ksg2"` | continuous | continuous | neither |
-    | `"mixed"` | either, atoms too | either | neither |
-    | `"ross"` | continuous | discrete | neither |
-    | `"gaussian"` | Gaussian | Gaussian | neither |
-    | `"binning"` | any, few columns | any, few columns | neither |
-    | `"discrete"` | discrete | discrete | neither |
-    | `"renyi"` | any | any | not Shannon's information |
-    | `"infonce"`, `"nwj"` | any | any | lower |
-    | `"dv"` | any | any | neither, from a finite sample |
+    ================  =================  ================  =============================
+    estimator         x                  y                 bound
+    ================  =================  ================  =============================
+    "ksg", "ksg2"     continuous         continuous        neither
+    "mixed"           either, atoms too  either            neither
+    "ross"            continuous         discrete          neither
+    "gaussian"        Gaussian           Gaussian          neither
+    "binning"         any, few columns   any, few columns  neither
+    "discrete"        discrete           discrete          neither
+    "renyi"           any                any               not Shannon's information
+    "infonce", "nwj"  any                any               lower
+    "dv"              any                any               neither, from a finite sample
+    ================  =================  ================  =============================
 
     Args:
         x, y: rows are the same examples in the same order; a vector is one feature.

@@ -43,8 +43,8 @@ def filter_norms(model: nn.Module, norm: Norm = "l2", coupling: Coupling | None 
     of the filter that does the work of both, w_k·γ_k/√(σ_k² + ε).
 
     Args:
-        norm: "l1" Σ|w|, "l2" √Σw², "bn" |γ| of the batch norm that follows (network slimming, Liu et al. 2017),
-            "folded" ‖w‖₂·|γ|/√(σ² + ε) (‖w‖₂ where no batch norm follows), or a function of a weight (filters, …) to
+        norm: "l1" `Σ|w|`, "l2" √Σw², "bn" `|γ|` of the batch norm that follows (network slimming, Liu et al. 2017),
+            "folded" `‖w‖₂·|γ|/√(σ² + ε)` (‖w‖₂ where no batch norm follows), or a function of a weight (filters, …) to
             one number a filter.
         coupling: of the model, which tells the batch norm that follows a layer; needed for "bn" and "folded".
 
