@@ -387,3 +387,104 @@ def test_a_reader_without_scripts_sees_masks(opened: Callable[..., Page]) -> Non
     image = page.locator(".mask-life img")
     assert image.is_visible() and len(image.get_attribute("alt") or "") > 40
     assert (image.bounding_box() or {})["height"] > 100
+
+
+# ------------------------------------------------------------------------------------- paths of digits (chapter 04)
+PATHS = {"chapter": "notebooks/04_flow.html", "part": ".flow-path"}
+
+
+def walks() -> dict[str, Any]:
+    """What the page of paths draws."""
+    text = (FOLDER / "flow_path.data.js").read_text()
+    return json.loads(text.removeprefix("window.flowPathData = ").removesuffix(";\n"))
+
+
+def seen_lengths(net: dict[str, Any]) -> np.ndarray:
+    """Lengths of the steps in the picture: images × steps."""
+    return np.linalg.norm(np.diff(np.array(net["points"]), axis=1), axis=2)
+
+
+def test_a_shadow_is_never_longer_than_its_path() -> None:
+    data = walks()
+    images, blocks = len(data["images"]), len(data["nets"][0]["points"][0])
+    assert (
+        sorted(data["labels"]) == sorted(list(range(10)) * 3)
+        and [len(pixels) for pixels in data["images"]] == [64] * 30
+    )
+    for net in data["nets"]:
+        assert np.array(net["points"]).shape == (images, blocks, 2) and np.array(net["guesses"]).shape == (
+            images,
+            blocks,
+        )
+        assert (seen_lengths(net) <= np.array(net["length"]) + 0.02).all()
+        assert ((np.array(net["angle"]) > 0) & (np.array(net["angle"]) < 180)).all()
+    trained, untrained = data["nets"]
+    right = [np.mean(np.array(net["guesses"])[:, -1] == data["labels"]) for net in (trained, untrained)]
+    assert right[0] > 0.9 > 0.5 > right[1]
+    assert np.mean(trained["angle"]) < np.mean(untrained["angle"])
+
+
+def test_paths_are_those_that_the_chapter_trains() -> None:
+    from scripts.flow_path import path_data, trained
+
+    data, made = walks(), path_data(trained())
+    assert (data["images"], data["labels"], data["first"]) == (made["images"], made["labels"], made["first"])
+    for stored, net in zip(data["nets"], made["nets"], strict=True):
+        assert stored["name"] == net["name"], "run: python scripts/flow_path.py"
+        # Where training leads differs a little between processors.
+        np.testing.assert_allclose(np.mean(stored["length"], 0), np.mean(net["length"], 0), rtol=0.2)
+        np.testing.assert_allclose(np.mean(stored["angle"], 0), np.mean(net["angle"], 0), atol=8)
+
+
+def test_the_page_of_paths_is_small_and_needs_nothing_else() -> None:
+    code = (FOLDER / "flow_path.js").read_text()
+    assert len(code.splitlines()) < 200 and len((FOLDER / "flow_path.data.js").read_bytes()) < 50_000
+    assert re.findall(r"https?://[^\"]+", code + (FOLDER / "flow_path.css").read_text()) == [
+        "http://www.w3.org/2000/svg"
+    ]
+    assert not re.search(r"\b(import|require|fetch|XMLHttpRequest)\b", code)
+
+
+@IN_BROWSER
+def test_a_path_is_chosen_and_walked(opened: Callable[..., Page]) -> None:
+    page, data = opened(**PATHS), walks()
+    first, net = data["first"], data["nets"][0]
+    blocks = len(net["points"][0])
+    sentence, detail = page.locator(".flow-sentence"), page.locator(".flow-detail")
+    assert sentence.inner_text().startswith(f"A {data['labels'][first]} after block {blocks} of {blocks}")
+    share = round(100 * seen_lengths(net)[first].sum() / sum(net["length"][first]))
+    assert detail.inner_text().startswith(f"The picture shows {share} % of the length")
+    page.locator(".flow-thumbs button").nth(0).click()
+    assert sentence.inner_text().startswith(f"A {data['labels'][0]} after block")
+    assert page.locator('.flow-thumbs [aria-pressed="true"]').count() == 1
+    page.locator(".flow-walk input").focus()
+    page.keyboard.press("Home")
+    assert sentence.inner_text().startswith(f"A {data['labels'][0]} after block 1 of {blocks}")
+    assert f"would say {net['guesses'][0][0]}" in sentence.inner_text()
+    assert page.locator(".flow-dots .flow-coming").count() == blocks - 1
+    page.locator(".flow-head select").select_option("1")
+    turning = round(sum(data["nets"][1]["angle"][0]))
+    assert f"of its {turning}° of turning" in detail.inner_text()
+
+
+@IN_BROWSER
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_paths_can_be_seen_in_every_light(scheme: str, opened: Callable[..., Page]) -> None:
+    page = opened(**PATHS, color_scheme=scheme)
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    line = page.locator(".flow-line").evaluate("line => getComputedStyle(line).stroke")
+    assert contrast(line, ground) >= 3
+    for part in (".flow-sentence", ".flow-detail", ".flow-key", ".flow-name", ".flow-head select"):
+        text = page.locator(part).first.evaluate("element => getComputedStyle(element).color")
+        assert contrast(text, ground) >= 4.5, part
+
+
+@IN_BROWSER
+def test_paths_fit_a_phone_and_show_without_scripts(opened: Callable[..., Page]) -> None:
+    page = opened(**PATHS, has_touch=True, is_mobile=True, viewport={"width": 390, "height": 844})
+    page.locator(".flow-thumbs button").nth(5).tap()
+    assert page.locator(".flow-sentence").inner_text().startswith(f"A {walks()['labels'][5]} after")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    image = opened(**PATHS, java_script_enabled=False).locator(".flow-path img")
+    assert image.is_visible() and len(image.get_attribute("alt") or "") > 40
+    assert (image.bounding_box() or {})["height"] > 100
