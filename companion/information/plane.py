@@ -131,7 +131,7 @@ class InformationPlane:
     def caveat(self) -> str:
         """What the reader of a figure must know."""
         most = math.log(len(self.x)) / scale(self.unit)
-        return f"A layer without this has infinite I(X;T). At most ln {len(self.x)} = {most:.1f} {self.unit}."
+        return f"Without this, I(X;T) is infinite.\nWith {len(self.x)} examples it is at most {most:.1f} {self.unit}."
 
     def draw(self, ax: Axes, title: str = "") -> Axes:
         """The plane, one line a layer from its first recording (small) to its last (large), with the model of T and the
