@@ -14,7 +14,8 @@ checkpoint, and several runners on one folder share the work.
 
 from __future__ import annotations
 
-from companion.experiments.observations import published_cka, throughput
+from companion.experiments.estimators import known_information
+from companion.experiments.observations import published_cka, published_flow, throughput
 from companion.experiments.plan import TIERS, Experiment, Outcome, Tier, Workplace
 from companion.experiments.registry import EXPERIMENTS, find
 from companion.experiments.runner import load_or_run, perform, problems, recorded
@@ -29,11 +30,13 @@ __all__ = [
     "Tier",
     "Workplace",
     "find",
+    "known_information",
     "load_or_run",
     "lottery",
     "perform",
     "problems",
     "published_cka",
+    "published_flow",
     "recorded",
     "score",
     "throughput",

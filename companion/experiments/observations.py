@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,28 +18,33 @@ from companion.records import Run
 from companion.similarity import cka_map
 
 
-def published_cka(run: Run, place: Workplace) -> Outcome:
-    """CKA maps, geometry and accuracy of a network with published (or untrained) weights on test images.
-
-    The images are normalised by ImageNet's mean and deviation, as they were when the weights were trained.
-    """
-    s = run.settings
-    images = data.load(s["dataset"], "test", place.data)
-    if s["dataset"] != "digits":
+def _published_images(settings: Mapping[str, Any], place: Workplace) -> data.Images:
+    """Test images as published weights saw theirs: normalised by ImageNet's mean and deviation."""
+    images = data.load(settings["dataset"], "test", place.data)
+    if settings["dataset"] != "digits":
         images = dataclasses.replace(images, mean=data.IMAGENET_MEAN, std=data.IMAGENET_STD)
-    images = images.subset(range(min(s["examples"], len(images))))
+    return images.subset(range(min(settings["examples"], len(images))))
+
+
+def _network(run: Run, place: Workplace, name: str, weights: str | None) -> nn.Module:
+    training.seed_everything(run.seed)
+    options = {"weights": weights, "root": place.data} if weights else {}
+    return getattr(models, name)(**options).to(place.device).eval()
+
+
+def published_cka(run: Run, place: Workplace) -> Outcome:
+    """CKA maps, geometry and accuracy of a network with published (or untrained) weights on test images."""
+    s = run.settings
+    images = _published_images(s, place)
     loader = data.DeviceLoader(images, 256, device=place.device)
 
-    def network(name: str, weights: str | None) -> nn.Module:
-        training.seed_everything(run.seed)
-        options = {"weights": weights, "root": place.data} if weights else {}
-        return getattr(models, name)(**options).to(place.device).eval()
-
-    model = network(s["model"], s["weights"])
+    model = _network(run, place, s["model"], s["weights"])
     result = {"test": score(**training.evaluate(model, loader))}
     if "other" in s:
-        table = cka_map(model, loader, measures.block_outputs, other=network(s["other"], s["weights"]))
-        return Outcome(result, [], {"cka": measures.matrix(table)})
+        other = _network(run, place, s["other"], s["weights"])
+        return Outcome(
+            result, [], {"cka": measures.matrix(cka_map(model, loader, measures.block_outputs, other=other))}
+        )
     maps = {
         "cka": cka_map(model, loader, measures.block_outputs),
         "cka_biased": cka_map(model, loader, measures.block_outputs, unbiased=False),
@@ -59,6 +64,17 @@ def published_cka(run: Run, place: Workplace) -> Outcome:
         "classes": list(images.classes),
     }
     return Outcome(result, [], {name: measures.matrix(table) for name, table in maps.items()} | {"geometry": geometry})
+
+
+def published_flow(run: Run, place: Workplace) -> Outcome:
+    """Paths of test images through a network with published (or untrained) weights: `measures.flow_by_example`."""
+    s = run.settings
+    images = _published_images(s, place)
+    loader = data.DeviceLoader(images, 256, device=place.device)
+    model = _network(run, place, s["model"], s["weights"])
+    inputs, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    result = {"test": score(**training.evaluate(model, loader))}
+    return Outcome(result, [], {"flow": measures.flow_by_example(model, inputs, labels)})
 
 
 def throughput(run: Run, place: Workplace) -> Outcome:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from companion.experiments.observations import published_cka, throughput
+from companion.experiments.estimators import known_information
+from companion.experiments.observations import published_cka, published_flow, throughput
 from companion.experiments.plan import Experiment, Tier
 from companion.experiments.trainings import lottery, train, train_and_prune
 
@@ -130,6 +131,52 @@ PENALISED: dict[str, dict[str, Any]] = {
     "slimming": CANDIDATES["slimming_0.003"],
 }
 PENALISED["cka_sr+ffr_length"] = {"penalties": PENALISED["cka_sr"]["penalties"] + PENALISED["ffr_length"]["penalties"]}
+
+# Estimators of information where the truth is known.
+KNOWN_TASKS = [
+    "normal 1×1, ρ = 0.75",
+    "exponential of normal 1×1, ρ = 0.75",
+    "student 1×1, 1 degrees, independent scale matrix",
+    "uniform + uniform noise, ε = 0.1",
+    "3 bumps of 0.3 + noise of 0.3",
+    "spiral of normal 3×3, 2 pairs of ρ = 0.8",
+    "normal 5×5, 2 pairs of ρ = 0.8",
+    "student 5×5, 3 degrees, all ρ = 0.5",
+    "normal 25×25, 2 pairs of ρ = 0.8",
+    "half-cube of normal 25×25, 2 pairs of ρ = 0.8",
+    "normal 50×50, all ρ = 0.5",
+]
+# estimator → its options, and sizes: [examples, samples, most features of x and y together]
+CRITIC = {"steps": 800, "patience": 5}
+ESTIMATORS: dict[str, tuple[dict[str, Any], list[list[int]]]] = {
+    "ksg": ({"k": 3}, [[100, 10, 100], [1000, 5, 100], [10_000, 2, 20], [100_000, 1, 2]]),
+    "ksg2": ({"k": 3}, [[100, 10, 100], [1000, 5, 100], [10_000, 2, 10]]),
+    "gaussian": ({}, [[100, 10, 100], [1000, 5, 100], [10_000, 2, 100], [100_000, 1, 50]]),
+    "binning": ({"bins": 10}, [[100, 10, 100], [1000, 5, 100], [10_000, 2, 100], [100_000, 1, 2]]),
+    "renyi": ({}, [[100, 5, 100], [500, 1, 100]]),
+    "infonce": (CRITIC, [[1000, 2, 100], [10_000, 1, 100]]),
+    "nwj": (CRITIC, [[1000, 2, 100], [10_000, 1, 100]]),
+    "dv": (CRITIC, [[1000, 2, 100], [10_000, 1, 100]]),
+}
+GRID: dict[str, Any] = {
+    "dimensions": [1, 2, 5, 10, 20],
+    "correlations": [0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99],
+    "sizes": [[1000, 1, 100]],
+}
+
+
+def _known(names: Iterable[str], smoke: bool = False, **settings: Any) -> dict[str, dict[str, Any]]:
+    """Estimators as methods; at tier smoke a hundred examples, once."""
+    return {
+        name: {
+            "estimator": name,
+            "options": ESTIMATORS[name][0],
+            "sizes": [[100, 1, 100]] if smoke else ESTIMATORS[name][1],
+            **settings,
+        }
+        for name in names
+    }
+
 
 _EXPERIMENTS = (
     Experiment(
@@ -261,6 +308,36 @@ _EXPERIMENTS = (
             "smoke": Tier(DIGITS | {"prune": PRUNE}, PENALISED),
             "laptop": Tier(SPARSE_LAPTOP | {"prune": PRUNE}, PENALISED, seeds=(0, 1, 2, 3, 4)),
             "paper": Tier(CIFAR | {"prune": PRUNE_PAPER, "model": "resnet56"}, PENALISED, seeds=(0, 1, 2)),
+        },
+    ),
+    Experiment(
+        "published_flow",
+        "How long and how curved are the paths of images through published ResNets, and does it depend on the image?",
+        published_flow,
+        {
+            "smoke": Tier(
+                {"dataset": "digits", "examples": 100, "weights": None},
+                {"digits_net-untrained": {"model": "digits_net"}},
+            ),
+            "paper": Tier({"dataset": "cifar10", "examples": 2000}, PUBLISHED | UNTRAINED),
+        },
+    ),
+    Experiment(
+        "known_information",
+        "How near to the truth does each estimator of mutual information come, where the truth is known?",
+        known_information,
+        {
+            "smoke": Tier({"tasks": KNOWN_TASKS[:2]}, _known(["ksg", "gaussian", "binning"], smoke=True)),
+            "laptop": Tier({"tasks": KNOWN_TASKS}, _known(ESTIMATORS)),
+        },
+    ),
+    Experiment(
+        "information_grid",
+        "What does each estimator say of Gaussian pairs, as their correlation and their number grow?",
+        known_information,
+        {
+            "smoke": Tier({"dimensions": [1, 2], "correlations": [0.0, 0.9]}, _known(["ksg", "gaussian"], smoke=True)),
+            "laptop": Tier({}, _known(["ksg", "gaussian", "binning", "infonce", "nwj"], **GRID)),
         },
     ),
     Experiment(
