@@ -4,7 +4,7 @@
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
   const data = window.informationGridData;
-  const WIDTH = 600, LEFT = 8, RIGHT = 592, ROW = 46, TOP = 26;
+  const LEFT = 8, ROW = 46, TOP = 26;
 
   /** An element with attributes and children; `create("svg:g")` makes an SVG element. */
   function create(tag, attributes = {}, ...children) {
@@ -33,27 +33,30 @@
   function build(root) {
     const sentence = create("p", { class: "ig-sentence", "aria-live": "polite" });
     const height = TOP + ROW * data.estimators.length + 24;
-    const svg = create("svg:svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img" });
+    const svg = create("svg:svg", { role: "img" });
     const pairs = slider("pairs of features", data.pairs, data.first[0], String, draw);
     const rho = slider("correlation of each pair", data.correlations, data.first[1], (r) => r.toFixed(2), draw);
 
     function draw() {
+      const width = Math.min(Math.max(root.clientWidth, 300), 640); // letters keep their size on a phone
+      const right = width - LEFT;
+      svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
       const [i, j] = [pairs.value(), rho.value()];
       const truth = data.truth[i][j];
       const answers = data.estimators.map((estimator) => ({ name: estimator.name, value: estimator.values[i][j] }));
       const limit = Math.max(1, 1.25 * truth, truth + 0.6);
-      const place = (value) => LEFT + (RIGHT - LEFT) * (Math.min(Math.max(value, 0), limit) / limit);
+      const place = (value) => LEFT + (right - LEFT) * (Math.min(Math.max(value, 0), limit) / limit);
       const parts = [];
-      const step = [0.25, 0.5, 1, 2, 5, 10].find((s) => limit / s <= 8) || 20;
+      const step = [0.25, 0.5, 1, 2, 5, 10].find((s) => limit / s <= width / 60) || 20;
       for (let tick = 0; tick <= limit + 1e-9; tick += step) {
         const x = place(tick);
         parts.push(create("svg:line", { class: "ig-grid", x1: x, x2: x, y1: TOP, y2: height - 20 }));
-        const anchor = tick === 0 ? "start" : x > RIGHT - 12 ? "end" : "middle";
+        const anchor = tick === 0 ? "start" : x > right - 12 ? "end" : "middle";
         parts.push(create("svg:text", { class: "ig-tick", x, y: height - 5, "text-anchor": anchor }, String(tick)));
       }
       const t = place(truth);
       parts.push(create("svg:line", { class: "ig-truth", x1: t, x2: t, y1: TOP - 4, y2: height - 20 }));
-      const side = t > WIDTH / 2 ? "end" : "start";
+      const side = t > width / 2 ? "end" : "start";
       parts.push(create("svg:text", { class: "ig-name", x: t + (side === "end" ? -5 : 5), y: 14, "text-anchor": side },
         `truth ${decimal(truth)}`));
       answers.forEach(({ name, value }, row) => {
@@ -78,6 +81,7 @@
     }
 
     draw();
+    window.addEventListener("resize", draw);
     root.replaceChildren(create("div", { class: "ig-head" }, rho.node, pairs.node), sentence, svg,
       create("p", { class: "ig-axis" }, "mutual information in nats"));
   }
