@@ -264,9 +264,10 @@ def test_refuses(call: Callable[[], Any], message: str) -> None:
 
 
 def test_warns_of_infinite_information() -> None:
-    x = torch.randn(100, 2)
-    with pytest.warns(UserWarning, match="true information is infinite"):
-        mutual_information(x, x @ torch.randn(2, 3) + 1)
+    for dtype in (torch.float32, torch.float64):
+        x = torch.randn(100, 2, dtype=dtype)
+        with pytest.warns(UserWarning, match="true information is infinite"):
+            mutual_information(x, x @ torch.randn(2, 3, dtype=dtype) + 1)
 
 
 @settings(max_examples=40, deadline=None)

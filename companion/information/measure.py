@@ -82,13 +82,15 @@ def mutual_information(
 
 def _warn_if_infinite(x: Any, y: Any) -> None:
     """Looks for a linear function between x and y, the one case of infinite information that a sample gives away."""
+    types = [z.dtype for z in map(torch.as_tensor, (x, y)) if z.is_floating_point()]
+    rounding = max((torch.finfo(t).eps for t in types), default=torch.finfo(torch.float64).eps)
     x, y = continuous(x), continuous(y, "y")
     if len(x) != len(y) or len(x) <= x.shape[1] + y.shape[1] + 1:
         return
     x, y = ((z - z.mean(0)) / z.std(0) for z in (x, y.to(x.device)))
     for one, other in ((x, y), (y, x)):
         rest = other - one @ torch.linalg.lstsq(one, other).solution
-        if (rest.square().mean(0) < 1e-20).any():
+        if (rest.square().mean(0) < (16 * rounding) ** 2).any():
             warnings.warn(
                 "one variable is a linear function of the other without noise: for continuous variables the true "
                 "information is infinite, and what an estimator returns only grows with the number of examples. Say "
