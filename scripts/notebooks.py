@@ -22,6 +22,7 @@ def run(path: Path) -> float:
         timeout=600,
         record_timing=False,
         store_widget_state=False,
+        coalesce_streams=True,  # one box for all that a cell prints
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
     seconds = time.perf_counter() - start
