@@ -233,7 +233,7 @@ def provenance(device: torch.device | str, started: str, wall_seconds: float) ->
     commit, clean = _commit()
     return {
         "started": started,
-        "wall_seconds": round(wall_seconds, 3),
+        "wall_seconds": float(f"{wall_seconds:.4g}"),
         "processor": _processor(),
         "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
