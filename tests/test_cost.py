@@ -185,10 +185,11 @@ def test_a_smaller_model_is_faster_and_a_masked_one_is_not(device: torch.device)
     models = {"dense": net(2048), "masked": net(2048), "small": net(16)}
     zero(models["masked"][0].weight, 0.99)
     x = torch.randn(64, 2048, device=device)
-    found = latencies(models, x, repeats=9, warmup=2)
+    found = latencies(models, x, repeats=21, warmup=2)
+    least = {name: min(measured.seconds) for name, measured in found.items()}  # what else runs only adds to a pass
     if device.type == "cpu":
-        assert found["small"].median < 0.5 * found["dense"].median
-    assert found["masked"].median > 0.5 * found["dense"].median
+        assert least["small"] < 0.5 * least["dense"]
+    assert least["masked"] > 0.5 * least["dense"]
 
 
 def test_latency_says_its_quartiles_and_refuses_nonsense() -> None:
