@@ -218,7 +218,7 @@ def result(folder: Path, name: str) -> Any:
 def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
     moments, kills, positions = random.Random(0), 0, set()
     for attempt in count():
-        process = start(tmp_path, "run", pause=0.01)  # 30 steps of 10 ms and more
+        process = start(tmp_path, "run", pause=0.04)  # 30 steps of 40 ms and more: several lives, on a busy machine too
         if attempt < 8:
             process.begun.wait(timeout=60)
             time.sleep(moments.uniform(0, 0.25))
