@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from companion import plots
 from companion.experiments import load_or_run
 from companion.records import Record, Records
-from companion.widgets import cka_explorer, explorable_script, network_name, stages
+from companion.widgets import cka_explorer, explorable_script, network_name
 
 STATIC = Path(__file__).resolve().parent.parent / "book" / "_static"
 EXPLORED = ("resnet20", "resnet56", "resnet20-untrained", "resnet56-untrained")
@@ -35,7 +35,7 @@ def two_wishes(record: Record) -> Figure:
     """
     measured = record.frame("cka")
     inside = np.zeros(measured.shape, dtype=bool)
-    for _, first, length in stages(measured.index):
+    for _, first, length in plots.stages(measured.index):
         inside[first : first + length, first : first + length] = True
     different = measured.where(~inside | np.eye(len(measured), dtype=bool), 0.15 * measured)
     alike = measured.where(~inside, 0.15 * measured + 0.85)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,46 +16,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from two_ranks import two_ranks
 
 from companion.data import DeviceLoader, ImageNetLoader, Images, imagenet, tiny_imagenet
-from companion.training import cosine, distributed, evaluate, fit, load_checkpoint, sgd
+from companion.training import cosine, evaluate, fit, load_checkpoint, sgd
 from companion.training import loop as training_loop
 
 pytestmark = pytest.mark.slow
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    ["pytest", "torch._dynamo", "torch.distributed", "companion.data", "companion.training"]
-)
-
-
-# ------------------------------------------------------------------------------------------------------- two processes
-def on_rank(rank: int, port: int, work: Callable[..., Any], args: tuple[Any, ...], results: Any) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""}
-    try:
-        with distributed() as place:
-            assert (place.rank, place.world_size, place.device.type) == (rank, 2, "cpu")
-            outcome = work(rank, *args)
-    except Exception as error:
-        outcome = error
-    results.put((rank, outcome))
-
-
-def two_ranks(work: Callable[..., Any], *args: Any) -> list[Any]:
-    """What work(rank, *args) returns, or raises, on each of two ranks."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    results = PROCESSES.Queue()
-    processes = [PROCESSES.Process(target=on_rank, args=(rank, port, work, args, results)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    outcomes = dict(results.get(timeout=300) for _ in processes)
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
-    return [outcomes[0], outcomes[1]]
 
 
 # ------------------------------------------------------------------------------------------------------------- the run

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -14,13 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from two_ranks import two_ranks
 
 from companion.data import DeviceLoader, Images
 from companion.regularizers import AugmentedCKASparsity, CKASparsity, FeatureFlow
-from companion.training import distributed, fit, sgd
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pytest", "torch.distributed", "companion.regularizers", "companion.training"])
+from companion.training import fit, sgd
 
 PENALTIES: dict[str, Callable[[nn.Module], Any]] = {
     "CKA-SR": lambda model: CKASparsity(model, 0.3, examples=6, every=2),
@@ -98,34 +93,17 @@ def trained_by_the_loop(kind: str, rank: int) -> tuple[dict[str, np.ndarray], fl
     return state(model), history[-1][f"penalty_{penalty.name}"]
 
 
-def on_rank(rank: int, port: int, results: Any) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""}
-    try:
-        with distributed():
-            outcome: Any = {kind: (trained_by_hand(kind, rank), trained_by_the_loop(kind, rank)) for kind in PENALTIES}
-    except Exception as error:
-        outcome = error
-    results.put((rank, outcome))
+def all_trained(rank: int) -> dict[str, Any]:
+    return {kind: (trained_by_hand(kind, rank), trained_by_the_loop(kind, rank)) for kind in PENALTIES}
 
 
 @pytest.fixture(scope="module")
 def ranks() -> list[dict[str, Any]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    results = PROCESSES.Queue()
-    processes = [PROCESSES.Process(target=on_rank, args=(rank, port, results)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    outcomes = dict(results.get(timeout=300) for _ in processes)
-    for process in processes:
-        process.join()
-    for outcome in outcomes.values():
+    outcomes = two_ranks(all_trained)
+    for outcome in outcomes:
         if isinstance(outcome, Exception):
             raise outcome
-    return [outcomes[0], outcomes[1]]
+    return outcomes
 
 
 @pytest.mark.slow

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -12,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from two_ranks import two_ranks
 
 from companion.data import DeviceLoader, Images
 from companion.pruning import DST, SET, GraNet, MagnitudePruning, Masks, RandomPruning, RigL
-from companion.training import distributed, fit, sgd
+from companion.training import fit, sgd
 
 pytestmark = pytest.mark.slow
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pytest", "torch.distributed", "companion.pruning", "companion.training"])
 
 METHODS: dict[str, Callable[[nn.Module, Any], Masks]] = {
     "random": lambda model, optimizer: RandomPruning(model, optimizer, 0.8),
@@ -53,35 +49,18 @@ def train(method: str, seed: int, rank: int = 0, world_size: int = 1) -> Outcome
     return {k: value.numpy() for k, value in weights.items()}, {k: mask.numpy() for k, mask in masks.items()}
 
 
-def on_rank(rank: int, port: int, results: Any) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""}
-    try:
-        with distributed():
-            outcome: Any = {method: train(method, 0, rank, 2) for method in METHODS}
-    except Exception as error:
-        outcome = error
-    results.put((rank, outcome))
+def all_trained(rank: int) -> dict[str, Outcome]:
+    return {method: train(method, 0, rank, 2) for method in METHODS}
 
 
 @pytest.fixture(scope="module")
 def ranks() -> list[dict[str, Outcome]]:
     """What every method leaves on each of two ranks that start from different weights."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    results = PROCESSES.Queue()
-    processes = [PROCESSES.Process(target=on_rank, args=(rank, port, results)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    outcomes = dict(results.get(timeout=300) for _ in processes)
-    for process in processes:
-        process.join()
-    for outcome in outcomes.values():
+    outcomes = two_ranks(all_trained)
+    for outcome in outcomes:
         if isinstance(outcome, Exception):
             raise outcome
-    return [outcomes[0], outcomes[1]]
+    return outcomes
 
 
 @pytest.mark.parametrize("method", METHODS)

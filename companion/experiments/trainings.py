@@ -205,14 +205,14 @@ def train_and_prune(run: Run, place: Workplace) -> Outcome:
     task = Task.of(run, place)
     s, chosen = run.settings, run.settings["prune"]
     model = task.network(run, place)
-    history = task.fit(run, place, model)
-    outcome = task.outcome(model, history)
+    outcome = task.outcome(model, task.fit(run, place, model))
 
     def scores(network: nn.Module) -> dict[str, Any]:
         splits = {"test": task.tested, task.split: task.followed}
         return {name: score(**training.evaluate(network, split)) for name, split in splits.items()}
 
     def refreshed(network: nn.Module) -> nn.Module:
+        task.loader.epoch = task.loader.start = 0  # the same batches, whether the training was interrupted or not
         update_bn(itertools.islice(task.loader, chosen["batches"]), network, place.device)
         return network
 
@@ -223,6 +223,8 @@ def train_and_prune(run: Run, place: Workplace) -> Outcome:
         weights.append({"sparsity": sparsity, "pruned": scores(refreshed(pruned))})
 
     filters = []
+    recipe = {"epochs": chosen["epochs"], "lr": chosen["lr"], "schedule": "cosine", "milestones": [], "penalties": []}
+    fine_tuning = dataclasses.replace(run, settings={**s, **recipe})
     example = next(iter(task.followed))[0][:64]
     for share in chosen["macs"]:
         smaller, report = prune_filters(
@@ -234,18 +236,7 @@ def train_and_prune(run: Run, place: Workplace) -> Outcome:
             "left": report.table()["left"].to_dict(),
             "pruned": scores(refreshed(smaller)),
         }
-        training.seed_everything(run.seed)
-        training.fit(
-            smaller,
-            task.loader,
-            training.sgd(smaller, lr=chosen["lr"], weight_decay=s["weight_decay"]),
-            epochs=chosen["epochs"],
-            schedule=training.cosine(),
-            precision=s.get("precision", "float32"),
-            channels_last=s.get("channels_last", False),
-            seed=run.seed,
-            progress=place.progress,
-        )
+        task.fit(fine_tuning, place, smaller, checkpoint=f".macs{share:g}")
         filters.append(entry | {"fine_tuned": scores(smaller)})
     found = {"weights": weights, "filters": measures.rounded(filters, 6)}
     return outcome._replace(result={**outcome.result, **found})
