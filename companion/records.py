@@ -384,8 +384,15 @@ class Mean:
             f"{self.value:.4g} ± {self.half:.2g} (n = {self.count})" if self.count > 1 else f"{self.value:.4g} (n = 1)"
         )
 
-    def signed(self, digits: int = 2) -> str:
-        """A difference, with its sign and its interval: "+0.42 ± 0.84"."""
+    def signed(self, digits: int | None = 2) -> str:
+        """A difference, with its sign and its interval: "+0.42 ± 0.84"; `digits=None`: as many as the interval bears,
+        up to three.
+
+        >>> Mean(0.1234, half=2.5, count=5).signed(digits=None), Mean(0.1234, half=0.025, count=5).signed(digits=None)
+        ('+0.1 ± 2.5', '+0.123 ± 0.025')
+        """
+        if digits is None:
+            digits = min(max(1 - math.floor(math.log10(self.half)), 0), 3) if 0 < self.half < math.inf else 2
         half = f" ± {self.half:.{digits}f}" if self.count > 1 else ""
         return f"{self.value:+.{digits}f}{half}".replace("-", "−")
 

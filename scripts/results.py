@@ -12,6 +12,7 @@ from repository import repository
 
 from companion.claims import CLAIMS, VERDICTS, Claim, Contrast, Judgement, Test
 from companion.experiments import EXPERIMENTS, replay
+from companion.hypotheses import HYPOTHESES, Judged, judge
 from companion.records import Mean
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +45,15 @@ below .05 after Holm's correction for all tests of the same claim that ran. A cl
 
 *1 of 4 tests* says how many of those that ran are decided. A claim that holds by one test of several holds there, and
 nothing is known of the others.
+"""
+
+EXPECTED = """\
+## What we had expected
+
+Seven hypotheses were [written down](hypotheses.md) before the first run of the main experiment, `dense_penalties`. They
+are judged by `companion.hypotheses`, as that page says; [the last chapter](../notebooks/13_identity_meets_flow.ipynb)
+goes through them. *Supported*: all of it is shown by intervals. *Not refuted* is not *true*. *After Holm*: intervals
+count only where they survive the correction for all findings.
 """
 
 
@@ -151,6 +161,16 @@ def section(place: int, claim: Claim, judged: Judgement, url: str, branch: str) 
     return "\n\n".join(parts)
 
 
+def expected(judged: dict[str, Judged]) -> str:
+    """Every hypothesis with its verdict."""
+    header = ["", "we expected", "verdict", "after Holm", "findings (mean ± 95 % interval)"]
+    rows = [
+        [name, HYPOTHESES[name].text, f"**{found.verdict}**", found.after_holm, found.numbers()]
+        for name, found in judged.items()
+    ]
+    return table(header, [6, 30, 14, 14, 36], rows)
+
+
 def page() -> str:
     """The page's text."""
     url, branch = repository(ROOT)
@@ -182,6 +202,7 @@ def page() -> str:
     for paper, title in (("CKA-SR", "Identity: CKA-SR"), ("FFR", "Flow: FFR")):
         parts.append(f"## {title}")
         parts += [section(place, claim, found, url, branch) for place, (claim, found) in claims if claim.paper == paper]
+    parts += [EXPECTED, expected(judge(replay("dense_penalties")))]
     parts.append(
         "## What is not here\n\n"
         "FFR's own tables, its constants and its equations are not available to us, nor are the tables of CKA-SR's\n"

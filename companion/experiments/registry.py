@@ -148,6 +148,17 @@ PENALISED: dict[str, dict[str, Any]] = {
     "slimming": CANDIDATES["slimming_0.003"],
 }
 PENALISED["cka_sr+ffr_length"] = {"penalties": PENALISED["cka_sr"]["penalties"] + PENALISED["ffr_length"]["penalties"]}
+TITLES: Mapping[str, str] = {
+    "none": "no penalty",
+    "group_lasso": "group lasso",
+    "slimming": "slimming",
+    "ffr_length": "FFR length",
+    "ffr_curvature": "FFR curvature",
+    "ffr_length_curvature": "FFR both",
+    "cka_sr": "CKA-SR",
+    "aug_cka_sr": "AugCKA-SR",
+    "cka_sr+ffr_length": "CKA-SR + length",
+}
 
 # The same question for a plain net and for other images. A VGG halves the resolution five times, so it keeps it whole.
 VGG = {"model": "vgg16_bn", "model_options": {}}

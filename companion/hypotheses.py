@@ -1,0 +1,322 @@
+"""The hypotheses of the page *Hypotheses*, and the rule that judges each from the records of `dense_penalties`.
+
+The page was written before the first run. A hypothesis is a few findings, each a mean difference over seeds and the
+side of 0 on which it is expected; nobody writes a verdict by hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from companion import readings
+from companion.experiments.registry import TITLES
+from companion.readings import Reading
+from companion.records import Mean, Record, Records, holm, tally, verdict
+
+FEATURES = ("cka_sr", "aug_cka_sr", "ffr_length", "ffr_curvature")
+CLASSICS = ("group_lasso", "slimming")
+
+MEASURES: Mapping[str, Mapping[str, Reading]] = {
+    "accuracy after pruning": {
+        "accuracy, dense (%)": readings.percent,
+        "… 80 % of the weights out": readings.after_pruning(0.8),
+        "… 90 % of the weights out": readings.after_pruning(0.9),
+        "sparsity kept for 5 points": readings.sparsity_kept(5),
+        "… filters to ½, fine-tuned": readings.after_removal(0.5),
+        "… filters to ¼, fine-tuned": readings.after_removal(0.25),
+    },
+    "similarity and flow": {
+        "CKA of neighbours": readings.cka_of_neighbours,
+        "CKA inside stages": readings.cka_in_stages,
+        "CKA of all blocks": readings.cka_of_blocks,
+        "relative step": readings.path_length,
+        "turning angle (rad)": readings.path_angle,
+        "straightness": readings.straightness,
+    },
+    "weights": {
+        "inner filters, ‖w‖·|γ|/σ": lambda record: readings.folded_norms(record, "conv1"),
+        "last filters, ‖w‖·|γ|/σ": lambda record: readings.folded_norms(record, "conv2"),
+        "inner filters, ‖w‖": lambda record: readings.raw_norms(record, "conv1"),
+        "last |γ|": readings.branch_scale,
+        "weights under RMS/10 (%)": readings.small_weights,
+    },
+    "information (nats)": {
+        "information on the image": readings.about_image,
+        "information on the label": readings.about_label,
+        "information of neighbours": readings.shared_information,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean over seeds, and the side of 0 where it is expected.
+
+    Attributes:
+        expected: +1 for above 0, −1 for below.
+        by_mean: does its mean on the other side refute, where the page names no interval?
+
+    >>> gain = Difference("accuracy", Mean(1.0, half=0.5, count=5), expected=-1)
+    >>> gain.says(), gain.says(p=0.2)
+    ('refutes', 'undecided')
+    """
+
+    text: str
+    mean: Mean | None
+    expected: int
+    by_mean: bool = False
+
+    @property
+    def p(self) -> float:
+        """The p-value with which it counts in a family; 1 for what was not run."""
+        return 1.0 if self.mean is None else self.mean.p_value
+
+    def says(self, p: float = 0.0) -> str:
+        """`"supports"`, `"refutes"`, `"refutes by its mean only"`, `"undecided"` or `"not tested yet"`; its interval
+        counts only for a (corrected) p up to .05."""
+        if self.mean is None or self.mean.count == 1:
+            return "not tested yet"
+        toward = self.expected * self.mean.value
+        if p <= 0.05 and abs(toward) > self.mean.half:
+            return "supports" if toward > 0 else "refutes"
+        return "refutes by its mean only" if self.by_mean and toward <= 0 else "undecided"
+
+
+@dataclass(frozen=True)
+class Between:
+    """What two penalties together differ from each alone; expected are differences on both sides of 0.
+
+    Both differences on one side, each with its interval, refute. Requiring both keeps the error of one measure at its
+    level: the p of the pair is the larger of the two.
+
+    >>> up, down = (Mean(value, half=0.5, count=5) for value in (1.0, -1.0))
+    >>> Between("steps", up, down).says(), Between("steps", up, up).says(), Between("steps", down, down).where()
+    ('supports', 'refutes', 'below both')
+    """
+
+    text: str
+    first: Mean | None
+    second: Mean | None
+
+    @property
+    def p(self) -> float:
+        """The larger of the two p-values; 1 for differences on both sides of 0, and for what was not run."""
+        if self.first is None or self.second is None or self.first.value * self.second.value <= 0:
+            return 1.0
+        return max(self.first.p_value, self.second.p_value)
+
+    def where(self) -> str:
+        """`"between"`, `"above both"`, `"below both"`, `"undecided"` or `"not tested yet"`, by the raw intervals."""
+        pair = [self.first, self.second]
+        if any(d is None or d.count == 1 for d in pair):
+            return "not tested yet"
+        sides = {verdict(d, "above", "below") for d in pair}
+        if "undecided" in sides:
+            return "undecided"
+        return "between" if len(sides) == 2 else f"{sides.pop()} both"
+
+    def says(self, p: float = 0.0) -> str:
+        """As of a `Difference`; the corrected p decides whether the pair can refute."""
+        words = {"between": "supports", "not tested yet": "not tested yet"}
+        if p <= 0.05:
+            words |= {"above both": "refutes", "below both": "refutes"}
+        return words.get(self.where(), "undecided")
+
+
+Finding = Difference | Between
+
+
+def each_can_refute(said: list[str]) -> str:
+    """The verdict on a hypothesis that any one of its findings refutes.
+
+    >>> each_can_refute(["supports", "refutes"]), each_can_refute(["supports", "undecided"])
+    ('refuted', 'not refuted')
+    """
+    if "refutes" in said:
+        return "refuted"
+    if "not tested yet" in said:
+        return "not tested yet"
+    if "refutes by its mean only" in said:
+        return "refuted by a mean, undecided by its interval"
+    return "supported" if set(said) == {"supports"} else "not refuted"
+
+
+def all_must_refute(said: list[str]) -> str:
+    """The verdict on a hypothesis that only all of its findings together refute.
+
+    >>> all_must_refute(["supports", "refutes"]), all_must_refute(["refutes", "refutes"])
+    ('not refuted', 'refuted')
+    """
+    if "not tested yet" in said:
+        return "not tested yet"
+    if all(word.startswith("refutes") for word in said):
+        return "refuted" if set(said) == {"refutes"} else "refuted by the means, undecided by an interval"
+    return "supported" if set(said) == {"supports"} else "not refuted"
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What was expected of `dense_penalties`, and by what it is refuted.
+
+    Attributes:
+        text: what was expected, in short.
+        findings: the numbers that decide, from the records.
+        rule: from what the findings say to the verdict.
+    """
+
+    text: str
+    findings: Callable[[Records], Sequence[Finding]]
+    rule: Callable[[list[str]], str] = each_can_refute
+
+
+class Judged(NamedTuple):
+    """What became of a hypothesis: raw, after Holm's correction over its family, and by which findings."""
+
+    verdict: str
+    after_holm: str
+    findings: Sequence[Finding]
+
+    def numbers(self) -> str:
+        """The numbers behind the verdict, in a line.
+
+        >>> gain = Difference("accuracy", Mean(1.0, half=0.5, count=5), expected=-1)
+        >>> Judged("refuted", "not refuted", [gain]).numbers()
+        'accuracy: +1.00 ± 0.50'
+        """
+        told = [f"{f.text}: {_shown(f.mean)}" for f in self.findings if isinstance(f, Difference)]
+        pairs = [f for f in self.findings if isinstance(f, Between)]
+        if pairs:
+            told.append(f"of {len(pairs)} measures " + tally(f.where() for f in pairs))
+            told += [f"{f.text}: {f.where()}" for f in pairs if f.says() == "refutes"]
+        return "; ".join(told)
+
+
+def judge(records: Records) -> dict[str, Judged]:
+    """All hypotheses, judged from the records of `dense_penalties`.
+
+    The findings of H1 to H6 are one family for Holm's correction, those of H7, one a measure, another. A rule that
+    speaks of a mean is not touched by the correction.
+
+    >>> judge(Records([]))["H1"].verdict
+    'not tested yet'
+    """
+    found = {name: hypothesis.findings(records) for name, hypothesis in HYPOTHESES.items()}
+    last = {"H7": found["H7"]}
+    judged = {}
+    for family in ({name: f for name, f in found.items() if name not in last}, last):
+        corrected = iter(holm([finding.p for findings in family.values() for finding in findings]))
+        for name, findings in family.items():
+            rule = HYPOTHESES[name].rule
+            raw = rule([finding.says() for finding in findings])
+            after = rule([finding.says(next(corrected)) for finding in findings])
+            judged[name] = Judged(raw, after, findings)
+    return judged
+
+
+# ------------------------------------------------------------------------------------------------------------- findings
+PRUNED = {f"accuracy, {s:.0%} of weights out": readings.after_pruning(s) for s in (0.8, 0.9)}
+REMOVED = {f"accuracy, filters to {s:g}": readings.after_removal(s) for s in (0.5, 0.25)}
+
+
+def _shown(difference: Mean | None) -> str:
+    return "not run" if difference is None else difference.signed(digits=None)
+
+
+def _to_none(records: Records, method: str, reading: Reading) -> Mean | None:
+    return records.difference(method, "none", reading)
+
+
+def _no_gain(records: Records, method: str, levels: Mapping[str, Reading]) -> list[Difference]:
+    """A gain after pruning, with its interval, refutes."""
+    return [Difference(text, _to_none(records, method, reading), -1) for text, reading in levels.items()]
+
+
+def _lower_cka(records: Records) -> list[Difference]:
+    fell = _to_none(records, "aug_cka_sr", readings.cka_of_blocks)
+    return [Difference("CKA of all blocks", fell, -1, by_mean=True), *_no_gain(records, "aug_cka_sr", PRUNED)]
+
+
+def _short_branches(records: Records) -> list[Difference]:
+    def inner(record: Record) -> float:
+        return math.log(readings.folded_norms(record, "conv1"))
+
+    def scale(record: Record) -> float:
+        return math.log(readings.branch_scale(record))
+
+    def to_none(reading: Reading) -> Mean | None:
+        return _to_none(records, "ffr_length", reading)
+
+    return [
+        Difference("relative step", to_none(readings.path_length), -1),
+        Difference("ln of the last γ", to_none(scale), -1, by_mean=True),
+        Difference("ln of inner norms − ln of the last γ", to_none(lambda r: inner(r) - scale(r)), +1, by_mean=True),
+    ]
+
+
+def _straight(records: Records) -> list[Difference]:
+    straighter = _to_none(records, "ffr_curvature", readings.straightness)
+    return [Difference("straightness", straighter, +1), *_no_gain(records, "ffr_curvature", REMOVED)]
+
+
+def _opposed(records: Records) -> list[Difference]:
+    both = records.where(method="cka_sr+ffr_length")
+    cosine = both.mean(readings.mean_cosine("cosine_cka_feature_flow")) if both else None
+    alike = _to_none(records, "ffr_length", readings.cka_of_neighbours)
+    return [
+        Difference("cosine of CKA-SR and length", cosine, -1, by_mean=True),
+        Difference("CKA of neighbours, FFR's length", alike, +1, by_mean=True),
+    ]
+
+
+def _best(records: Records, methods: tuple[str, ...], reading: Reading) -> str | None:
+    """The method with the highest mean; None where one of them has no two records."""
+    if any(len(records.where(method=m)) < 2 for m in methods):
+        return None
+    return max(methods, key=lambda m: records.where(method=m).mean(reading).value)
+
+
+def _on_top(records: Records) -> list[Difference]:
+    """At each level of removal, the best feature penalty less the best classic."""
+    found = []
+    for text, reading in REMOVED.items():
+        feature, classic = (_best(records, methods, reading) for methods in (FEATURES, CLASSICS))
+        if feature and classic:
+            pair, difference = f"{TITLES[feature]} − {TITLES[classic]}", records.difference(feature, classic, reading)
+        else:
+            pair, difference = "best of the features − best of the classics", None
+        found.append(Difference(f"{text}: {pair}", difference, -1, by_mean=True))
+    return found
+
+
+def _in_between(records: Records) -> list[Between]:
+    def to(alone: str, reading: Reading) -> Mean | None:
+        return records.difference("cka_sr+ffr_length", alone, reading)
+
+    return [
+        Between(text, to("cka_sr", reading), to("ffr_length", reading))
+        for group in MEASURES.values()
+        for text, reading in group.items()
+    ]
+
+
+HYPOTHESES: Mapping[str, Hypothesis] = {
+    "H1": Hypothesis(
+        "CKA-SR makes no weights small: no gain after one-shot pruning",
+        lambda records: _no_gain(records, "cka_sr", PRUNED),
+    ),
+    "H2": Hypothesis("AugCKA-SR lowers the CKA between blocks, and removability does not follow", _lower_cka),
+    "H3": Hypothesis(
+        "FFR's length shortens the steps and shrinks the last γ of each branch, not the filters inside", _short_branches
+    ),
+    "H4": Hypothesis("FFR's curvature straightens the path and leaves removability alone", _straight),
+    "H5": Hypothesis(
+        "CKA-SR and FFR oppose each other: a negative cosine, and a higher CKA of neighbours under FFR", _opposed
+    ),
+    "H6": Hypothesis(
+        "for removing filters, slimming or the group lasso beat all four feature penalties", _on_top, all_must_refute
+    ),
+    "H7": Hypothesis("both together lie between the two alone, on every measure", _in_between),
+}
