@@ -28,7 +28,7 @@ STYLE = ROOT / "scripts" / "latexbook.sty"
 COVER = "two_wishes.png"  # a picture of the intro, which stands beside the LaTeX
 
 # Lists that serve a search or a click, and hardly a reader of paper.
-LEFT_OUT = ["book/status", "book/api"]
+LEFT_OUT = ["book/status", "book/api", *(f"book/api/{page.stem}" for page in (ROOT / "book" / "api").glob("*.md"))]
 
 # Everything that the style asks of a TeX installation, by what a person has to type.
 PACKAGES = (

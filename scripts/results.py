@@ -23,7 +23,7 @@ HEAD = """\
 # The table that is true
 
 What do the two papers claim, and what do we find? One row for each claim. Every number and every verdict on this page
-is computed from the [records](running.md) by [`companion.claims`](api.md); the tests write the page anew and compare.
+is computed from the [records](running.md) by `companion.claims`; the tests write the page anew and compare.
 
 Of {total} claims: {tally}. "Holds" means here, in our hands, at this size: {sizes}. Nothing on this page was trained as
 long as in the papers. What full training needs is registered and waits for a GPU.

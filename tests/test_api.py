@@ -1,4 +1,4 @@
-"""The API page names everything that the package offers, and nothing else."""
+"""The API pages name everything that the package offers, and nothing else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def offered() -> set[str]:
     return names
 
 
-def test_api_page_names_all_that_the_package_offers() -> None:
+def test_api_pages_name_all_that_the_package_offers() -> None:
     named = set()
     module = ""
     for directive, name in re.findall(r"^\.\. (module|autofunction|autoclass):: (\S+)", text(), re.MULTILINE):
@@ -35,7 +35,7 @@ def test_api_page_names_all_that_the_package_offers() -> None:
         elif not name.startswith("companion."):  # a full path: what signatures refer to, not a name to import
             named.add(f"{module}.{name}")
     missing, gone = sorted(offered() - named), sorted(named - offered())
-    assert not missing and not gone, f"book/api.md lacks {missing}, and still has {gone}"
+    assert not missing and not gone, f"the API pages lack {missing}, and still have {gone}"
 
 
 def test_every_module_says_where_it_is_explained() -> None:
@@ -44,7 +44,7 @@ def test_every_module_says_where_it_is_explained() -> None:
 
 
 def text() -> str:
-    return (ROOT / "book" / "api.md").read_text()
+    return "\n".join(page.read_text() for page in sorted((ROOT / "book" / "api").glob("*.md")))
 
 
 def test_names_that_people_type_first_come_from_the_package_itself() -> None:
@@ -53,3 +53,14 @@ def test_names_that_people_type_first_come_from_the_package_itself() -> None:
         assert thing.__module__.startswith("companion.") and name in dir(companion)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = companion.nonsense
+
+
+def test_the_first_page_leads_to_every_module() -> None:
+    """In the table there each module stands beside the page that documents it."""
+    rows = re.findall(r"^\| \[.+?\]\((api/\w+\.md)\) \| (.+) \|$", (ROOT / "book" / "api.md").read_text(), re.MULTILINE)
+    table = {module: page for page, modules in rows for module in re.findall(r"`([\w.]+)`", modules)}
+    pages = sorted((ROOT / "book" / "api").glob("*.md"))
+    there = {
+        m: f"api/{p.name}" for p in pages for m in re.findall(r"^\.\. module:: (\S+)", p.read_text(), re.MULTILINE)
+    }
+    assert table == there

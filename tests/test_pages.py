@@ -264,11 +264,11 @@ def test_names_in_code_lead_to_the_api(name: str) -> None:
     """Those in cells and those in the text, each to the entry of its own name."""
     code = [given["href"] for _, given in tags(HTML / name) if given.get("class") == "code-link"]
     assert len(code) >= 5
-    assert all(re.fullmatch(r"\.\./book/api\.html#(module-)?companion[\w.]*", address) for address in code)
+    assert all(re.fullmatch(r"\.\./book/api/\w+\.html#(module-)?companion[\w.]*", address) for address in code)
 
 
 def test_names_in_the_text_lead_to_the_api() -> None:
-    link = r'<a class="reference internal" href="[^"#]*api\.html#([^"]+)"[^>]*><code[^>]*><span class="pre">([^<]+)'
+    link = r'<a class="reference internal" href="[^"#]*api/\w+\.html#([^"]+)"[^>]*><code[^>]*><span class="pre">([^<]+)'
     pages = ("notebooks/02_similarity.html", "book/glossary.html", "book/changelog.html")
     linked = {found for name in pages for found in re.findall(link, (HTML / name).read_text())}
     assert linked > {
