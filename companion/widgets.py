@@ -3,7 +3,8 @@
 `explorable_data` makes the data of the static page's explorable (`book/_static/explorables/`), which needs no kernel;
 `CKAExplorer` is its twin for live notebooks. Both show a CKA map and, for the two layers of the chosen cell, how each
 of them arranges the same test images. Chapter *Feature similarity* uses them. `mask_life_data` and `MaskExplorer` are
-such a pair too: masks of a layer, epoch by epoch. Chapter *Random, magnitude, lottery, dynamic* uses them.
+such a pair too: masks of a layer, epoch by epoch. Chapter *Random, magnitude, lottery, dynamic* uses them. `Explorer`
+makes one of any figure.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import base64
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
@@ -161,59 +163,88 @@ def _stops(count: int = 33) -> list[list[int]]:
 
 
 # ---------------------------------------------------------------------------------------------------- the live notebook
-class CKAExplorer(ipywidgets.VBox):
-    """The CKA map with its two layers' arrangements of the images, for a live notebook.
+class Explorer(ipywidgets.VBox):
+    """Controls, a sentence and a figure that is drawn anew when a control changes, for a live notebook.
 
     Without a kernel it is a picture of what was chosen last. Choose by hand or by assignment:
-    `explorer.row.value = "layer2.0"`.
+    `explorer.controls["pairs"].value = 5`.
 
     Args:
-        records: as for `explorable_data`.
+        draw: from the controls' values, as keyword arguments, to a sentence (HTML) and a figure.
+        controls: widgets with a `value`, by name.
 
     Attributes:
-        network: menu of the records' networks.
-        row, column: sliders over the network's layers.
-        sentence: the pair's CKA and what it says, in HTML.
+        controls: the widgets, by name.
+        sentence: what the figure says, in HTML.
         picture: the figure, a PNG.
+
+    >>> def draw(count):
+    ...     return f"<b>{count}</b> bars", Figure()
+    >>> explorer = Explorer(draw, count=ipywidgets.IntSlider(value=3))
+    >>> explorer.controls["count"].value = 5
+    >>> explorer.sentence.value
+    '<b>5</b> bars'
     """
 
-    def __init__(self, records: Iterable[Record]) -> None:
-        self._data = explorable_data(records)
-        self._networks = {network["name"]: network for network in self._data["networks"]}
-        names = list(self._networks)
-        self.network = ipywidgets.Dropdown(options=names, description="Network")
-        self.row = ipywidgets.SelectionSlider(options=["…"], description="Row")
-        self.column = ipywidgets.SelectionSlider(options=["…"], description="Column")
+    def __init__(self, draw: Callable[..., tuple[str, Figure]], **controls: ipywidgets.Widget) -> None:
+        self.controls, self._figure_of = controls, draw
         self.sentence = ipywidgets.HTML()
         self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%", object_fit="contain"))
-        super().__init__([self.network, self.row, self.column, self.sentence, self.picture])
-        self._load()
-        self.network.observe(self._load, "value")
-        for slider in (self.row, self.column):
-            slider.observe(self._draw, "value")
-
-    def _load(self, change: Any = None) -> None:
-        """Offer the chosen network's layers and show its first pair."""
-        network = self._networks[self.network.value]
-        for slider, index in zip((self.row, self.column), network["first"], strict=True):
-            slider.options = network["layers"]
-            slider.index = index
+        super().__init__([*controls.values(), self.sentence, self.picture])
+        for control in controls.values():
+            control.observe(self._draw, "value")
         self._draw()
 
     def _draw(self, change: Any = None) -> None:
-        network, i, j = self._networks[self.network.value], self.row.index, self.column.index
-        if not list(self.row.options) == list(self.column.options) == network["layers"]:
-            return  # one slider has the new network's layers already, the other will follow
-        value = network["cka"][i][j]
-        self.sentence.value = f"<b>{self.row.value} and {self.column.value}: CKA {value:.2f}</b>, {words(value)}."
+        self.sentence.value, figure = self._figure_of(**{name: c.value for name, c in self.controls.items()})
         file = io.BytesIO()
-        _figure(self._data, network, i, j).savefig(file, format="png", dpi=100)
+        figure.savefig(file, format="png", dpi=100)
+        plt.close(figure)  # else pyplot would show it a second time
         self.picture.value = file.getvalue()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         """Beside the live view a picture, for readers without a kernel."""
         bundle = super()._repr_mimebundle_(**kwargs) or {}
         return {**bundle, "image/png": base64.b64encode(self.picture.value).decode()}
+
+
+class CKAExplorer(Explorer):
+    """The CKA map with its two layers' arrangements of the images: choose a network, and two of its layers.
+
+    `explorer.controls["row"].value = "layer2.0"` does the same; the controls are `network`, `row` and `column`.
+
+    Args:
+        records: as for `explorable_data`.
+    """
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self._data = explorable_data(records)
+        self._networks = {network["name"]: network for network in self._data["networks"]}
+        first = next(iter(self._networks.values()))
+        sliders = {
+            name: ipywidgets.SelectionSlider(options=first["layers"], index=index, description=name.capitalize())
+            for name, index in zip(("row", "column"), first["first"], strict=True)
+        }
+        network = ipywidgets.Dropdown(options=list(self._networks), description="Network")
+        network.observe(self._load, "value")  # before the figure: a network brings its layers
+        super().__init__(self._show, network=network, **sliders)
+
+    def _load(self, change: Any) -> None:
+        """Offer the chosen network's layers and its first pair; nothing is drawn until both sliders have them."""
+        network = self._networks[change["new"]]
+        sliders = [self.controls["row"], self.controls["column"]]
+        for slider in sliders:
+            slider.unobserve(self._draw, "value")
+        for slider, index in zip(sliders, network["first"], strict=True):
+            slider.options = network["layers"]
+            slider.index = index
+            slider.observe(self._draw, "value")
+
+    def _show(self, network: str, row: str, column: str) -> tuple[str, Figure]:
+        shown = self._networks[network]
+        i, j = shown["layers"].index(row), shown["layers"].index(column)
+        value = shown["cka"][i][j]
+        return f"<b>{row} and {column}: CKA {value:.2f}</b>, {words(value)}.", _figure(self._data, shown, i, j)
 
 
 def cka_explorer(records: Iterable[Record]) -> CKAExplorer:
@@ -303,17 +334,13 @@ def mask_life_script(lives: Mapping[str, Sequence[Bool[Tensor, "units pixels"]]]
     return f"window.maskLifeData = {json.dumps(mask_life_data(lives, ink), separators=(',', ':'), sort_keys=True)};\n"
 
 
-class MaskExplorer(ipywidgets.VBox):
-    """Masks of a layer, epoch by epoch, for a live notebook; without a kernel a picture of what was chosen last.
+class MaskExplorer(Explorer):
+    """Masks of a layer, epoch by epoch: choose a method and an epoch, 0 is the start.
+
+    The controls are `method` and `epoch`; the sentence counts what is alive, what died and what grew.
 
     Args:
         lives, ink: as for `mask_life_data`; so are the errors.
-
-    Attributes:
-        method: menu of the methods.
-        epoch: slider; 0 is the start.
-        sentence: what is alive, what died and grew, in HTML.
-        picture: the figure, a PNG.
     """
 
     def __init__(
@@ -324,26 +351,23 @@ class MaskExplorer(ipywidgets.VBox):
         self._lives = {name: [np.asarray(mask.cpu(), dtype=bool) for mask in life] for name, life in lives.items()}
         names = list(self._lives)
         last = len(self._lives[names[0]]) - 1
-        self.method = ipywidgets.Dropdown(options=names, value=names[data["first"]], description="Method")
-        self.epoch = ipywidgets.IntSlider(min=0, max=last, value=last, description="Epoch")
-        self.sentence = ipywidgets.HTML()
-        self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%", object_fit="contain"))
-        super().__init__([self.method, self.epoch, self.sentence, self.picture])
-        self._draw()
-        self.method.observe(self._draw, "value")
-        self.epoch.observe(self._draw, "value")
+        super().__init__(
+            self._show,
+            method=ipywidgets.Dropdown(options=names, value=names[data["first"]], description="Method"),
+            epoch=ipywidgets.IntSlider(min=0, max=last, value=last, description="Epoch"),
+        )
 
-    def _draw(self, change: Any = None) -> None:
-        life, epoch = self._lives[self.method.value], self.epoch.value
+    def _show(self, method: str, epoch: int) -> tuple[str, Figure]:
+        life = self._lives[method]
         now, before = life[epoch], life[max(epoch - 1, 0)]
-        self.sentence.value = (
-            f"<b>{self.method.value}, epoch {epoch}: {now.sum():,} of {now.size:,} weights alive.</b> Since the epoch "
+        sentence = (
+            f"<b>{method}, epoch {epoch}: {now.sum():,} of {now.size:,} weights alive.</b> Since the epoch "
             f"before {(before & ~now).sum():,} died and {(now & ~before).sum():,} grew."
         )
         figure = Figure(figsize=(8.2, 5.4), layout="constrained")
         grid = figure.subplot_mosaic([["masks", "ink"], ["masks", "start"], ["masks", "now"]], width_ratios=[3.4, 1])
         _tiles(grid["masks"], now, before, self._side)
-        grid["masks"].set_title(f"{self.method.value}, epoch {epoch}")
+        grid["masks"].set_title(f"{method}, epoch {epoch}")
         for name, title, counts in (
             ("ink", "ink of the digits", self._ink),
             ("start", "connections, start", life[0].sum(0)),
@@ -354,14 +378,7 @@ class MaskExplorer(ipywidgets.VBox):
             grid[name].set(xticks=[], yticks=[])
             grid[name].set_title(title, fontsize=9)
             grid[name].grid(False)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=100)
-        self.picture.value = file.getvalue()
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        """Beside the live view a picture, for readers without a kernel."""
-        bundle = super()._repr_mimebundle_(**kwargs) or {}
-        return {**bundle, "image/png": base64.b64encode(self.picture.value).decode()}
+        return sentence, figure
 
 
 def _tiles(axis: Axes, now: np.ndarray, before: np.ndarray, side: int) -> None:

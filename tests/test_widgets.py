@@ -105,33 +105,33 @@ def test_names_and_words() -> None:
 def test_explorer_follows_its_traits() -> None:
     explorer = cka_explorer([record(), record("resnet20-untrained", seed=1)])
     first = explorer.picture.value
-    assert explorer.network.value == "ResNet-20, trained"
-    assert (explorer.row.value, explorer.column.value) == ("layer1.0", "layer2.0")
-    explorer.row.value = "stem"
+    assert explorer.controls["network"].value == "ResNet-20, trained"
+    assert (explorer.controls["row"].value, explorer.controls["column"].value) == ("layer1.0", "layer2.0")
+    explorer.controls["row"].value = "stem"
     value = record().measures["cka"]["values"][0][3]
     assert explorer.sentence.value == f"<b>stem and layer2.0: CKA {value:.2f}</b>, {words(value)}."
     assert explorer.picture.value != first
     assert Image.open(io.BytesIO(explorer.picture.value)).size[0] >= 800
     with pytest.raises(traitlets.TraitError):
-        explorer.row.value = "layer9.0"
+        explorer.controls["row"].value = "layer9.0"
 
 
 def test_explorer_offers_the_layers_of_the_chosen_network() -> None:
     deeper = [*LAYERS[:-1], "layer2.1", "layer2.2", "linear"]
     explorer = cka_explorer([record(), record("resnet32", deeper)])
-    explorer.column.value = "logits"
-    explorer.network.value = "ResNet-32, trained"
-    assert (explorer.row.value, explorer.column.value) == ("layer1.0", "layer2.2")
-    assert list(explorer.row.options) == [layer_name(name) for name in deeper]
-    explorer.network.value = "ResNet-20, trained"
-    assert (explorer.row.value, explorer.column.value) == ("layer1.0", "layer2.0")
-    explorer.column.value = "stem"
+    explorer.controls["column"].value = "logits"
+    explorer.controls["network"].value = "ResNet-32, trained"
+    assert (explorer.controls["row"].value, explorer.controls["column"].value) == ("layer1.0", "layer2.2")
+    assert list(explorer.controls["row"].options) == [layer_name(name) for name in deeper]
+    explorer.controls["network"].value = "ResNet-20, trained"
+    assert (explorer.controls["row"].value, explorer.controls["column"].value) == ("layer1.0", "layer2.0")
+    explorer.controls["column"].value = "stem"
     assert "layer1.0 and stem" in explorer.sentence.value
 
 
 def test_explorer_leaves_out_records_without_geometry() -> None:
     between = dataclasses.replace(record("resnet20-vs-resnet56"), measures={"cka": record().measures["cka"]})
-    assert list(cka_explorer([record(), between]).network.options) == ["ResNet-20, trained"]
+    assert list(cka_explorer([record(), between]).controls["network"].options) == ["ResNet-20, trained"]
 
 
 def test_explorer_is_a_picture_where_there_is_no_kernel() -> None:
@@ -175,16 +175,17 @@ def test_masks_that_do_not_fit_are_refused() -> None:
 def test_mask_explorer_follows_its_traits() -> None:
     given = lives()
     explorer = MaskExplorer(given, torch.rand(9))
-    assert (explorer.method.value, explorer.epoch.value, explorer.epoch.max) == ("b", 2, 2)
+    method, epoch = explorer.controls["method"], explorer.controls["epoch"]
+    assert (method.value, epoch.value, epoch.max) == ("b", 2, 2)
     first = explorer.picture.value
     now, before = given["b"][2], given["b"][1]
     assert explorer.sentence.value == (
         f"<b>b, epoch 2: {int(now.sum())} of 45 weights alive.</b> Since the epoch before "
         f"{int((before & ~now).sum())} died and {int((now & ~before).sum())} grew."
     )
-    explorer.epoch.value = 0
+    epoch.value = 0
     assert "0 died and 0 grew" in explorer.sentence.value
-    explorer.method.value = "c"
+    method.value = "c"
     assert explorer.sentence.value.startswith(f"<b>c, epoch 0: {int(given['c'][0].sum())} of 45")
     assert explorer.picture.value != first
     assert Image.open(io.BytesIO(explorer.picture.value)).size[0] >= 800
