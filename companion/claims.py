@@ -242,14 +242,23 @@ def _dense(
 def _weights(methods: Iterable[str]) -> tuple[Comparison, ...]:
     """Penalties of dense nets, once most of the weights are gone."""
     return tuple(
-        _dense(f"{TITLES[method]}, weights pruned to {s:g}", method, readings.after_pruning(s))
+        _dense(
+            f"{TITLES[method]}, weights pruned to {s:g}{seeds}",
+            method,
+            readings.after_pruning(s),
+            experiment=experiment,
+        )
+        for experiment, seeds in (("dense_penalties", ""), ("dense_penalties_again", ", new seeds"))
         for method in methods
         for s in (0.8, 0.9)
+        if experiment == "dense_penalties" or method in registry.AGAIN
     )
 
 
 def _filters(method: str) -> tuple[Comparison, ...]:
     places = {"dense_penalties": "ResNet-20"}
+    if method in registry.AGAIN:
+        places["dense_penalties_again"] = "ResNet-20, new seeds"
     if method in registry.VGG_PENALISED:
         places["dense_penalties_vgg"] = "slim VGG"
     if method in registry.TINY_PENALISED:

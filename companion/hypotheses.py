@@ -1,13 +1,14 @@
-"""The hypotheses of the page *Hypotheses*, and the rule that judges each from the records of `dense_penalties`.
+"""The hypotheses of the pages *Hypotheses* and *Hypotheses, second round*, and the rule that judges each.
 
-The page was written before the first run. A hypothesis is a few findings, each a mean difference over seeds and the
+Each page was written before the first run of its experiment: `dense_penalties` (`HYPOTHESES`), `dense_penalties_again`
+(`AGAIN`). A hypothesis is a few findings, each a mean difference over seeds and the
 side of 0 on which it is expected; nobody writes a verdict by hand.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -165,11 +166,13 @@ class Hypothesis:
         text: what was expected, in short.
         findings: the numbers that decide, from the records.
         rule: from what the findings say to the verdict.
+        family: hypotheses of the same family share Holm's correction.
     """
 
     text: str
     findings: Callable[[Records], Sequence[Finding]]
     rule: Callable[[list[str]], str] = each_can_refute
+    family: str = "a finding each"
 
 
 class Judged(NamedTuple):
@@ -194,25 +197,26 @@ class Judged(NamedTuple):
         return "; ".join(told)
 
 
-def judge(records: Records) -> dict[str, Judged]:
-    """All hypotheses, judged from the records of `dense_penalties`.
+def judge(records: Records, hypotheses: Mapping[str, Hypothesis] | None = None) -> dict[str, Judged]:
+    """All hypotheses (default: `HYPOTHESES`), judged from the records of their experiment.
 
-    The findings of H1 to H6 are one family for Holm's correction, those of H7, one a measure, another. A rule that
-    speaks of a mean is not touched by the correction.
+    The findings of H1 to H6 are one family for Holm's correction, those of H7, one a measure, another; those of the
+    second round are one. A rule that speaks of a mean is not touched by the correction.
 
     >>> judge(Records([]))["H1"].verdict
     'not tested yet'
     """
-    found = {name: hypothesis.findings(records) for name, hypothesis in HYPOTHESES.items()}
-    last = {"H7": found["H7"]}
+    hypotheses = HYPOTHESES if hypotheses is None else hypotheses
+    found = {name: hypothesis.findings(records) for name, hypothesis in hypotheses.items()}
+    corrected: dict[str, Iterator[float]] = {}
+    for family in {hypothesis.family for hypothesis in hypotheses.values()}:
+        members = [name for name in found if hypotheses[name].family == family]
+        corrected[family] = iter(holm([finding.p for name in members for finding in found[name]]))
     judged = {}
-    for family in ({name: f for name, f in found.items() if name not in last}, last):
-        corrected = iter(holm([finding.p for findings in family.values() for finding in findings]))
-        for name, findings in family.items():
-            rule = HYPOTHESES[name].rule
-            raw = rule([finding.says() for finding in findings])
-            after = rule([finding.says(next(corrected)) for finding in findings])
-            judged[name] = Judged(raw, after, findings)
+    for name, hypothesis in hypotheses.items():
+        raw = hypothesis.rule([finding.says() for finding in found[name]])
+        after = hypothesis.rule([finding.says(next(corrected[hypothesis.family])) for finding in found[name]])
+        judged[name] = Judged(raw, after, found[name])
     return judged
 
 
@@ -239,20 +243,37 @@ def _lower_cka(records: Records) -> list[Difference]:
     return [Difference("CKA of all blocks", fell, -1, by_mean=True), *_no_gain(records, "aug_cka_sr", PRUNED)]
 
 
-def _short_branches(records: Records) -> list[Difference]:
-    def inner(record: Record) -> float:
-        return math.log(readings.folded_norms(record, "conv1"))
+def _short_branches(records: Records, method: str = "ffr_length") -> list[Difference]:
+    """Shorter steps, a smaller last γ of every branch, and inner filters that fall less than it."""
+
+    def gap(record: Record) -> float:
+        return math.log(readings.folded_norms(record, "conv1") / readings.branch_scale(record))
+
+    def to_none(reading: Reading) -> Mean | None:
+        return _to_none(records, method, reading)
 
     def scale(record: Record) -> float:
         return math.log(readings.branch_scale(record))
 
-    def to_none(reading: Reading) -> Mean | None:
-        return _to_none(records, "ffr_length", reading)
-
     return [
         Difference("relative step", to_none(readings.path_length), -1),
         Difference("ln of the last γ", to_none(scale), -1, by_mean=True),
-        Difference("ln of inner norms − ln of the last γ", to_none(lambda r: inner(r) - scale(r)), +1, by_mean=True),
+        Difference("ln of inner norms − ln of the last γ", to_none(gap), +1, by_mean=True),
+    ]
+
+
+def _larger_filters(records: Records) -> list[Difference]:
+    inner = _to_none(records, "ffr_length_curvature", readings.folded_norms)
+    grown = Difference("inner filters, ‖w‖·|γ|/σ", inner, +1, by_mean=True)
+    return [*_short_branches(records, "ffr_length_curvature")[:2], grown]
+
+
+def _costly(records: Records) -> list[Difference]:
+    fell = _to_none(records, "aug_cka_sr", readings.cka_of_blocks)
+    worse = _to_none(records, "aug_cka_sr", readings.percent)
+    return [
+        Difference("CKA of all blocks", fell, -1, by_mean=True),
+        Difference("accuracy, dense", worse, -1, by_mean=True),
     ]
 
 
@@ -318,5 +339,21 @@ HYPOTHESES: Mapping[str, Hypothesis] = {
     "H6": Hypothesis(
         "for removing filters, slimming or the group lasso beat all four feature penalties", _on_top, all_must_refute
     ),
-    "H7": Hypothesis("both together lie between the two alone, on every measure", _in_between),
+    "H7": Hypothesis(
+        "both together lie between the two alone, on every measure", _in_between, family="a finding a measure"
+    ),
+}
+AGAIN: Mapping[str, Hypothesis] = {
+    "R1": Hypothesis(
+        "AugCKA-SR is no better once weights are out", lambda records: _no_gain(records, "aug_cka_sr", PRUNED)
+    ),
+    "R2": Hypothesis("AugCKA-SR lowers the CKA between blocks, and costs accuracy of the dense net", _costly),
+    "R3": Hypothesis("CKA-SR is no better once weights are out", lambda records: _no_gain(records, "cka_sr", PRUNED)),
+    "R4": Hypothesis(
+        "FFR shortens the steps and shrinks the last γ of every branch, while the inner filters grow", _larger_filters
+    ),
+    "R5": Hypothesis(
+        "FFR is no better once filters are out and the rest is fine-tuned",
+        lambda records: _no_gain(records, "ffr_length_curvature", REMOVED),
+    ),
 }

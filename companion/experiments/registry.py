@@ -159,6 +159,7 @@ TITLES: Mapping[str, str] = {
     "aug_cka_sr": "AugCKA-SR",
     "cka_sr+ffr_length": "CKA-SR + length",
 }
+AGAIN = {name: PENALISED[name] for name in ("none", "cka_sr", "aug_cka_sr", "ffr_length_curvature")}
 
 # The same question for a plain net and for other images. A VGG halves the resolution five times, so it keeps it whole.
 VGG = {"model": "vgg16_bn", "model_options": {}}
@@ -454,6 +455,15 @@ _EXPERIMENTS = (
             "smoke": Tier(DIGITS | {"prune": PRUNE}, PENALISED),
             "laptop": Tier(SPARSE_LAPTOP | {"prune": PRUNE}, PENALISED, seeds=(0, 1, 2, 3, 4)),
             "paper": Tier(CIFAR | {"prune": PRUNE_PAPER, "model": "resnet56"}, PENALISED, seeds=(0, 1, 2)),
+        },
+    ),
+    Experiment(
+        "dense_penalties_again",
+        "Do the differences after pruning come again, on five new seeds?",
+        train_and_prune,
+        {
+            "smoke": Tier(DIGITS | {"prune": PRUNE}, AGAIN, seeds=(5,)),
+            "laptop": Tier(SPARSE_LAPTOP | {"prune": PRUNE}, AGAIN, seeds=(5, 6, 7, 8, 9)),
         },
     ),
     Experiment(
