@@ -6,13 +6,14 @@ python scripts/results.py
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from repository import repository
 
 from companion.claims import CLAIMS, VERDICTS, Claim, Contrast, Judgement, Test
 from companion.experiments import EXPERIMENTS, replay
-from companion.hypotheses import HYPOTHESES, Judged, judge
+from companion.hypotheses import AGAIN, HYPOTHESES, Hypothesis, judge
 from companion.records import Mean
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +55,9 @@ Seven hypotheses were [written down](hypotheses.md) before the first run of the 
 are judged by `companion.hypotheses`, as that page says; [the last chapter](../notebooks/13_identity_meets_flow.ipynb)
 goes through them. *Supported*: all of it is shown by intervals. *Not refuted* is not *true*. *After Holm*: intervals
 count only where they survive the correction for all findings.
+"""
+SECOND_ROUND = """\
+Then [more were written down](hypotheses_again.md), and the same was trained on five new seeds, `dense_penalties_again`:
 """
 
 
@@ -161,12 +165,12 @@ def section(place: int, claim: Claim, judged: Judgement, url: str, branch: str) 
     return "\n\n".join(parts)
 
 
-def expected(judged: dict[str, Judged]) -> str:
-    """Every hypothesis with its verdict."""
+def expected(hypotheses: Mapping[str, Hypothesis], experiment: str) -> str:
+    """Every hypothesis on an experiment with its verdict."""
     header = ["", "we expected", "verdict", "after Holm", "findings (mean ± 95 % interval)"]
     rows = [
-        [name, HYPOTHESES[name].text, f"**{found.verdict}**", found.after_holm, found.numbers()]
-        for name, found in judged.items()
+        [name, hypotheses[name].text, f"**{found.verdict}**", found.after_holm, found.numbers()]
+        for name, found in judge(replay(experiment), hypotheses).items()
     ]
     return table(header, [6, 30, 14, 14, 36], rows)
 
@@ -202,7 +206,7 @@ def page() -> str:
     for paper, title in (("CKA-SR", "Identity: CKA-SR"), ("FFR", "Flow: FFR")):
         parts.append(f"## {title}")
         parts += [section(place, claim, found, url, branch) for place, (claim, found) in claims if claim.paper == paper]
-    parts += [EXPECTED, expected(judge(replay("dense_penalties")))]
+    parts += [EXPECTED, expected(HYPOTHESES, "dense_penalties"), SECOND_ROUND, expected(AGAIN, "dense_penalties_again")]
     parts.append(
         "## What is not here\n\n"
         "FFR's own tables, its constants and its equations are not available to us, nor are the tables of CKA-SR's\n"
