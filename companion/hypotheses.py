@@ -221,7 +221,7 @@ def judge(records: Records, hypotheses: Mapping[str, Hypothesis] | None = None) 
 
 
 # ------------------------------------------------------------------------------------------------------------- findings
-PRUNED = {f"accuracy, {s:.0%} of weights out": readings.after_pruning(s) for s in (0.8, 0.9)}
+PRUNED = {f"accuracy, {100 * s:.0f} % of weights out": readings.after_pruning(s) for s in (0.8, 0.9)}
 REMOVED = {f"accuracy, filters to {s:g}": readings.after_removal(s) for s in (0.5, 0.25)}
 
 
