@@ -181,7 +181,10 @@ def zeros_are_shared() -> tuple[bool, str]:
         positive = _gaussian_pair((scales[0] + 0.1, scales[1] + 0.1), (correlations[0] + 1e-3, correlations[1]))
         zero = _gaussian_pair((scales[0] + 0.1, scales[1] + 0.1), (0.0, 0.0))
         both &= min(positive) > 0 and max(zero) == 0
-    return both, "both are 0 together and positive together at 100 random pairs of Gaussian layers"
+    return (
+        both,
+        "proved in the chapter, and checked: both are 0 together and positive together at 100 random Gaussian pairs",
+    )
 
 
 def one_falls_with_the_other() -> tuple[bool, str]:
@@ -371,8 +374,7 @@ CLAIMS: tuple[Claim, ...] = (
             ),
         ),
         published=_published_dense(),
-        missing=f"Our net is a ResNet-20. {_short('dense_penalties', 'dense_cifar100')} "
-        "ImageNet: registered, not run, it needs several GPUs.",
+        missing=f"Our net is a ResNet-20. {_short('dense_penalties', 'dense_cifar100')} ImageNet: not registered.",
     ),
     Claim(
         "CKA-SR",
@@ -417,8 +419,8 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "CKA-SR",
-        "So lowering CKA lowers the mutual information.",
-        "appendix, theorem 3",
+        "So any lower CKA means less mutual information.",
+        "appendix, as theorem 3 is used short of the minimum",
         "07_identity_layers",
         proof=one_falls_with_the_other,
     ),
@@ -428,13 +430,13 @@ CLAIMS: tuple[Claim, ...] = (
         "appendix",
         "12_imagenet",
         published=_published_tokens(),
-        missing="ResNet-18 with random masks: registered, not run, it needs several GPUs. Transformers: not built.",
+        missing="ResNet-18 with random masks: registered, not run, it needs a GPU. Transformers: not built.",
     ),
     Claim(
         "FFR",
         "It controls the length and the curvature of the path of features.",
         "both abstracts",
-        "08_feature_flow_regularization",
+        "11_cifar_flow",
         (
             _dense("FFR length", "ffr_length", readings.path_length, "relative step"),
             _dense("FFR curvature", "ffr_curvature", readings.path_angle, "radians"),
@@ -446,7 +448,7 @@ CLAIMS: tuple[Claim, ...] = (
         "FFR",
         "That makes the parameters sparser: more weights are small.",
         "abstract of the arXiv version",
-        "08_feature_flow_regularization",
+        "11_cifar_flow",
         tuple(_dense(TITLES[method], method, readings.small_weights, "% of the weights") for method in FLOW),
     ),
     Claim(
@@ -470,6 +472,6 @@ CLAIMS: tuple[Claim, ...] = (
         "It does so on ImageNet, too.",
         "abstract of the journal version",
         "12_imagenet",
-        missing="ResNet-50: registered, not run, it needs several GPUs.",
+        missing="ResNet-50: registered, not run, it needs a GPU.",
     ),
 )

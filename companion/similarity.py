@@ -8,8 +8,8 @@ Rows are examples. With a kernel matrix K of one layer and L of the other, n × 
 
 Few examples and many features is the usual case, and there the biased value is near 1 whatever the layers do;
 `unbiased=True` is the default everywhere. The unbiased value can be negative. A *dead* layer, one that gives every
-example the same features, has no CKA; it is **defined as 0** in its own row and column, with gradient 0. Chapter
-*Feature similarity* derives everything here.
+example the same features (to the unbiased value: every example but one), has no CKA; it is **defined as 0** in its own
+row and column, with gradient 0. Chapter *Feature similarity* derives everything here.
 
 All functions compute in float32 (float64 for float64 features), whatever autocast says, and sum in float64; features
 are centred first, so a common offset changes nothing.
@@ -198,8 +198,13 @@ def h_center(k: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
 
 def _centered(k: Float[Tensor, "n n"], unbiased: bool) -> Float[Tensor, "n n"]:
     """The centred kernel matrix in float64, scaled so that the HSIC of two layers is the inner product of theirs."""
-    n, k = k.shape[0], k.double()
-    return u_center(k) / math.sqrt(n * (n - 3)) if unbiased else h_center(k) / (n - 1)
+    n, resolution, k = k.shape[0], 2 * torch.finfo(k.dtype).eps, k.double()
+    if not unbiased:
+        return h_center(k) / (n - 1)
+    centred = u_center(k)
+    # Of a layer that tells one example from all others, equal ones, U-centring leaves nothing, and rounding a little.
+    live = centred.detach().square().sum() > resolution**2 * k.detach().square().sum()
+    return centred * live / math.sqrt(n * (n - 3))
 
 
 def _ratio(cross: Float[Tensor, "a b"], own: Float[Tensor, "a"], other: Float[Tensor, "b"]) -> Float[Tensor, "a b"]:
@@ -223,7 +228,8 @@ def _conclude(
     dead = dict.fromkeys(name for name, value in values if value <= 0)
     if dead:
         warnings.warn(
-            f"dead layers, the same features for every example: {[*dead]}; their CKA is defined as 0", stacklevel=3
+            f"dead layers, the same features for all examples, or all but one: {[*dead]}; their CKA is defined as 0",
+            stacklevel=3,
         )
     return _ratio(cross, own, other)
 
@@ -684,12 +690,14 @@ class ExactCKA(_LayerPairs):
         m = self._translate(self.moments[1:], shift)
         products, norms, totals = m[:p, :p], m[p:-1, p:-1], m[-1, p:-1]
         blocks = [row.split(self.widths, dim=1) for row in products.split(self.widths)]
-        hsic = torch.stack([torch.stack([block.square().sum() for block in row]) for row in blocks])
+        hsic = biased = torch.stack([torch.stack([block.square().sum() for block in row]) for row in blocks])
         if self.unbiased:
             hsic = hsic - n / (n - 2) * norms + totals[:, None] * totals[None, :] / ((n - 1) * (n - 2))
-        # What rounding leaves of a constant layer is no variation: see `gram`.
+        # What rounding leaves of a constant layer is no variation: see `gram`. Nor is what it leaves of the difference
+        # above for a layer that tells one example from all others, equal ones.
         offsets = torch.stack([mean.square().sum() for mean in (self.moments[0, :p] + shift).split(self.widths)])
         live = totals > n * (16 * torch.finfo(m.dtype).eps) ** 2 * offsets
+        live &= hsic.diagonal() > 1e-12 * biased.diagonal()
         hsic = hsic * live[:, None] * live[None, :]
         a, own = len(self.layers), hsic.diagonal()
         return self._finish(hsic[:a, :a] if self.other_layers is None else hsic[:a, a:], own[:a], own[a:])

@@ -41,7 +41,7 @@ below .05 after Holm's correction for all tests of the same claim that ran. A cl
 - **does not hold** if all decided tests speak against it (a claim of theory: if a counterexample exists);
 - is **mixed** if some speak for it and some against it;
 - is **undecided** if no test is decided. That is no evidence of absence: *would be found* says how large a true effect
-  must be to be found four times out of five by a single test, before the correction;
+  must be to be found about four times out of five by a single test, before the correction;
 - was **not run** if no test has two seeds.
 
 *1 of 4 tests* says how many of those that ran are decided. A claim that holds by one test of several holds there, and
@@ -53,8 +53,9 @@ EXPECTED = """\
 
 Seven hypotheses were [written down](hypotheses.md) before the first run of the main experiment, `dense_penalties`. They
 are judged by `companion.hypotheses`, as that page says; [the last chapter](../notebooks/13_identity_meets_flow.ipynb)
-goes through them. *Supported*: all of it is shown by intervals. *Not refuted* is not *true*. *After Holm*: intervals
-count only where they survive the correction for all findings.
+goes through them. *Supported*: intervals show every number in the rule of refutation. *Not refuted* is not *true*.
+*After Holm*: intervals count only where they survive the correction for all findings. (H6 compares two penalties that
+were picked by their means; such an interval is too optimistic.)
 """
 SECOND_ROUND = """\
 Then [more were written down](hypotheses_again.md), and the same was trained on five new seeds, `dense_penalties_again`:

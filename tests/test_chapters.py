@@ -171,7 +171,9 @@ def test_figures_of_notebooks_say_what_they_show(path: Path) -> None:
         if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
             settings = cell.metadata.get("mystnb", {})
             assert len(settings.get("image", {}).get("alt", "")) > 10, cell.source
-            assert len(settings.get("figure", {}).get("caption", "").split()) > 3, cell.source
+            caption = settings.get("figure", {}).get("caption", "")
+            assert len(caption.split()) > 3, cell.source
+            assert "\\\\" not in caption, f"two backslashes break the line in the middle of a formula: {caption}"
 
 
 def test_the_reading_map_names_every_chapter() -> None:

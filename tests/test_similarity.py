@@ -245,7 +245,9 @@ def test_bounds(data: st.DataObject, shape: tuple[int, int, int], unbiased: bool
     torch.testing.assert_close(value, value.T, rtol=0, atol=1e-12)
     if not unbiased:
         assert (value >= -1e-12).all()
-    dead = torch.tensor([(z == z[0]).all() for z in (x, y)])
+    # Alike in all examples; in all but one, too, where U-centring takes away what one example has of its own.
+    alike = [max(torch.unique(z, dim=0, return_counts=True)[1].tolist()) for z in (x, y)]
+    dead = torch.tensor([count >= n - unbiased for count in alike])
     assert torch.equal(value[dead], torch.zeros_like(value[dead]))
     if not unbiased:
         torch.testing.assert_close(value.diagonal(), (~dead).double())
@@ -447,7 +449,7 @@ def one_warning(*names: str) -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     assert [str(w.message) for w in caught] == [
-        f"dead layers, the same features for every example: {list(names)}; their CKA is defined as 0"
+        f"dead layers, the same features for all examples, or all but one: {list(names)}; their CKA is defined as 0"
     ]
 
 
@@ -458,6 +460,23 @@ def assert_dead(values: Tensor, index: int, without: Tensor) -> None:
     assert torch.equal(values[:, index], torch.zeros_like(values[index]))
     torch.testing.assert_close(values[keep][:, keep], without, rtol=0, atol=1e-12)
     assert without.diagonal().min() > 0.99
+
+
+@pytest.mark.parametrize("n", [4, 7, 50, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-4, 1, 3e3])
+def test_one_example_against_all_others_is_dead_without_bias(n: int, dtype: torch.dtype, scale: float) -> None:
+    """U-centring leaves nothing of it, and no estimator may take what rounding leaves for features."""
+    lone, other = torch.full((n, 5), 0.3), gaussian(n, 4)
+    lone[n // 2] = scale * gaussian(1, 5, seed=1)
+    lone, other = lone.to(dtype), other.to(dtype)
+    with pytest.warns(UserWarning, match="all but one"):
+        assert cka(lone, lone) == 0 and cka(lone, other) == 0
+    assert cka(lone, lone, unbiased=False) == pytest.approx(1)
+    for streaming in (MinibatchCKA(["lone", "other"]), ExactCKA(["lone", "other"])):
+        streaming.update({"lone": lone, "other": other})
+        with one_warning("lone"):
+            assert_dead(streaming.compute(), 0, torch.ones(1, 1, dtype=torch.float64))
 
 
 @both_estimators
