@@ -167,6 +167,10 @@ class Hypothesis:
         findings: the numbers that decide, from the records.
         rule: from what the findings say to the verdict.
         family: hypotheses of the same family share Holm's correction.
+
+    >>> expected = Hypothesis("no gain", lambda records: [Difference("accuracy", Mean(1.0, half=0.5, count=5), -1)])
+    >>> judge(Records([]), {"H": expected})["H"].verdict
+    'refuted'
     """
 
     text: str
@@ -176,7 +180,11 @@ class Hypothesis:
 
 
 class Judged(NamedTuple):
-    """What became of a hypothesis: raw, after Holm's correction over its family, and by which findings."""
+    """What became of a hypothesis: raw, after Holm's correction over its family, and by which findings.
+
+    >>> judge(Records([]))["H1"]._replace(findings=[])
+    Judged(verdict='not tested yet', after_holm='not tested yet', findings=[])
+    """
 
     verdict: str
     after_holm: str
