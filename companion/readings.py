@@ -30,8 +30,10 @@ def percent(record: Record) -> float:
     return 100 * record.accuracy()
 
 
-def after_pruning(sparsity: float) -> Reading:
+def after_pruning(sparsity: float, criterion: str = "magnitude") -> Reading:
     """Test accuracy in % once the smallest weights are gone, in one shot; of runs that prune after training.
+
+    `criterion`: by which they are the smallest, `"magnitude"` or `"scale_free"`, see `experiments.train_and_prune`.
 
     Raises:
         ValueError: when read, a record without that level.
@@ -44,7 +46,7 @@ def after_pruning(sparsity: float) -> Reading:
     """
 
     def value(record: Record) -> float:
-        return _score(_level(record, "weights", "sparsity", sparsity)["pruned"])
+        return _score(_level(record, "weights", "sparsity", sparsity, criterion)["pruned"])
 
     return value
 
@@ -100,7 +102,8 @@ def sparsity_kept(points: float = 5.0) -> Reading:
 
     def value(record: Record) -> float:
         dense = percent(record)
-        levels = [(0.0, dense)] + [(w["sparsity"], _score(w["pruned"])) for w in record.result["weights"]]
+        raw = [w for w in record.result["weights"] if w.get("criterion", "magnitude") == "magnitude"]
+        levels = [(0.0, dense)] + [(w["sparsity"], _score(w["pruned"])) for w in raw]
         for (s, a), (after, b) in itertools.pairwise(levels):
             if b < dense - points:
                 return s + (after - s) * (a - (dense - points)) / (a - b)
@@ -109,8 +112,8 @@ def sparsity_kept(points: float = 5.0) -> Reading:
     return value
 
 
-def _level(record: Record, part: str, key: str, wanted: float) -> dict:
-    there = record.result.get(part, [])
+def _level(record: Record, part: str, key: str, wanted: float, criterion: str = "magnitude") -> dict:
+    there = [level for level in record.result.get(part, []) if level.get("criterion", "magnitude") == criterion]
     for level in there:
         if level[key] == wanted:
             return level
