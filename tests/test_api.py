@@ -16,13 +16,14 @@ import companion
 def offered() -> set[str]:
     """Public functions and classes: what a package lists in `__all__`, what a module defines without an underscore."""
     names = set()
-    for info in pkgutil.iter_modules(companion.__path__, "companion."):
-        module = importlib.import_module(info.name)
+    there = {info.name: info.ispkg for info in pkgutil.iter_modules(companion.__path__, "companion.")}
+    for path, is_package in (there | {"companion.experiments.statistics": False}).items():
+        module = importlib.import_module(path)
         for name in getattr(module, "__all__", vars(module)):
             thing = getattr(module, name)
-            own = info.ispkg or getattr(thing, "__module__", "") == info.name
+            own = is_package or getattr(thing, "__module__", "") == path
             if own and not name.startswith("_") and (inspect.isfunction(thing) or inspect.isclass(thing)):
-                names.add(f"{info.name}.{name}")
+                names.add(f"{path}.{name}")
     return names
 
 
