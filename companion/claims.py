@@ -15,8 +15,8 @@ import torch
 
 from companion import information, published, readings
 from companion.experiments import TITLES, registry, runner
+from companion.experiments.statistics import Mean, holm, mean
 from companion.readings import Reading
-from companion.records import Mean, holm, mean
 
 VERDICTS = ("holds", "does not hold", "mixed", "undecided", "not run")
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from companion import readings
 from companion.experiments.registry import TITLES
+from companion.experiments.statistics import Mean, holm, tally, verdict
 from companion.readings import Reading
-from companion.records import Mean, Record, Records, holm, tally, verdict
+from companion.records import Record, Records
 
 FEATURES = ("cka_sr", "aug_cka_sr", "ffr_length", "ffr_curvature")
 CLASSICS = ("group_lasso", "slimming")

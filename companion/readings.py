@@ -75,6 +75,44 @@ def after_removal(macs: float, stage: str = "fine_tuned") -> Reading:
     return value
 
 
+def without_blocks(number: int, stage: str = "pruned") -> Reading:
+    """Test accuracy in % once so many residual branches are gone, in greedy order; of runs that take out blocks.
+    `stage` is `"pruned"` or `"fine_tuned"`.
+
+    Raises:
+        ValueError: when read, a record that did not go so far, or was not fine-tuned there.
+
+    >>> greedy = [{"gone": ["layer1.1"], "pruned": {"test": {"correct": 6, "examples": 10}}}]
+    >>> from companion.records import Run
+    >>> record = Record(Run("any", "smoke", "none", 0), {"blocks": {"single": [], "greedy": greedy}}, [], {}, {})
+    >>> without_blocks(1)(record)
+    60.0
+    """
+
+    def value(record: Record) -> float:
+        there = {len(entry["gone"]): entry for entry in record.result.get("blocks", {}).get("greedy", [])}
+        if stage not in there.get(number, {}):
+            have = [count for count, entry in there.items() if stage in entry]
+            raise ValueError(f"record {record.run} has blocks out, {stage}, at {have}, not at {number}")
+        return _score(there[number][stage])
+
+    return value
+
+
+def block_damage(record: Record, stage: str = "refreshed") -> float:
+    """Points of test accuracy lost by taking out one residual branch, mean over all of them; batch norm `"refreshed"`, or
+    `"raw"`.
+
+    >>> from companion.records import Run
+    >>> single = [{"block": "layer1.1", "refreshed": {"correct": 6, "examples": 10}}]
+    >>> scores = {"test": {"correct": 9, "examples": 10}, "blocks": {"single": single, "greedy": []}}
+    >>> block_damage(Record(Run("any", "smoke", "none", 0), scores, [], {}, {}))
+    30.0
+    """
+    left = [100 * entry[stage]["correct"] / entry[stage]["examples"] for entry in record.result["blocks"]["single"]]
+    return percent(record) - float(np.mean(left))
+
+
 def pruned_on_average(record: Record, split: str = "validation") -> float:
     """Accuracy in %, mean over all levels of pruning and before any fine-tuning: by this, strengths are chosen.
 

@@ -24,16 +24,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool
-from scipy import stats
 from torch import Tensor
 
 from companion.data.datasets import write_aside
+
+if TYPE_CHECKING:
+    from companion.experiments.statistics import Mean
 
 SCHEMA = 1
 LIMIT = 200_000  # bytes a record may take
@@ -427,130 +429,7 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ----------------------------------------------------------------------------------------------------------- statistics
-@dataclass(frozen=True)
-class Mean:
-    """A mean over seeds with its interval, from Student's t; the interval is infinite for a single value.
-
-    >>> gain = Mean(0.5, half=0.25, count=5)
-    >>> gain.low, gain.high, gain.signed(), round(gain.detectable(), 2)
-    (0.25, 0.75, '+0.50 ± 0.25', 0.33)
-    """
-
-    value: float
-    half: float
-    count: int
-    level: float = 0.95
-
-    @property
-    def low(self) -> float:
-        return self.value - self.half
-
-    @property
-    def high(self) -> float:
-        return self.value + self.half
-
-    def __str__(self) -> str:
-        return (
-            f"{self.value:.4g} ± {self.half:.2g} (n = {self.count})" if self.count > 1 else f"{self.value:.4g} (n = 1)"
-        )
-
-    def signed(self, digits: int | None = 2) -> str:
-        """A difference, with its sign and its interval: "+0.42 ± 0.84"; `digits=None`: as many as the interval bears,
-        up to three.
-
-        >>> Mean(0.1234, half=2.5, count=5).signed(digits=None), Mean(0.1234, half=0.025, count=5).signed(digits=None)
-        ('+0.1 ± 2.5', '+0.123 ± 0.025')
-        """
-        if digits is None:
-            digits = min(max(1 - math.floor(math.log10(self.half)), 0), 3) if 0 < self.half < math.inf else 2
-        half = f" ± {self.half:.{digits}f}" if self.count > 1 else ""
-        return f"{self.value:+.{digits}f}{half}".replace("-", "−")
-
-    def detectable(self, power: float = 0.8) -> float:
-        """The true difference that as many values, as spread, would find with this probability: an interval without 0.
-
-        Half the interval times 1 + t_power / t_(1+level)/2; infinite for a single value.
-
-        Raises:
-            ValueError: a power outside of 0.5 … 1.
-        """
-        if not 0.5 <= power < 1:
-            raise ValueError(f"power={power}; give a probability from 0.5 up to 1, such as 0.8")
-        if self.count == 1:
-            return math.inf
-        t = stats.t(self.count - 1)
-        return self.half * float(1 + t.ppf(power) / t.ppf((1 + self.level) / 2))
-
-    @property
-    def p_value(self) -> float:
-        """Two-sided p of "the true mean is 0", by Student's t; 1 for a single value."""
-        if self.count == 1:
-            return 1.0
-        if self.half == 0:
-            return float(self.value == 0)
-        t = stats.t(self.count - 1)
-        return float(2 * t.sf(abs(self.value) / self.half * t.ppf((1 + self.level) / 2)))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values of a family of comparisons after Holm's correction, in their order: compare each with the level.
-
-    The k-th smallest of m is multiplied by m − k + 1, never falls below the one before it, and is at most 1. The chance
-    of even one false discovery in the family is then at most the level (Holm 1979).
-
-    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
-    [0.03, 0.06, 0.06]
-    """
-    adjusted, least = [0.0] * len(p_values), 0.0
-    for k, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        least = max(least, min(1.0, (len(p_values) - k) * p_values[index]))
-        adjusted[index] = least
-    return adjusted
-
-
-def verdict(difference: Mean | None, above: str = "better", below: str = "worse") -> str:
-    """What the interval of a mean difference says: `above` or `below` 0, or "undecided" where it holds 0; "one seed"
-    where there is no interval, "not run" where there is nothing.
-
-    >>> verdict(mean([0.4, 0.5, 0.6])), verdict(mean([-1.0, 0.0, 1.0])), verdict(None)
-    ('better', 'undecided', 'not run')
-    """
-    if difference is None:
-        return "not run"
-    if difference.count == 1:
-        return "one seed"
-    return above if difference.low > 0 else below if difference.high < 0 else "undecided"
-
-
-def mean(values: Iterable[float], level: float = 0.95) -> Mean:
-    """Mean and `level` confidence interval of values that are independent, one a seed.
-
-    For a paired comparison pass the differences of the runs that share a seed.
-
-    >>> str(mean([91.0, 92.0, 93.0]))
-    '92 ± 2.5 (n = 3)'
-    """
-    series = [float(v) for v in values]
-    if not series:
-        raise ValueError("the mean of no values")
-    n = len(series)
-    centre = math.fsum(series) / n
-    if n == 1:
-        return Mean(centre, math.inf, 1, level)
-    deviation = math.sqrt(math.fsum((v - centre) ** 2 for v in series) / (n - 1))
-    return Mean(centre, float(stats.t.ppf((1 + level) / 2, n - 1)) * deviation / math.sqrt(n), n, level)
-
-
-def tally(verdicts: Iterable[str]) -> str:
-    """How often each verdict was given, the most frequent first.
-
-    >>> tally(["undecided", "better", "undecided"])
-    '2 undecided, 1 better'
-    """
-    return ", ".join(f"{count} {word}" for word, count in Counter(verdicts).most_common())
-
-
+# -------------------------------------------------------------------------------------------------- records of a study
 class Records(Sequence[Record]):
     """The records of an experiment at one tier, and the runs that have none.
 
@@ -599,11 +478,30 @@ class Records(Sequence[Record]):
 
     def mean(self, value: Callable[[Record], float] = Record.accuracy) -> Mean:
         """Mean over the records, that is over seeds when the rest is fixed."""
+        from companion.experiments.statistics import mean  # here: its package imports this module
+
         return mean(value(r) for r in self)
 
+    def by_seed(self, value: Callable[[Record], float] = Record.accuracy) -> dict[int, float]:
+        """The value of each seed's record.
+
+        Raises:
+            ValueError: two records of one seed: methods or cells are mixed.
+        """
+        if twice := {seed for seed, count in Counter(r.run.seed for r in self).items() if count > 1}:
+            mixed = sorted({str(dataclasses.replace(r.run, seed=0)).removesuffix("-seed0") for r in self})
+            raise ValueError(f"seeds {sorted(twice)} have several records, of {mixed}; choose one by `where`")
+        return {r.run.seed: value(r) for r in self}
+
     def paired(self, other: Records, value: Callable[[Record], float] = Record.accuracy) -> Mean:
-        """Mean difference to `other` over the seeds that both have."""
-        here, there = ({r.run.seed: value(r) for r in records} for records in (self, other))
+        """Mean difference to `other` over the seeds that both have.
+
+        Raises:
+            ValueError: no seed in common, or several records of one.
+        """
+        from companion.experiments.statistics import mean
+
+        here, there = self.by_seed(value), other.by_seed(value)
         shared = sorted(set(here) & set(there))
         if not shared:
             raise ValueError(f"no shared seed: {sorted(here)} and {sorted(there)}")
@@ -612,11 +510,15 @@ class Records(Sequence[Record]):
     def difference(
         self, method: str, baseline: str, value: Callable[[Record], float] = Record.accuracy, **cell: Any
     ) -> Mean | None:
-        """`paired` of two methods in the same cell, such as `sparsity=0.9`; None where no seed has both."""
-        try:
-            return self.where(method=method, **cell).paired(self.where(method=baseline, **cell), value)
-        except ValueError:
+        """`paired` of two methods in the same cell, such as `sparsity=0.9`; None where no seed has both.
+
+        Raises:
+            ValueError: what `value` says of a record that lacks it, or several records of one seed.
+        """
+        here, there = (self.where(method=name, **cell) for name in (method, baseline))
+        if {r.run.seed for r in here}.isdisjoint(r.run.seed for r in there):
             return None
+        return here.paired(there, value)
 
     def table(self, value: Callable[[Record], float] = Record.accuracy) -> pd.DataFrame:
         """One row for each method and sparsity: mean, interval, number of seeds; "not run" where there is no record."""

@@ -13,8 +13,8 @@ from repository import repository
 
 from companion.claims import CLAIMS, VERDICTS, Claim, Contrast, Judgement, Test
 from companion.experiments import EXPERIMENTS, replay
+from companion.experiments.statistics import Mean
 from companion.hypotheses import AGAIN, HYPOTHESES, Hypothesis, judge
-from companion.records import Mean
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "book" / "results.md"

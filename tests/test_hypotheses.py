@@ -11,7 +11,8 @@ from conftest import ROOT
 
 from companion import hypotheses
 from companion.experiments import TITLES, registry, replay
-from companion.records import Mean, Record, Records, Run
+from companion.experiments.statistics import Mean
+from companion.records import Record, Records, Run
 from scripts.repository import repository
 
 ROUNDS = {"dense_penalties": hypotheses.HYPOTHESES, "dense_penalties_again": hypotheses.AGAIN}

@@ -273,7 +273,7 @@ def test_names_in_the_text_lead_to_the_api() -> None:
     linked = {found for name in pages for found in re.findall(link, (HTML / name).read_text())}
     assert linked > {
         ("companion.similarity.cka_map", "cka_map"),
-        ("companion.records.Mean.detectable", "Mean.detectable"),
+        ("companion.experiments.statistics.Mean.detectable", "Mean.detectable"),
         ("module-companion.flow", "companion.flow"),
     }
 

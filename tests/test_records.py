@@ -7,9 +7,7 @@ import json
 import math
 import os
 
-import numpy as np
 import pytest
-from scipy import stats
 
 from companion import records
 from companion.records import Record, Records, Run
@@ -98,49 +96,30 @@ def test_a_writer_that_fails_midway_leaves_the_old_record(tmp_path, monkeypatch)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_mean_is_students_t():
-    found = records.mean([1.0, 2.0, 3.0, 4.0])
-    low, high = stats.t.interval(0.95, 3, loc=2.5, scale=stats.sem([1.0, 2.0, 3.0, 4.0]))
-    assert found.low == pytest.approx(low) and found.high == pytest.approx(high) and found.count == 4
-    assert math.isinf(records.mean([1.0]).half)
-    with pytest.raises(ValueError, match="no values"):
-        records.mean([])
-
-
-def test_p_value_and_verdict_agree_with_the_interval():
-    for values in ([0.4, 0.1, -0.3, 0.6, 0.2], [1.0, 1.2, 0.9], [-2.0, -1.0, -3.5]):
-        found = records.mean(values)
-        assert found.p_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
-        assert (found.p_value < 0.05) == (records.verdict(found) != "undecided") == (found.low > 0 or found.high < 0)
-    assert records.verdict(records.mean([1.0, 1.2, 0.9])) == "better"
-    assert records.verdict(records.mean([-1.0, -1.2, -0.9]), below="shorter") == "shorter"
-    assert records.verdict(records.mean([3.0])) == "one seed" and records.verdict(None) == "not run"
-    assert records.mean([3.0]).p_value == 1 and records.mean([2.0, 2.0]).p_value == 0
-    assert records.mean([0.25, -0.75]).signed(1) == "−0.2 ± 6.4" and records.mean([0.5]).signed() == "+0.50"
-
-
-def test_detectable_effect_is_found_as_often_as_it_says():
-    """Draws with that true difference, and a spread as estimated, give an interval above 0 in about 80 of 100."""
-    random, n = np.random.default_rng(0), 5
-    t = stats.t(n - 1)
-    effect = records.Mean(0.0, float(t.ppf(0.975)) / math.sqrt(n), n).detectable()  # unit deviation
-    draws = random.normal(effect, 1, (20_000, n))
-    low = draws.mean(1) - t.ppf(0.975) * draws.std(1, ddof=1) / math.sqrt(n)
-    assert 0.76 < float((low > 0).mean()) < 0.86
-    assert math.isinf(records.mean([1.0]).detectable())
-    with pytest.raises(ValueError, match=r"power=1\.2"):
-        records.mean([1.0, 2.0]).detectable(1.2)
-
-
-def test_holm_by_hand():
-    assert records.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert records.holm([0.9, 0.6]) == [1.0, 1.0] and records.holm([]) == []
-
-
 def test_difference_of_two_methods_in_a_cell():
     made = Records([make(0, 90, "a", 0.9), make(1, 93, "a", 0.9), make(0, 89, "b", 0.9), make(1, 90, "b", 0.9)])
     assert made.difference("a", "b", sparsity=0.9).value == pytest.approx(0.02)
     assert made.difference("a", "c", sparsity=0.9) is None and made.difference("a", "b", sparsity=0.98) is None
+
+
+def test_a_difference_is_not_run_only_where_no_seed_has_both():
+    """A record that lacks what is compared, or a mixture of cells, is an error and no gap."""
+    made = Records([make(0, 90, "a"), make(0, 89, "b")])
+
+    def absent(record):
+        raise ValueError(f"record {record.run} has no such level")
+
+    with pytest.raises(ValueError, match="no such level"):
+        made.difference("a", "b", absent)
+    with pytest.raises(ValueError, match="not finite"):
+        made.difference("a", "b", lambda record: math.nan)
+    mixed = Records([make(0, 90, "a", 0.9), make(0, 80, "a", 0.98), make(0, 89, "b", 0.9)])
+    with pytest.raises(
+        ValueError, match=r"seeds \[0\] have several records, of \['toy/smoke/a-0.9', 'toy/smoke/a-0.98'\]"
+    ):
+        mixed.difference("a", "b")
+    assert mixed.difference("a", "b", sparsity=0.9).value == pytest.approx(0.01)
+    assert made.difference("a", "b", absent, sparsity=0.5) is None
 
 
 def test_paired_difference_uses_shared_seeds_only():
