@@ -100,7 +100,7 @@ def without_blocks(number: int, stage: str = "pruned") -> Reading:
 
 
 def block_damage(record: Record, stage: str = "refreshed") -> float:
-    """Points of test accuracy lost by taking out one residual branch, mean over all of them; batch norm `"refreshed"`, or
+    """Points of test accuracy lost by taking out one residual branch, mean over all; with batch norm `"refreshed"` or
     `"raw"`.
 
     >>> from companion.records import Run
