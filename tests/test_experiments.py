@@ -11,8 +11,10 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT
@@ -226,6 +228,81 @@ def test_two_jobs_share_the_runs_of_a_sweep(tmp_path):
     assert all(experiments.recorded(run, tmp_path) is not None for run in runs)
     for run in runs:  # each trained once; the other worker found it recorded, or in other hands
         assert sum("done in" in line for line in done.stdout.splitlines() if line.startswith(f"{run}:")) == 1
+
+
+SWEEP = [sys.executable, "-m", "companion.experiments", "run", "random_masks", "--tier", "smoke", "--device", "cpu"]
+
+
+def _workers(parent: int) -> list[psutil.Process]:
+    """The processes that a sweep has started to train in."""
+    try:
+        children = psutil.Process(parent).children()
+        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    except psutil.Error:  # one of them ended meanwhile
+        return []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["worker", "parent SIGTERM", "parent SIGKILL"])
+def test_a_sweep_whose_processes_are_killed_says_so_and_leaves_none_behind(tmp_path, who):
+    """A killed worker: exit status 1, and why. A killed parent: no worker goes on. The next call makes the rest."""
+    environment = {**os.environ, "COMPANION_WORK": str(tmp_path / "work"), "OMP_NUM_THREADS": "1"}
+    command = [*SWEEP, "--jobs", "2", "--quiet", "--results", str(tmp_path)]
+    sweep = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    while len(workers := _workers(sweep.pid)) < 2 or not (tmp_path / "work" / "random_masks").is_dir():
+        assert sweep.poll() is None, sweep.stderr.read()
+        time.sleep(0.05)
+    if who == "worker":
+        workers[0].kill()
+    else:
+        sweep.send_signal(signal.SIGTERM if "TERM" in who else signal.SIGKILL)
+    said = sweep.communicate(timeout=120)[1]
+    assert sweep.returncode != 0 and (who != "worker" or "a worker died" in said)
+    assert not psutil.wait_procs(workers, timeout=60)[1], "workers outlive their parent"
+    done = subprocess.run([*SWEEP, "--quiet", "--results", str(tmp_path)], env=environment, capture_output=True)
+    assert done.returncode == 0
+    assert all(experiments.recorded(run, tmp_path) for run in EXPERIMENTS["random_masks"].runs("smoke"))
+
+
+def threads() -> ThreadPoolExecutor:
+    """An executor of somebody's own."""
+    return ThreadPoolExecutor(1)
+
+
+def test_any_executor_makes_the_runs(toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COMPANION_WORK", str(tmp_path / "work"))
+    command = ["run", "toy", "--tier", "smoke", "--device", "cpu", "--quiet", "--results", str(tmp_path)]
+    assert main([*command, "--executor", f"{__name__}:threads"]) == 0
+    assert capsys.readouterr().out.count("done in") == 2
+    assert main([*command, "--executor", "nothing"]) == 2 and "--executor nothing: unknown" in capsys.readouterr().err
+    assert main([*command, "--executor", "no.such.module:f"]) == 2 and "no.such.module" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--job", "--seed", "--quie"])
+def test_an_abbreviated_option_is_refused(option, capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "dense_cifar10", "--tier", "smoke", option, "2"])
+    assert f"unrecognized arguments: {option}" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_does_not_stop_the_others(toy, place, tmp_path, monkeypatch, capsys):
+    def perform(run, place):
+        if run.seed == 0:
+            raise FloatingPointError("loss of epoch 1: NaN")
+        return experiments.train(run, place)
+
+    monkeypatch.setattr(registry, "EXPERIMENTS", MappingProxyType({"toy": dataclasses.replace(toy, perform=perform)}))
+    monkeypatch.setenv("COMPANION_WORK", str(tmp_path / "work"))
+    assert main(["run", "toy", "--tier", "smoke", "--device", "cpu", "--quiet", "--results", str(tmp_path)]) == 1
+    seen = capsys.readouterr()
+    assert "dense-seed0: diverged: loss of epoch 1: NaN" in seen.out and "dense-seed1: done in" in seen.out
+    assert "1 of 2 runs are recorded" in seen.err
+
+
+def test_a_missing_gpu_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["run", "dense_cifar10", "--tier", "smoke", "--device", "cuda", "--results", str(tmp_path)]) == 2
+    assert "--device cuda: there is no CUDA device here" in capsys.readouterr().err
 
 
 def test_nonsense_on_the_command_line_is_a_message_and_a_status(toy, tmp_path, capsys):
@@ -471,7 +548,8 @@ def test_a_precision_is_chosen_on_the_command_line_and_a_foreign_block_is_left(t
     command = ["run", "masks_dose", "--tier", "smoke", "--device", "cpu", "--quiet", "--results", str(tmp_path)]
     methods = ["random", "random+cka_sr_0.1"]
     assert main([*command, "--methods", methods[0], "--precision", "bfloat16"]) == 0
-    assert main([*command, "--methods", *methods]) == 0
-    seen = capsys.readouterr().out
-    assert "left: masks_dose/smoke/random+cka_sr_0.1-0.9-seed200" in seen and "bfloat16" in seen
+    assert main([*command, "--methods", *methods]) == 1
+    seen = capsys.readouterr()
+    assert "random+cka_sr_0.1-0.9-seed200: left: " in seen.out and "bfloat16" in seen.out
+    assert "1 of 2 runs are recorded" in seen.err
     assert [path.name for path in tmp_path.glob("*/*/*.json")] == ["random-0.9-seed200.json"]

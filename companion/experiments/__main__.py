@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import functools
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from companion import records, training
-from companion.experiments import observations, registry
+from companion.experiments import executors, observations, registry
 from companion.experiments.plan import TIERS, Experiment, Workplace
-from companion.experiments.runner import OtherBlockError, load_or_run, perform, problems, recorded
-from companion.records import Records
+from companion.experiments.runner import Attempt, attempt, load_or_run, problems, recorded
+from companion.records import Records, Run
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -34,10 +36,15 @@ def _experiment(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+class _Parser(argparse.ArgumentParser):
+    """No abbreviations: `--job 2` is a mistake, and would be taken for `--jobs 2`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m companion.experiments", description="Run experiments and read their records."
-    )
+    parser = _Parser(prog="python -m companion.experiments", description="Run experiments and read their records.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the experiments, their questions and tiers")
     run = commands.add_parser("run", help="make the records that are missing")
@@ -48,6 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--sparsities", type=float, nargs="+", help="only these of the tier's")
     run.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     run.add_argument("--jobs", type=int, default=1, help="processes that share the runs, on this device")
+    run.add_argument(
+        "--executor",
+        help=f"who makes the runs: {executors.NAMES}; or module:function, which returns an executor",
+    )
     run.add_argument(
         "--shard",
         type=_shard,
@@ -78,33 +89,27 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace, root: Path) -> int:
     if arguments.jobs < 1:
         raise ValueError(f"--jobs {arguments.jobs}: at least 1")
-    if arguments.jobs > 1 and "WORLD_SIZE" in os.environ:
-        raise ValueError(f"--jobs {arguments.jobs} under torchrun: its ranks share one run; --jobs shares several")
-    if arguments.jobs > 1:
-        # The same command n times: locks keep two workers off one run.
-        threads = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
-        flags = [argument for argument in sys.argv[1:] if not argument.startswith("--jobs")]
-        if "--jobs" in sys.argv:
-            at = sys.argv.index("--jobs")
-            flags = [*sys.argv[1:at], *sys.argv[at + 2 :]]
-        command = [sys.executable, "-m", "companion.experiments", *flags, "--quiet"]
-        workers = [
-            subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads}) for _ in range(arguments.jobs)
-        ]
-        return max(worker.wait() for worker in workers)
-    with training.distributed() as here:
-        return _work(arguments, root, here)
+    several = arguments.jobs > 1 or arguments.executor is not None
+    if several and "WORLD_SIZE" in os.environ:
+        raise ValueError("--jobs and --executor under torchrun: its ranks share one run; these share several")
+    runs = _chosen(arguments)
+    if not several:
+        with training.distributed() as here:
+            if arguments.device and here.world_size > 1:
+                raise ValueError(
+                    f"--device {arguments.device}: torchrun gives each rank its own; hide the GPUs for the CPU"
+                )
+            place = _place(arguments, torch.device(arguments.device) if arguments.device else here.device)
+            return _report(runs, ((run, functools.partial(attempt, run, place, root)) for run in runs), here.rank == 0)
+    place = _place(arguments, torch.device(arguments.device) if arguments.device else Workplace().device)
+    with executors.open_executor(arguments.executor, arguments.jobs) as executor:
+        waiting = {executor.submit(attempt, run, place, root): run for run in runs}
+        finished = ((waiting[future], future.result) for future in as_completed(waiting))
+        return _report(runs, finished)
 
 
-def _work(arguments: argparse.Namespace, root: Path, here: training.Place) -> int:
-    """The runs one after the other: this process alone, or all ranks of a process group together."""
-    place = Workplace(device=here.device, data=arguments.data, progress=not arguments.quiet)
-    if arguments.device and here.world_size > 1:
-        raise ValueError(f"--device {arguments.device}: torchrun gives each rank its own; hide the GPUs for the CPU")
-    if arguments.device:
-        place = dataclasses.replace(place, device=torch.device(arguments.device))
-    if arguments.precision:
-        place = dataclasses.replace(place, how={"precision": arguments.precision})
+def _chosen(arguments: argparse.Namespace) -> list[Run]:
+    """The runs that the command names."""
     index, count = arguments.shard
     runs = registry.find(arguments.name).runs(arguments.tier, arguments.seeds)
     for name, key in (("methods", "method"), ("sparsities", "sparsity")):
@@ -112,28 +117,32 @@ def _work(arguments: argparse.Namespace, root: Path, here: training.Place) -> in
         if unknown := set(wanted or []) - there:
             raise ValueError(f"--{name} {sorted(unknown)}: unknown; there are {sorted(there, key=str)}")
         runs = [run for run in runs if not wanted or getattr(run, key) in wanted]
-    for run in runs[index - 1 :: count]:
+    return runs[index - 1 :: count]
+
+
+def _place(arguments: argparse.Namespace, device: torch.device) -> Workplace:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {arguments.device}: there is no CUDA device here; use --device cpu")
+    how = {"precision": arguments.precision} if arguments.precision else {}
+    return Workplace(device=device, data=arguments.data, progress=not arguments.quiet, how=how)
+
+
+def _report(runs: Sequence[Run], attempts: Iterable[tuple[Run, Callable[[], Attempt]]], speaks: bool = True) -> int:
+    """Say what became of every run as it ends; the exit status is 0 if all have a record."""
+    recorded_now = 0
+    for run, made in attempts:
         clock = time.perf_counter()
-        known = recorded(run, root) is not None
-        try:
-            record = perform(run, place, root)
-        except OtherBlockError as error:
-            if here.rank == 0:
-                print(f"left: {error}", flush=True)
+        found = made()
+        recorded_now += found.record is not None
+        if not speaks:
             continue
-        outcome = (
-            "another runner is at it"
-            if record is None
-            else "recorded"
-            if known
-            else f"done in {time.perf_counter() - clock:.0f} s"
-        )
-        accuracy = (
-            f", test accuracy {100 * record.accuracy():.2f} %" if record is not None and "test" in record.result else ""
-        )
-        if here.rank == 0:
-            print(f"{run}: {outcome}{accuracy}", flush=True)
-    return 0
+        outcome = found.said or f"done in {found.seconds or time.perf_counter() - clock:.0f} s"
+        if found.record is not None and "test" in found.record.result:
+            outcome += f", test accuracy {100 * found.record.accuracy():.2f} %"
+        print(f"{run}: {outcome}", flush=True)
+    if recorded_now < len(runs) and speaks:
+        print(f"{recorded_now} of {len(runs)} runs are recorded", file=sys.stderr)
+    return 0 if recorded_now == len(runs) else 1
 
 
 def _each_tier() -> Iterator[tuple[Experiment, str]]:
@@ -174,6 +183,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.command == "index":
             new = records.enlist(root, sorted(root.glob("*/*/*.json")))
             print(f"{len(new)} records entered, {len(records.index(root))} listed")
+    except BrokenProcessPool:
+        print("error: a worker died, killed or out of memory; the same command goes on from there", file=sys.stderr)
+        return 1
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -90,6 +91,36 @@ def _claim(run: Run, checkpoint: Path, root: Path, held: ExitStack) -> tuple[Rec
         return None, False
     there = recorded(run, root)  # written while we waited for the lock
     return there, there is None
+
+
+class Attempt(NamedTuple):
+    """What became of a run: its record, where there is one; what to say of it; seconds, where it was made now."""
+
+    record: Record | None
+    said: str = ""
+    seconds: float = 0.0
+
+
+def attempt(run: Run, place: Workplace, root: Path) -> Attempt:
+    """`perform`, where a run that cannot be made now does not stop those after it: it is in other hands, its block is
+    another machine's, or its training diverged.
+
+    >>> found = attempt(registry.find("published_cka").runs("paper")[0], Workplace(), records.results_root())
+    >>> found.said, found.record is not None
+    ('recorded', True)
+    """
+    clock = time.perf_counter()
+    try:
+        if (there := on_rank_zero(lambda: recorded(run, root))) is not None:
+            return Attempt(there, "recorded")
+        record = perform(run, place, root)
+    except OtherBlockError as error:
+        return Attempt(None, f"left: {error}")
+    except FloatingPointError as error:
+        return Attempt(None, f"diverged: {error}")
+    if record is None:
+        return Attempt(None, "another runner is at it")
+    return Attempt(record, "", time.perf_counter() - clock)
 
 
 def _same_block(experiment: Experiment, run: Run, place: Workplace, root: Path) -> None:

@@ -1,0 +1,102 @@
+"""Who makes the runs of a sweep: any executor of `concurrent.futures`, named on the command line.
+
+`local` starts processes here. `dask:ADDRESS` hands the runs to a Dask cluster, `mpi` to the ranks of an MPI job. Locks
+and checkpoints lie in the work folder, so workers on several machines need one that they share.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import Any
+
+NAMES = "local (the default), dask:ADDRESS (or dask: a cluster on this machine), mpi"
+
+
+@contextmanager
+def open_executor(name: str | None, jobs: int) -> Iterator[Executor]:
+    """The executor of that name for the length of a `with` block; whatever ends the block ends its local processes.
+
+    Args:
+        jobs: local processes, each with its share of the cores. A cluster has its own number.
+
+    Raises:
+        ValueError: an unknown name, or a package that is not installed.
+
+    >>> with open_executor(None, jobs=1) as executor:
+    ...     executor.submit(abs, -7).result()
+    7
+    """
+    kind, _, address = (name or "local").partition(":")
+    if kind == "local":
+        with _processes(jobs) as executor:
+            yield executor
+    elif kind == "dask":
+        client = _installed("dask.distributed").Client(address or None)
+        try:
+            yield client.get_executor()
+        finally:
+            client.close()
+    elif kind == "mpi":
+        with _installed("mpi4py.futures").MPIPoolExecutor() as executor:
+            yield executor
+    elif address:
+        with getattr(_installed(kind), address)() as executor:
+            yield executor
+    else:
+        raise ValueError(f"--executor {name}: unknown; use {NAMES}, or module:function")
+
+
+def _installed(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"--executor needs the module {module}, which cannot be imported: {error}") from None
+
+
+@contextmanager
+def _processes(jobs: int) -> Iterator[Executor]:
+    """Processes that end with this one, whatever ends it: an error, Ctrl-C, SIGTERM, or SIGKILL."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    executor = ProcessPoolExecutor(
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(threads,)
+    )
+
+    def stop(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if main else None
+    try:
+        yield executor
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
+    finally:
+        executor.shutdown()
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _begin(threads: int) -> None:
+    """A worker's first act: its share of the cores, and a watch on the process that started it."""
+    import torch
+
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            wait([parent.sentinel])
+            os._exit(1)  # nobody is left to tell
+
+        threading.Thread(target=watch, daemon=True).start()
