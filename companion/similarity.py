@@ -9,7 +9,9 @@ Rows are examples. With a kernel matrix K of one layer and L of the other, n × 
 Few examples and many features is the usual case, and there the biased value is near 1 whatever the layers do;
 `unbiased=True` is the default everywhere. The unbiased value can be negative. A *dead* layer, one that gives every
 example the same features (to the unbiased value: every example but one), has no CKA; it is **defined as 0** in its own
-row and column, with gradient 0. Chapter *Feature similarity* derives everything here.
+row and column, with gradient 0. The same means: but for rounding in the dtype of the features, on any processor and in
+batches of any size; what a network makes of rounding later, such as a batch norm that divides it by √ε, is not seen.
+Chapter *Feature similarity* derives everything here.
 
 All functions compute in float32 (float64 for float64 features), whatever autocast says, and sum in float64; features
 are centred first, so a common offset changes nothing.
@@ -32,7 +34,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torchmetrics import Metric
 
-from companion.features import FeatureTap, Layers, Reducer, batches, device_of, evaluating, resolve_reducer, unwrap
+from companion.features import (
+    FeatureTap,
+    Layers,
+    Reducer,
+    _resolution,
+    batches,
+    device_of,
+    evaluating,
+    resolve_reducer,
+    unwrap,
+)
 
 Kernel: TypeAlias = "str | Callable[[Tensor], Tensor]"
 
@@ -65,10 +77,17 @@ def rbf_kernel(
     >>> rbf_kernel(torch.tensor([[0.0], [1.0]]), bandwidth=1.0)[0, 1]  # exp(−½)
     tensor(0.6065)
     """
+    return _rbf(x, x.new_zeros(()), bandwidth, scale)
+
+
+def _rbf(x: Tensor, alike: Float[Tensor, ""], bandwidth: float | None = None, scale: float = 1.0) -> Tensor:
+    """`rbf_kernel` of features for which a squared distance up to `alike` is rounding."""
     norms = x.square().sum(1)
     distances = (norms[:, None] + norms[None, :] - 2 * x @ x.T).clamp(min=0)
     if bandwidth is None:
-        variance = scale**2 * _median_distance(distances.detach(), norms.detach().amax())
+        # So is what the difference above leaves of equal examples.
+        alike = torch.maximum(alike, 16 * torch.finfo(x.dtype).eps * norms.detach().amax())
+        variance = scale**2 * _median_distance(distances.detach(), alike)
     elif bandwidth > 0:
         variance = torch.as_tensor(bandwidth**2, dtype=x.dtype, device=x.device)
     else:
@@ -76,11 +95,10 @@ def rbf_kernel(
     return torch.exp(-distances / (2 * variance))
 
 
-def _median_distance(squared: Float[Tensor, "n n"], norm: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Median of the squared distances between examples that differ; 1 where none do (any bandwidth will do)."""
+def _median_distance(squared: Float[Tensor, "n n"], alike: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """Median of the squared distances above `alike`; 1 where there are none (any bandwidth will do)."""
     pairs = squared.flatten().sort().values
-    # Equal examples are 0 apart up to rounding. Counted and gathered on the device: nanmedian would wait for it.
-    equal = (pairs <= 16 * torch.finfo(squared.dtype).eps * norm).sum()
+    equal = (pairs <= alike).sum()  # counted and gathered on the device: nanmedian would wait for it
     median = pairs.gather(0, (equal + (len(pairs) - equal - 1) // 2).view(1))[0]
     return torch.where(equal < len(pairs), median, 1)
 
@@ -92,7 +110,8 @@ def gram(x: Float[Tensor, "n *feature"], kernel: Kernel = "linear") -> Float[Ten
     """Kernel matrix of centred features, in float32 (float64 for float64 features) whatever autocast says.
 
     Centring changes neither K̃ nor HKH, but without it a common offset eats up float32's digits. What the rounding of
-    the mean leaves of a constant layer is no variation: such a layer is dead, and its kernel matrix 0.
+    the features alone may make is no variation: the kernel matrix of examples that are alike to it is 0, and where all
+    but one are alike, U-centring leaves nothing.
 
     Args:
         kernel: `"linear"`, `"rbf"`, a function of the feature matrix, or `"precomputed"`: x is a kernel matrix already.
@@ -104,10 +123,21 @@ def gram(x: Float[Tensor, "n *feature"], kernel: Kernel = "linear") -> Float[Ten
     tensor([[ 1., -1.],
             [-1.,  1.]])
     """
+    return _kernel_matrix(x, kernel)[0]
+
+
+def _kernel_matrix(
+    x: Float[Tensor, "n *feature"], kernel: Kernel, dtype: torch.dtype | None = None
+) -> tuple[Float[Tensor, "n n"], Float[Tensor, ""]]:
+    """`gram`, and the share of its squared norm that may be rounding's where U-centring leaves little.
+
+    Args:
+        dtype: in which the features were computed, if that is not their own.
+    """
     if kernel == "precomputed":
         if x.ndim != 2 or x.shape[0] != x.shape[1]:
             raise ValueError(f"a precomputed kernel matrix is (examples, examples); got shape {tuple(x.shape)}")
-        return x
+        return x, x.new_full((), _resolution(x.dtype) ** 2)
     if not callable(kernel) and kernel not in KERNELS:
         raise ValueError(
             f"kernel={kernel!r} is unknown; use one of {[*KERNELS, 'precomputed']}, or a function of the feature matrix"
@@ -118,16 +148,40 @@ def gram(x: Float[Tensor, "n *feature"], kernel: Kernel = "linear") -> Float[Ten
         if kernel in KERNELS and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
             x = x.permute(0, 2, 3, 1)  # a kernel does not ask for the order of the features; this one costs no copy
         x = x.flatten(1)
+        n, p = x.shape
+        sums = torch.float64 if x.dtype == torch.float64 else torch.float32
+        resolution = max(_resolution(dtype or x.dtype), _resolution(sums))
         if kernel == "linear":
             k, spread, offset = _CenteredGram.apply(x)
+            alike, noise = _rounding(resolution, spread, n * offset, p)
         else:
-            x = x if x.dtype == torch.float64 else x.float()
+            x = x.to(sums)
             mean = x.mean(0)
             x = x - mean
-            k = (kernel if callable(kernel) else KERNELS[kernel])(x)
             spread, offset = x.detach().square().sum(), mean.detach().square().sum()
-        resolution = 16 * torch.finfo(k.dtype).eps
-        return k * (spread > resolution**2 * len(x) * offset)
+            alike, noise = _rounding(resolution, spread, n * offset, p)
+            # Two examples, each off by what is allowed, are twice as far apart.
+            k = kernel(x) if callable(kernel) else _rbf(x, 4 * alike / n)
+        noise = noise + _resolution(sums) ** 2
+        if n >= MINIMUM:
+            left, whole = u_center(k.detach()), k.detach().flatten()
+            lone = left.flatten() @ left.flatten() < noise * (whole @ whole)
+            k = torch.addcmul(k, left, lone.to(k.dtype), value=-1)
+        return k * (spread > alike), noise
+
+
+def _rounding(resolution: Any, spread: Tensor, offset: Tensor, features: Any) -> tuple[Tensor, Tensor]:
+    """What rounding alone may make of features X: the spread ‖X̃‖² of the centred rows where all examples are alike,
+    and, where all but one are, the share of ‖K‖² = ‖X̃X̃ᵀ‖² that U-centring leaves.
+
+    Errors E change K by X̃Eᵀ + EX̃ᵀ, at most twice ‖X̃Eᵀ‖, which is about ‖X̃‖‖E‖/√p if they have no direction of their
+    own. If a single example makes up X̃, ‖K‖ = ‖X̃‖², and the others have the size of the mean.
+
+    Args:
+        offset: n times the squared norm of the mean, so that ‖X‖² = ‖X̃‖² + offset.
+        features: their number p.
+    """
+    return resolution**2 * (spread + offset), 4 * resolution**2 * offset / (spread * features)
 
 
 class _CenteredGram(torch.autograd.Function):
@@ -198,13 +252,14 @@ def h_center(k: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
 
 def _centered(k: Float[Tensor, "n n"], unbiased: bool) -> Float[Tensor, "n n"]:
     """The centred kernel matrix in float64, scaled so that the HSIC of two layers is the inner product of theirs."""
-    n, resolution, k = k.shape[0], 2 * torch.finfo(k.dtype).eps, k.double()
-    if not unbiased:
-        return h_center(k) / (n - 1)
-    centred = u_center(k)
-    # Of a layer that tells one example from all others, equal ones, U-centring leaves nothing, and rounding a little.
-    live = centred.detach().square().sum() > resolution**2 * k.detach().square().sum()
-    return centred * live / math.sqrt(n * (n - 3))
+    n, resolution, k = k.shape[0], _resolution(k.dtype), k.double()
+    centred = _above(u_center(k) if unbiased else h_center(k), resolution**2 * k.detach().square().sum())
+    return centred / (math.sqrt(n * (n - 3)) if unbiased else n - 1)
+
+
+def _above(centred: Float[Tensor, "n n"], noise: Float[Tensor, ""]) -> Float[Tensor, "n n"]:
+    """0 in place of a matrix whose squared norm is no more than rounding leaves."""
+    return centred * (centred.detach().square().sum() > noise)
 
 
 def _ratio(cross: Float[Tensor, "a b"], own: Float[Tensor, "a"], other: Float[Tensor, "b"]) -> Float[Tensor, "a b"]:
@@ -419,11 +474,15 @@ def cka_interval(
     if n < 2 * MINIMUM:
         raise ValueError(f"an interval needs at least {2 * MINIMUM} examples; got {n}")
     with torch.no_grad():
-        # HSIC₁ of every subset comes from these; scaling K by a constant cancels in CKA, centring it is allowed.
-        kx, ky = (_centered(gram(z, kernel), unbiased=True) for z in (x, y))
-        value = float(_conclude(*_hsics(kx.view(1, -1), ky.view(1, -1)), ["x"], ["y"]))
+        # HSIC₁ of every subset comes from these; scaling K by a constant cancels in CKA, centring it is allowed. With
+        # each goes its noise, because a subset of examples may be dead where the whole is not.
+        wholes = [
+            (_centered(k, unbiased=True), share * k.double().square().sum() / (n * (n - 3)))
+            for k, share in (_kernel_matrix(z, kernel) for z in (x, y))
+        ]
+        value = float(_conclude(*_hsics(*(k.view(1, -1) for k, _ in wholes)), ["x"], ["y"]))
         if method == "jackknife":
-            left_out = _jackknife(kx, ky)
+            left_out = _jackknife(*wholes)
             error = float(((n - 1) / n * (left_out - left_out.mean()).square().sum()).sqrt())
         elif method == "subsample":
             size = n // 2 if size is None else size
@@ -433,7 +492,7 @@ def cka_interval(
                 raise ValueError(f"subsamples={subsamples} must be at least 2")
             generator = torch.Generator().manual_seed(seed)
             subsets = (torch.randperm(n, generator=generator)[:size].to(x.device) for _ in range(subsamples))
-            pairs = ((u_center(k[s][:, s]).view(1, -1) for k in (kx, ky)) for s in subsets)
+            pairs = ([_above(u_center(k[s][:, s]), least).view(1, -1) for k, least in wholes] for s in subsets)
             draws = torch.stack([_ratio(*_hsics(*pair)) for pair in pairs])
             error = float((draws - value).square().mean().sqrt()) * math.sqrt(size / (n - size))
         else:
@@ -442,20 +501,22 @@ def cka_interval(
     return Interval(value, value - half, value + half, error, level)
 
 
-def _jackknife(kx: Float[Tensor, "n n"], ky: Float[Tensor, "n n"]) -> Float[Tensor, "n"]:
-    """Unbiased CKA without example i, for every i, from U-centred matrices (zero diagonal, zero row sums).
+def _jackknife(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor]) -> Float[Tensor, "n"]:
+    """Unbiased CKA without example i, for every i, from each side's U-centred matrix (zero diagonal, zero row sums) and
+    its noise.
 
     HSIC₁'s three sums, tr(KL), 1ᵀK1·1ᵀL1 and 1ᵀKL1, lose example i's row and column. As all row sums were 0, row a now
     sums to −k_ai, the total stays 0, and what is left of 1ᵀKL1 is Σ_a k_ai l_ai.
     """
-    m = kx.shape[0] - 1
+    m = x[0].shape[0] - 1
 
     def without(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
         removed = (k * l).sum(1)
-        return ((k * l).sum() - 2 * removed - 2 / (m - 2) * removed) / (m * (m - 3))
+        return (k * l).sum() - 2 * removed - 2 / (m - 2) * removed  # the same factor in all three cancels
 
+    (kx, noise_x), (ky, noise_y) = x, y
     own, other = without(kx, kx), without(ky, ky)
-    live = (own > 0) & (other > 0)
+    live = (own > noise_x) & (other > noise_y)
     return torch.where(live, without(kx, ky) / (own.clamp(min=0).sqrt() * other.clamp(min=0).sqrt()), 0)
 
 
@@ -634,16 +695,21 @@ class ExactCKA(_LayerPairs):
         self.unbiased = unbiased
         # First row: the origin that the features were shifted by; below it M. Its size is known after the first batch.
         self.add_state("moments", torch.zeros(1, 1, dtype=torch.float64), dist_reduce_fx=self._merge)
+        self._forget()
+
+    def _forget(self) -> None:
         self.widths: list[int] = []
+        self._resolutions: list[float] = []  # of the features of each layer, see `features._resolution`
 
     def reset(self) -> None:
         super().reset()
-        self.widths = []
+        self._forget()
 
     def update(self, features: Mapping[str, Tensor], other: Mapping[str, Tensor] | None = None) -> None:
         """Add a batch of any size: layer name → (examples, features)."""
         xs, ys = self._given(features, other)
         rows = [x.flatten(1).double() for x in xs + ys]
+        resolutions = [_resolution(x.dtype) for x in xs + ys]
         widths = [x.shape[1] for x in rows]
         p = sum(widths)
         if not self.widths:
@@ -659,6 +725,7 @@ class ExactCKA(_LayerPairs):
             self.moments[0, :p] = torch.cat([x.sum(0) / max(len(x), 1) for x in rows])
         elif widths != self.widths:
             raise ValueError(f"layer widths changed from {self.widths} to {widths}")
+        self._resolutions = [max(pair) for pair in zip(resolutions, self._resolutions or resolutions, strict=True)]
         shifted = [x - origin for x, origin in zip(rows, self.moments[0, :p].split(widths), strict=True)]
         norms = [x.square().sum(1, keepdim=True) for x in shifted]
         z = torch.cat([*shifted, *norms, torch.ones_like(norms[0])], dim=1)
@@ -693,11 +760,11 @@ class ExactCKA(_LayerPairs):
         hsic = biased = torch.stack([torch.stack([block.square().sum() for block in row]) for row in blocks])
         if self.unbiased:
             hsic = hsic - n / (n - 2) * norms + totals[:, None] * totals[None, :] / ((n - 1) * (n - 2))
-        # What rounding leaves of a constant layer is no variation: see `gram`. Nor is what it leaves of the difference
-        # above for a layer that tells one example from all others, equal ones.
         offsets = torch.stack([mean.square().sum() for mean in (self.moments[0, :p] + shift).split(self.widths)])
-        live = totals > n * (16 * torch.finfo(m.dtype).eps) ** 2 * offsets
-        live &= hsic.diagonal() > 1e-12 * biased.diagonal()
+        resolutions, widths = (m.new_tensor(values) for values in (self._resolutions, self.widths))
+        alike, noise = _rounding(resolutions, totals, n * offsets, widths)
+        # The difference above has rounding of its own: 1e-12.
+        live = (totals > alike) & (hsic.diagonal() > (noise + 1e-12) * biased.diagonal())
         hsic = hsic * live[:, None] * live[None, :]
         a, own = len(self.layers), hsic.diagonal()
         return self._finish(hsic[:a, :a] if self.other_layers is None else hsic[:a, a:], own[:a], own[a:])

@@ -6,15 +6,14 @@ import dataclasses
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from conftest import ROOT
+from held import kill_after_a_save
 from torch import nn
 from two_ranks import two_ranks
 
@@ -191,25 +190,20 @@ def test_torchrun_killed_and_started_again_ends_as_if_never_interrupted(
     both: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     """SIGKILL to the launcher and both ranks once a checkpoint of the first epoch is there."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "companion.experiments", "run", "imagenet_random_masks", "--tier", "smoke", "--quiet"]
-    command += ["--methods", "random+cka_sr", "--results", str(tmp_path)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = ["run", "imagenet_random_masks", "--tier", "smoke", "--quiet"]
+    arguments += ["--methods", "random+cka_sr", "--results", str(tmp_path)]
     environment = os.environ | {"COMPANION_WORK": str(tmp_path / "work"), "CUDA_VISIBLE_DEVICES": ""}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    killed = subprocess.Popen(command, env=environment)
-    while not list((tmp_path / "work").rglob("*.pt")) and killed.poll() is None:
-        time.sleep(0.05)
-    launcher = psutil.Process(killed.pid)  # its ranks outlive it: each is killed by itself
-    for process in [launcher, *launcher.children(recursive=True)]:
-        process.kill()
-    killed.wait()
-    assert not list(tmp_path.glob("*/*/*.json"))
-    (checkpoint,) = (tmp_path / "work").rglob("*.pt")
-    assert training.load_checkpoint(checkpoint)["epoch"] < 2
+    kill_after_a_save(launch, arguments, tmp_path, environment)
+    path = smoke("imagenet_random_masks", "random+cka_sr").path
+    assert not (tmp_path / path).exists()
+    assert training.load_checkpoint((tmp_path / "work" / path).with_suffix(".pt"))["epoch"] < 2
+    command = [*launch, "-m", "companion.experiments", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("imagenet_random_masks/smoke/random+cka_sr-0.95-seed0: done in") == 1  # rank 0 alone
-    record = records.load(tmp_path / smoke("imagenet_random_masks", "random+cka_sr").path)
+    record = records.load(tmp_path / path)
     result, curve, cka = both[0]["record"]
     assert (record.result, record.measures["cka"]) == (result, cka)
     timings = ("seconds", "images_per_second")

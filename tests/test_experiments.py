@@ -7,7 +7,6 @@ import json
 import math
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT
+from held import kill_after_a_save
 
 from companion import experiments, measures, models, readings, records, training
 from companion.experiments import EXPERIMENTS, Experiment, Outcome, Tier, Workplace, registry
@@ -141,6 +141,14 @@ def test_verify_finds_a_change_that_contradicts_nothing(toy, place, tmp_path, ca
     assert main(["index", "--results", str(tmp_path)]) == 0 and main(["verify", "--results", str(tmp_path)]) == 0
 
 
+@pytest.mark.parametrize("folder", ["missing", "empty"])
+def test_verify_of_nothing_is_an_error(tmp_path, capsys, folder):
+    (tmp_path / "empty").mkdir()
+    assert main(["verify", "--results", str(tmp_path / folder)]) == 2
+    said = capsys.readouterr()
+    assert f"{folder} holds no record" in said.err and said.err.count("\n") == 1 and not said.out
+
+
 def test_replay_of_nothing_says_how_to_run(toy, tmp_path):
     with pytest.raises(ValueError, match="run toy --tier smoke makes the records"):
         experiments.load_or_run("toy", "smoke", root=tmp_path)
@@ -161,6 +169,7 @@ def test_a_run_in_other_hands_is_left_to_them(toy, place, tmp_path):
     holder.start()
     try:
         while not (tmp_path / "held").exists():
+            assert holder.is_alive()
             time.sleep(0.05)
         assert experiments.perform(run, place, tmp_path / "results") is None
     finally:
@@ -176,23 +185,11 @@ def _hold(lock, sign):
 
     with FileLock(lock):
         Path(sign).touch()
-        time.sleep(60)
+        time.sleep(3600)  # the test kills it long before
 
 
-COMMAND = [
-    sys.executable,
-    "-m",
-    "companion.experiments",
-    "run",
-    "dense_cifar10",
-    "--tier",
-    "smoke",
-    "--seeds",
-    "0",
-    "--quiet",
-    "--device",
-    "cpu",
-]
+COMMAND = [sys.executable, "-m", "companion.experiments"]
+SWEEP = ["run", "dense_cifar10", "--tier", "smoke", "--seeds", "0", "--quiet", "--device", "cpu"]
 
 
 @pytest.mark.slow
@@ -200,19 +197,19 @@ def test_a_killed_sweep_continues_to_the_same_record(tmp_path):
     """SIGKILL while a run is in progress; the next call resumes it, to the numbers of a run never interrupted."""
 
     def environment(name):
-        return {**os.environ, "COMPANION_WORK": str(tmp_path / name), "OMP_NUM_THREADS": "1"}
+        variables = {"COMPANION_WORK": str(tmp_path / name), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        return {**os.environ, **variables}
 
     def record(name):
         return records.load(tmp_path / name / "dense_cifar10" / "smoke" / "dense-seed0.json")
 
-    killed = subprocess.Popen([*COMMAND, "--results", str(tmp_path / "a")], env=environment("work_a"))
-    while not list((tmp_path / "work_a").rglob("*.pt")) and killed.poll() is None:
-        time.sleep(0.05)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    arguments = [*SWEEP, "--results", str(tmp_path / "a")]
+    kill_after_a_save([sys.executable], arguments, tmp_path, environment("work_a"))
     assert not (tmp_path / "a").exists()
+    assert (tmp_path / "work_a" / "dense_cifar10" / "smoke" / "dense-seed0.pt").exists()
     for name in ("a", "b"):  # a: resumes; b: never interrupted
-        subprocess.run([*COMMAND, "--results", str(tmp_path / name)], env=environment(f"work_{name}"), check=True)
+        command = [*COMMAND, *SWEEP, "--results", str(tmp_path / name)]
+        subprocess.run(command, env=environment(f"work_{name}"), check=True)
     resumed, whole = record("a"), record("b")
     assert resumed.result == whole.result and resumed.measures == whole.measures
 

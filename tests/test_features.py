@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from companion.features import (
     REDUCERS,
     FeatureTap,
+    _resolution,
     average_pool,
     batches,
     evaluating,
@@ -214,6 +216,26 @@ def test_mapping() -> None:
         tap["1"]
     assert len(tap) == 2 and "0" in tap and "1" not in tap
     assert repr(tap) == "FeatureTap(Sequential, layers=['0', '2'], features={'0': (7, 64), '2': (7, 96)})"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_between_batches_is_small_beside_the_rule(dtype: torch.dtype) -> None:
+    """The layers after a dead one, in batches of five sizes: from one to the next they differ by less than a quarter of
+    what counts as the same."""
+    widths = [3, 8, 16, 32, 64]
+    convolutions = [nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths)]
+    model = nn.Sequential(*(part for conv in convolutions for part in (conv, nn.ReLU())), nn.Flatten())
+    model.append(nn.Linear(64 * 64, 256))
+    nn.init.zeros_(convolutions[0].weight)
+    nn.init.uniform_(convolutions[0].bias, 0, 1)
+    x = torch.randn(64, 3, 8, 8)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        parts = [extract(model, part, (nn.Conv2d, nn.Linear)) for part in x.split([1, 5, 16, 19, 23])]
+    for name in parts[0]:
+        features = torch.cat([part[name].double() for part in parts])
+        spread, energy = (features - features.mean(0)).square().sum(), features.square().sum()
+        assert parts[0][name].dtype == dtype
+        assert (spread / energy).sqrt() < _resolution(dtype) / 4, name
 
 
 # -------------------------------------------------------------------------------------------------------------- outputs

@@ -181,6 +181,17 @@ def test_renyi_of_independent_is_less_than_of_dependent() -> None:
     assert 0 <= independent < 0.6 * dependent
 
 
+def test_rounding_is_no_information_for_a_kernel() -> None:
+    """A layer that is constant but for its last bits says nothing; an example at the mean has no direction."""
+    still = 0.3 * (1 + 2.0**-22 * torch.randn(40, 5))
+    for kernel in ("linear", "rbf"):
+        assert normalized_hsic(still, torch.randn(40, 3), kernel=kernel) == 0
+    x = torch.tensor([[-2.0], [-1.0], [0.0], [1.0], [2.0]], dtype=torch.float64)
+    for off in (0.0, 1e-17, -1e-16):
+        x[2] = off
+        assert float(renyi_entropy(x, alpha=2, kernel="linear")) == pytest.approx(-math.log((4 / 5) ** 2), abs=1e-3)
+
+
 def test_normalised_hsic_is_a_sum_of_squared_regularised_correlations() -> None:
     """With a linear kernel and a small ridge: the number of canonical correlations, weighted by their squares."""
     x = torch.randn(500, 3, dtype=torch.float64)

@@ -160,6 +160,11 @@ def test_fixed_bins_overflow_on_relu_layers() -> None:
 def test_constant_columns_have_one_bin() -> None:
     x = torch.cat([torch.zeros(50, 1), torch.randn(50, 1)], 1)
     assert set(bin_index(x, bin_edges(x, 5))[:, 0].tolist()) == {1}
+    for value in (-3.0, 1e3):  # as a dead unit is that a network computed in batches of different sizes
+        still = value * (1 + 2.0**-23 * torch.randint(-1, 2, (50, 1)))
+        assert len(still.unique()) == 3
+        for rule in ("quantile", "width"):
+            assert set(bin_index(still, bin_edges(still, 5, rule))[:, 0].tolist()) == {1}
 
 
 @pytest.mark.parametrize("rule", ["quantile", "width"])

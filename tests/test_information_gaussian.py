@@ -227,6 +227,26 @@ def test_refuses(call: object, message: str) -> None:
         call()  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_linear_dependence_is_refused_whatever_the_last_bits_say(dtype: torch.dtype) -> None:
+    """The last pivot is 0 and rounding makes it any small number: 33 nats, infinity, or an error."""
+    for seed in range(50):
+        generator = torch.Generator().manual_seed(seed)
+        x, weights = torch.randn(100, 3, generator=generator), torch.randn(3, 2, generator=generator)
+        x, weights = x.to(dtype), weights.to(dtype)
+        for y in (x @ weights, x @ weights + 100):
+            with pytest.raises(ValueError, match="information infinite"):
+                gaussian_estimate(x, y)
+        noisy = x @ weights + 1e-3 * torch.randn(100, 2, generator=generator).to(dtype)
+        assert 5 < float(gaussian_estimate(x, noisy)) < 20
+        slope = float(weights[0, 0])
+        with pytest.raises(ValueError, match="not positive definite"):
+            gaussian_mutual_information(torch.tensor([[1, slope], [slope, slope**2]], dtype=torch.float64), 1)
+    for gap in (1e-6, 1e-12):
+        expected = -0.5 * math.log(gap * (2 - gap))
+        assert gaussian_mutual_information(pair(1 - gap), 1).item() == pytest.approx(expected, rel=1e-3)
+
+
 @settings(max_examples=25, deadline=None)
 @given(rho=st.floats(-0.999, 0.999), p=st.integers(1, 3))
 def test_information_is_never_negative(rho: float, p: int) -> None:

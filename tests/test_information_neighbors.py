@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -266,8 +267,28 @@ def test_refuses(call: Callable[[], Any], message: str) -> None:
 def test_warns_of_infinite_information() -> None:
     for dtype in (torch.float32, torch.float64):
         x = torch.randn(100, 2, dtype=dtype)
-        with pytest.warns(UserWarning, match="true information is infinite"):
-            mutual_information(x, x @ torch.randn(2, 3, dtype=dtype) + 1)
+        for offset in (0, 1, 1e3):  # what rounding leaves of the difference grows with the offset
+            with pytest.warns(UserWarning, match="true information is infinite"):
+                mutual_information(x, x @ torch.randn(2, 3, dtype=dtype) + offset)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                mutual_information(x, x[:, :1] + 0.1 * torch.randn(100, 1, dtype=dtype) + offset)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_column_is_constant_though_rounding_moved_it(dtype: torch.dtype) -> None:
+    """As a dead unit is that a network computed in batches of different sizes."""
+    eps = torch.finfo(dtype).eps
+    x = torch.randn(60, 2, dtype=torch.float64)
+    for value in (-3.0, 1.0, 1e3):
+        still = (value * (1 + eps * torch.randint(-1, 2, (60, 1)).double())).to(dtype)
+        with pytest.raises(ValueError, match="x has 1 constant columns, the first is 2") as refusal:
+            ksg(torch.cat([x.to(dtype), still], 1), x.to(dtype))
+        keep = str(refusal.value).split("x[:, ")[1].removesuffix("]")
+        x_ = torch.cat([x.to(dtype), still], 1).double()
+        assert eval(keep, {"x": x_}).tolist() == [True, True, False]
+        moving = (value * (1 + 100 * eps * torch.randn(60, 1).double())).to(dtype)
+        assert math.isfinite(float(mixed_ksg(torch.cat([x.to(dtype), moving], 1), x.to(dtype))))
 
 
 @settings(max_examples=40, deadline=None)

@@ -35,6 +35,7 @@ from companion.training import (
 # Children start from a process that has imported torch already: a real process each, in a tenth of a second.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["pytest", "torch._dynamo", "companion.training"])
+STEPS = 30  # of a run: three epochs of ten batches
 
 
 # ------------------------------------------------------------------------------------------------------------ the run
@@ -178,8 +179,9 @@ def test_a_finished_run_returns_its_result_without_training(tmp_path: Path) -> N
 
 
 # ------------------------------------------------------------------------------------------------------------ kill −9
-def child(path: Path, result: Path, begun: Any, pause: float, moment: tuple[str, int] | None) -> None:
-    """A run in a process of its own; at `moment` = (place, visit) it kills itself, as kill −9 does."""
+def child(path: Path, result: Path, begun: Any, steps: Any, moment: tuple[str, int] | None) -> None:
+    """A run in a process of its own, of as many steps as it is let; at `moment` = (place, visit) it kills itself, as
+    kill −9 does."""
     if moment is not None:
         place, visit = moment
         visits = count(1)
@@ -194,19 +196,27 @@ def child(path: Path, result: Path, begun: Any, pause: float, moment: tuple[str,
 
     def before_step() -> None:
         begun.set()
-        time.sleep(pause)
+        steps.acquire()
 
     weights, history = run(path, before_step=before_step)
     save_checkpoint(result, {"weights": weights, "history": list(history)})
 
 
-def start(folder: Path, name: str, pause: float = 0.0, moment: tuple[str, int] | None = None) -> Any:
-    begun = PROCESSES.Event()
+def start(folder: Path, name: str, steps: int = STEPS, moment: tuple[str, int] | None = None) -> Any:
+    begun, let = PROCESSES.Event(), PROCESSES.Semaphore(steps)
     path, result = folder / f"{name}.pt", folder / f"{name}.result"
-    process = PROCESSES.Process(target=child, args=(path, result, begun, pause, moment))
+    process = PROCESSES.Process(target=child, args=(path, result, begun, let, moment))
     process.start()
-    process.begun = begun  # set when the first step begins
+    process.begun, process.let = begun, let  # set when the first step begins; releases one step more
     return process
+
+
+def written(checkpoint: Path) -> int:
+    """When, in nanoseconds; 0 where there is none, as for a moment between the two renames of a save."""
+    try:
+        return checkpoint.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def result(folder: Path, name: str) -> Any:
@@ -216,31 +226,26 @@ def result(folder: Path, name: str) -> Any:
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
-    moments, kills, positions = random.Random(0), 0, set()
+    moments, positions = random.Random(0), set()
     checkpoint = tmp_path / "run.pt"
-    for attempt in count():
-        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        process = start(tmp_path, "run", pause=0.04)  # 30 steps of 40 ms and more: several lives
-        if attempt < 8:
-            process.begun.wait(timeout=60)
-            # Every second life saves at least once, however busy the machine is.
-            while (
-                attempt % 2
-                and process.is_alive()
-                and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before)
-            ):
-                time.sleep(0.01)
-            time.sleep(moments.uniform(0, 0.25))
-            process.kill()  # SIGKILL
+    for life in range(6):
+        before = written(checkpoint)
+        process = start(tmp_path, "run", steps=4)  # of 30: it does not end before it is killed, however busy all is
+        process.begun.wait()
+        while life % 2 and written(checkpoint) <= before:  # every second life saves at least once
+            assert process.is_alive()
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.1))
+        process.kill()  # SIGKILL
         process.join()
-        if process.exitcode == 0:
-            break
         assert process.exitcode == -signal.SIGKILL
-        kills += 1
-        if checkpoint.exists():
-            state = load_checkpoint(checkpoint)
+        there = [path for path in (checkpoint, checkpoints.previous(checkpoint)) if path.exists()]
+        for state in map(load_checkpoint, there[:1]):
             positions.add((state["epoch"], state["batch"]))
-    assert kills >= 3 and len(positions) >= 2 and any(batch > 0 for _, batch in positions)
+    assert len(positions) >= 2 and any(batch > 0 for _, batch in positions)
+    process = start(tmp_path, "run")
+    process.join()
+    assert process.exitcode == 0
     assert_equal(result(tmp_path, "run"), run(None))
 
 
@@ -261,16 +266,28 @@ def test_killed_inside_a_save_it_ends_bit_for_bit_the_same(tmp_path: Path, place
 
 @pytest.mark.slow
 def test_two_runs_at_once_do_not_touch_each_other(tmp_path: Path) -> None:
-    process = start(tmp_path, "run", pause=0.03)
-    while process.is_alive() and not (tmp_path / "run.pt").exists():
+    process = start(tmp_path, "run", steps=5)
+    while not written(tmp_path / "run.pt"):
+        assert process.is_alive()
         time.sleep(0.01)
     with pytest.raises(RuntimeError, match=r"run\.pt is in use by another run"):
         run(tmp_path / "run.pt")
+    for _ in range(STEPS):
+        process.let.release()
     process.join()
     assert process.exitcode == 0
     whole = run(None)
     assert_equal(result(tmp_path, "run"), whole)
     assert_equal(run(tmp_path / "run.pt"), whole)  # and the lock is free again
+
+
+def test_a_run_sweeps_away_its_own_leftovers_alone(tmp_path: Path) -> None:
+    """Of two runs in one folder, one's checkpoint may be named like the beginning of the other's."""
+    own, other = (tmp_path / f"{name}.{16 * 'a'}.tmp" for name in ("run[1]", "run[1].pt"))
+    for half in (own, other):
+        half.touch()
+    run(tmp_path / "run[1]", epochs=1)
+    assert other.exists() and not own.exists()
 
 
 # ----------------------------------------------------------------------------------------- damaged and foreign files

@@ -19,7 +19,8 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from companion.features import FeatureTap, extract
+from companion.features import FeatureTap, _resolution, extract
+from companion.regularizers import CKASparsity
 from companion.similarity import (
     ExactCKA,
     MinibatchCKA,
@@ -528,6 +529,130 @@ def test_dead_layer_of_a_model() -> None:
         assert table.loc["0", "0"] == pytest.approx(1) and table.loc["2"].eq(0).all() and table["2"].eq(0).all()
 
 
+# -- what another processor's arithmetic does in the last bits
+ROUNDING = {torch.float64: 2.0**-51, torch.float32: 2.0**-22, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+
+
+def rounded(x: Tensor, dtype: torch.dtype, between: bool) -> Tensor:
+    """x as a network may compute it: each entry off by two units in the last place (16 bits: by one), at random; each
+    example's by its own, or one error in each of three batches."""
+    errors = gaussian(*x.shape, seed=7)
+    if between:
+        errors = torch.cat([e[:1].expand_as(e) for e in errors.chunk(3)])
+    return (x.double() * (1 + ROUNDING[dtype] * errors)).to(dtype)
+
+
+def by_every_estimator(x: Tensor, y: Tensor, unbiased: bool) -> dict[str, Tensor]:
+    """Linear CKA of x and y, x first, by all that compute it: at once, or in the batches of `rounded`."""
+    found = {
+        "all examples": cka_matrix({"x": x, "y": y}, unbiased=unbiased),
+        "for a penalty": alignment([gram(x), gram(y)], unbiased=unbiased),
+    }
+    for kind in (MinibatchCKA, ExactCKA):
+        metric = kind("xy", unbiased=unbiased)
+        for a, b in zip(x.chunk(3), y.chunk(3), strict=True):
+            metric.update({"x": a, "y": b})
+        found[kind.__name__] = metric.compute()
+    return found
+
+
+OFFSETS, WIDTHS = [0.0, 1.0, 1e3], [1, 3, 64, 512]
+
+
+def constants(n: int, p: int, offset: float) -> list[Tensor]:
+    """A row for all examples: the offset alone, and columns around it that the network itself has centred."""
+    flat = torch.full((p,), offset, dtype=torch.float64)
+    return [row.expand(n, p) for row in (flat, flat + gaussian(p, seed=3))]
+
+
+@both_estimators
+@pytest.mark.parametrize("between", [False, True], ids=["within", "between"])
+@pytest.mark.parametrize("offset", OFFSETS)
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.filterwarnings("ignore:dead layers")
+def test_what_rounding_makes_of_a_constant_is_dead(
+    dtype: torch.dtype, offset: float, between: bool, unbiased: bool
+) -> None:
+    """For every estimator alike, and without bias also of a layer that tells one example from all others."""
+    for p in WIDTHS:
+        for dead in constants(48, p, offset):
+            lone = dead.clone()
+            lone[20] += gaussian(p, seed=4)
+            for x in [dead, lone] if unbiased else [dead]:
+                x, y = rounded(x, dtype, between), gaussian(48, 7)
+                found = by_every_estimator(x, y, unbiased)
+                found["rbf"] = cka_matrix({"x": x, "y": y}, unbiased=unbiased, kernel="rbf")
+                for name, values in found.items():
+                    assert torch.equal(values[0], torch.zeros_like(values[0])), (name, p)
+                    assert values[1, 1] == pytest.approx(1), name
+
+
+@both_estimators
+@pytest.mark.parametrize("offset", OFFSETS)
+def test_what_float32_resolves_is_not_dead(offset: float, unbiased: bool) -> None:
+    """A deviation of 1e-4 of the offset, 420 times the rounding above: alive, and the value that of float64."""
+    for p in WIDTHS:
+        small = 1e-4 * (offset or 1) * gaussian(48, p, seed=2)
+        lone = small.clone()
+        lone[20] += (offset or 1) * gaussian(p, seed=4)
+        y = small @ gaussian(p, 7, seed=5) / small.std() + gaussian(48, 7)
+        for x, tolerance in ((small, 1e-6), (lone, 3e-4)):  # of the lone one's kernel matrix little is left
+            x = (offset + x).float()
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                found = by_every_estimator(x, y, unbiased)
+                assert tolerance > 1e-6 or cka(x, x, unbiased=unbiased, kernel="rbf").item() == pytest.approx(1)
+            exact = reference(x.double() - x.double().mean(0), y, unbiased)
+            for name in ("all examples", "for a penalty", "ExactCKA"):
+                assert found[name][0, 1].item() == pytest.approx(exact, abs=tolerance), (name, p)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+def test_the_rule_lies_far_from_both_sides(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In energy, that is deviations squared, rounding is ten times below it, and what is a hundred times more alive."""
+
+    def alive(deviation: float) -> set[bool]:
+        x = (1 + deviation * gaussian(48, 64, seed=2)).double()  # exact, so that the rule alone decides
+        monkeypatch.setattr("companion.similarity._resolution", lambda _: _resolution(dtype))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return {bool(values[0, 0] > 0.5) for values in by_every_estimator(x, gaussian(48, 7), True).values()}
+
+    error = ROUNDING[dtype]
+    assert alive(error) == {False} and alive(math.sqrt(10) * error) == {False}
+    assert alive(10 * error) == {True}
+    if dtype == torch.float32:
+        assert alive(1e-5) == alive(1e-4) == {True}
+
+
+class Rounding(nn.Module):
+    """Stands for every processor: each pass is off in the last bits by errors of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 + 2.0**-22 * torch.randn_like(x))
+
+
+def test_layers_after_a_dead_one_are_dead_on_every_processor(device: torch.device) -> None:
+    """In batches of 16, 19 and 5; for both streaming estimators, and for the penalty, whose gradient is 0 there."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), Rounding(), nn.ReLU(), nn.Flatten(), nn.Linear(24, 5)
+    ).to(device)
+    nn.init.zeros_(model[2].weight)
+    nn.init.constant_(model[2].bias, 0.3)
+    layers, x = ["0", "3", "6"], gaussian(40, 3, 6, 6, dtype=torch.float32).to(device)
+    for estimator in ("minibatch", "exact"):
+        for unbiased in (True, False):
+            with one_warning("3", "6"):
+                parts = x.split([16, 19, 5])
+                table = cka_map(model, parts, layers, estimator=estimator, unbiased=unbiased)
+            assert table.loc["0", "0"] == pytest.approx(1)
+            assert table.loc[["3", "6"]].eq(0).all(axis=None) and table[["3", "6"]].eq(0).all(axis=None)
+    penalty = CKASparsity(model, 1.0, layers=layers, pairs="all")
+    model(x)
+    penalty().backward()
+    assert penalty.last == 0 and all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
 def test_a_layer_dead_in_one_batch_is_not_dead() -> None:
     metric = MinibatchCKA("ab")
     metric.update({"a": gaussian(8, 3), "b": torch.ones(8, 3, dtype=torch.float64)})
@@ -709,6 +834,29 @@ def test_the_naive_bootstrap_is_a_trap() -> None:
     for method in ("jackknife", "subsample"):
         honest = cka_interval(x, y, method=method)
         assert honest.low < 0 < honest.high and honest.high - honest.low < 0.1
+
+
+def test_subsets_that_are_dead_have_cka_0(device: torch.device) -> None:
+    """Three examples stand out: many halves hold one of them or none, and rounding must not give these a value."""
+    x, y = torch.zeros(20, 5, dtype=torch.float64), gaussian(20, 6, seed=1)
+    x[[3, 7, 12]] = gaussian(3, 5)
+    keep = [[j for j in range(20) if j != i] for i in range(20)]
+    left = [reference(x[i], y[i], unbiased=True) for i in keep]
+    generator = torch.Generator().manual_seed(0)
+    subsets = [torch.randperm(20, generator=generator)[:10] for _ in range(50)]
+    draws = [reference(x[s], y[s], unbiased=True) if (x[s].abs().sum(1) > 0).sum() > 1 else 0.0 for s in subsets]
+    assert 10 < draws.count(0.0) < 40
+    value = reference(x, y, unbiased=True)
+    errors = {
+        "jackknife": math.sqrt(19 / 20 * sum((v - sum(left) / 20) ** 2 for v in left)),
+        "subsample": math.sqrt(sum((v - value) ** 2 for v in draws) / 50),
+    }
+    for method, error in errors.items():
+        options: dict[str, Any] = {} if method == "jackknife" else {"subsamples": 50}
+        for offset, dtype in ((0.0, torch.float64), (1.0, torch.float64), (1e3, torch.float64), (1.0, torch.float32)):
+            a = rounded(x + offset, dtype, between=False).to(device)
+            got = cka_interval(a, y.to(device, dtype), method=method, **options)
+            assert got.error == pytest.approx(error, rel=1e-3), (method, offset, dtype)
 
 
 def test_bad_intervals() -> None:
@@ -898,6 +1046,17 @@ def test_bad_updates(kind: Any) -> None:
             metric.compute()
     with pytest.raises(ValueError, match="0 examples in all"), pytest.warns(UserWarning, match="before the ``update``"):
         kind("012").compute()
+
+
+@both_estimators
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_constant_kernel_matrix_is_dead(unbiased: bool, dtype: torch.dtype) -> None:
+    """Centring leaves the rounding of the sums."""
+    x = gaussian(9, 3, dtype=dtype)
+    for n in (0.1, 1 / 3, 7e5):
+        with one_warning("xs[0]"):
+            values = cka_matrix([torch.full((9, 9), n, dtype=dtype), x @ x.T], unbiased=unbiased, kernel="precomputed")
+        assert_dead(values, 0, torch.ones(1, 1, dtype=torch.float64))
 
 
 def test_precomputed_batches_cannot_be_joined() -> None:

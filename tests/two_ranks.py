@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.distributed import TCPStore
 
 from companion.training import distributed
 
@@ -20,6 +20,7 @@ def on_rank(rank: int, port: int, work: Callable[..., Any], args: tuple[Any, ...
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""}
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     try:
         with distributed() as place:
             assert (place.rank, place.world_size, place.device.type) == (rank, 2, "cpu")
@@ -31,11 +32,10 @@ def on_rank(rank: int, port: int, work: Callable[..., Any], args: tuple[Any, ...
 
 def two_ranks(work: Callable[..., Any], *args: Any) -> list[Any]:
     """What work(rank, *args) returns, or raises, on each of two ranks."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # As under torchrun, the ranks meet at a store that is there before them: its port cannot be taken meanwhile.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     results = PROCESSES.Queue()
-    processes = [PROCESSES.Process(target=on_rank, args=(rank, port, work, args, results)) for rank in (0, 1)]
+    processes = [PROCESSES.Process(target=on_rank, args=(rank, store.port, work, args, results)) for rank in (0, 1)]
     for process in processes:
         process.start()
     outcomes = dict(results.get(timeout=300) for _ in processes)

@@ -177,8 +177,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 else "\n".join(f"{r.run}: {r.result}" for r in made)
             )
         elif arguments.command == "verify":
-            found = problems(root)
-            print("\n".join(found) if found else f"{len(list(root.glob('*/*/*.json')))} records, all in order")
+            found, count = problems(root), len(list(root.glob("*/*/*.json")))
+            if not found and not count:
+                raise ValueError(
+                    f"{root} holds no record EXPERIMENT/TIER/RUN.json; is --results the folder of results?"
+                )
+            print("\n".join(found) if found else f"{count} records, all in order")
             return 1 if found else 0
         elif arguments.command == "index":
             new = records.enlist(root, sorted(root.glob("*/*/*.json")))

@@ -18,7 +18,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from companion.information.estimates import Estimate, continuous, discrete, estimate, mean_error, same_rows, scale
+from companion.information.estimates import (
+    Estimate,
+    constant_columns,
+    continuous,
+    discrete,
+    estimate,
+    mean_error,
+    same_rows,
+    scale,
+)
 
 COUNTED = ("plug-in", "miller-madow", "grassberger", "shrinkage")
 LARGEST = 10**7  # pairs of symbols in a table that shrinkage builds
@@ -165,7 +174,7 @@ def bin_edges(
     """Inner edges for each column, learned from the data; `bin_index` applies them.
 
     A value that more than one example in `bins` shares is an *atom* and gets a bin of its own, so the zeros of a ReLU
-    stay together and do not use up the quantiles of what is active.
+    stay together and do not use up the quantiles of what is active. What is constant but for rounding is one atom.
 
     Args:
         bins: number of bins for what is not an atom.
@@ -177,12 +186,21 @@ def bin_edges(
     >>> bin_edges(torch.arange(8.0)[:, None], bins=4)
     [tensor([2., 4., 6.], dtype=torch.float64)]
     """
-    x = continuous(x, constant=True)
+    dtype, x = torch.as_tensor(x).dtype, continuous(x, constant=True)
     if bins < 2:
         raise ValueError(f"bins={bins}; a variable in fewer than 2 bins has no entropy")
     if rule not in ("quantile", "width"):
         raise ValueError(f"rule={rule!r} is unknown; use 'quantile' or 'width'")
-    return [_column_edges(column, bins, rule) for column in x.T]
+    constant = constant_columns(x, dtype).tolist()
+    return [
+        _atom(column.amin(), column.amax()) if still else _column_edges(column, bins, rule)
+        for column, still in zip(x.T, constant, strict=True)
+    ]
+
+
+def _atom(low: Float[Tensor, "*atoms"], high: Float[Tensor, "*atoms"]) -> Float[Tensor, "_"]:
+    """The edges of an atom's own bin. Bins are [edge, next edge): it reaches to the next representable number."""
+    return torch.stack([low, torch.nextafter(high, torch.full_like(high, torch.inf))]).flatten()
 
 
 def _column_edges(column: Float[Tensor, "n"], bins: int, rule: str) -> Float[Tensor, "_"]:
@@ -197,9 +215,7 @@ def _column_edges(column: Float[Tensor, "n"], bins: int, rule: str) -> Float[Ten
         inner = rest.sort().values[(parts * len(rest)).long().clamp(max=len(rest) - 1)]
     else:
         inner = rest.amin() + parts * (rest.amax() - rest.amin())
-    # Bins are [edge, next edge): an atom's own bin reaches from it to the next representable number.
-    after = torch.nextafter(atoms, torch.full_like(atoms, torch.inf))
-    return torch.unique(torch.cat([inner, atoms, after]))
+    return torch.unique(torch.cat([inner, _atom(atoms, atoms)]))
 
 
 def fixed_edges(features: int, bins: int = 30, low: float = -1.0, high: float = 1.0) -> list[Float[Tensor, "_"]]:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+from companion.features import _resolution
 
 UNITS = {"nats": 1.0, "bits": math.log(2)}
 BOUNDS = ("upper", "lower", "neither")
@@ -97,8 +99,9 @@ def mean_error(terms: Float[Tensor, "n"]) -> tuple[Float[Tensor, ""], Float[Tens
 def continuous(x: Any, name: str = "x", *, constant: bool = False) -> Float[Tensor, "examples features"]:
     """x as a float64 matrix, rows are examples; refuses what no estimator can use.
 
-    A vector is one feature; maps are flattened. Constant columns are refused unless `constant` is allowed: they carry
-    no information and break neighbours and covariances alike.
+    A vector is one feature; maps are flattened. Constant columns, whose values differ by no more than rounding in the
+    dtype of x, are refused unless `constant` is allowed: they carry no information and break neighbours and covariances
+    alike.
 
     Raises:
         ValueError: no rows, NaN or infinite values, constant columns.
@@ -108,18 +111,28 @@ def continuous(x: Any, name: str = "x", *, constant: bool = False) -> Float[Tens
         raise ValueError(f"{name} must be (examples, features) with at least one of each; got shape {tuple(x.shape)}")
     if x.is_complex():
         raise ValueError(f"{name} is complex; give real and imaginary parts as two features")
-    x = (x[:, None] if x.ndim == 1 else x.flatten(1)).double()
+    dtype, x = x.dtype, (x[:, None] if x.ndim == 1 else x.flatten(1)).double()
     if not torch.isfinite(x).all():
         rows = (~torch.isfinite(x)).any(1).nonzero()[:, 0]
         raise ValueError(f"{name} holds NaN or infinite values in {len(rows)} rows, the first is {int(rows[0])}")
     if not constant:
-        same = (x == x[0]).all(0).nonzero()[:, 0].tolist()
+        same = constant_columns(x, dtype).nonzero()[:, 0].tolist()
         if same:
             raise ValueError(
-                f"{name} has {len(same)} constant columns, the first is {same[0]}; "
-                "they carry no information: drop them with x[:, x.std(0) > 0]"
+                f"{name} has {len(same)} constant columns, the first is {same[0]}; they carry no information: "
+                f"drop them with x[:, (x - x.mean(0)).abs().amax(0) > {_resolution(dtype):.1e} * x.abs().amax(0)]"
             )
     return x
+
+
+def constant_columns(x: Float[Tensor, "examples features"], dtype: torch.dtype) -> Bool[Tensor, "features"]:
+    """Which columns are constant but for the rounding of `dtype`, in which they were computed."""
+    return (x - x.mean(0)).abs().amax(0) <= _resolution(dtype) * x.abs().amax(0)
+
+
+def rounding_share(x: Float[Tensor, "examples features"], dtype: torch.dtype) -> Float[Tensor, "features"]:
+    """The share of each column's variance that may be the rounding of `dtype`, in which it was computed."""
+    return _resolution(dtype) ** 2 * x.square().sum(0) / (x - x.mean(0)).square().sum(0)
 
 
 def discrete(x: Any, name: str = "x") -> tuple[Tensor, int]:

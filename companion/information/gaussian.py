@@ -19,12 +19,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.information.estimates import Estimate, TooFewExamplesError, continuous, estimate, same_rows, scale
+from companion.features import _resolution
+from companion.information.estimates import (
+    Estimate,
+    TooFewExamplesError,
+    continuous,
+    estimate,
+    rounding_share,
+    same_rows,
+    scale,
+)
 
 
 # --------------------------------------------------------------------------------------------------------- closed forms
-def _factor(covariance: Tensor, name: str = "covariance") -> Float[Tensor, "*batch d d"]:
-    """Cholesky factor of a covariance matrix in float64; refuses what is none."""
+def _factor(
+    covariance: Tensor, name: str = "covariance", rounding: Float[Tensor, "*batch d"] | float = 0.0
+) -> Float[Tensor, "*batch d d"]:
+    """Cholesky factor of a covariance matrix in float64; refuses what is none.
+
+    Args:
+        rounding: the share of each variance that is the data's rounding, besides that of the sums here.
+    """
     c = torch.as_tensor(covariance)
     if c.ndim < 2 or c.shape[-1] != c.shape[-2] or c.shape[-1] == 0:
         raise ValueError(f"{name} must be (…, d, d); got shape {tuple(c.shape)}")
@@ -34,7 +49,10 @@ def _factor(covariance: Tensor, name: str = "covariance") -> Float[Tensor, "*bat
     if not torch.allclose(c, c.mT, rtol=1e-6, atol=1e-9 * float(c.detach().abs().max())):
         raise ValueError(f"{name} is not symmetric; give a covariance, not the data: covariance(x)")
     factor, failed = torch.linalg.cholesky_ex((c + c.mT) / 2)
-    if failed.any():
+    # The squared pivots are what the variables before it leave of each variance. Of 0, rounding makes any small number.
+    left, variance = (z.diagonal(dim1=-2, dim2=-1) for z in (factor.square(), c))
+    least = rounding + c.shape[-1] * _resolution(c.dtype)
+    if failed.any() or (left <= least * variance).any():
         raise ValueError(
             f"{name} is not positive definite: a variable is a linear function of others, and the information "
             "infinite. Drop it, use more examples than variables, or shrink: covariance(x, shrinkage='analytic')"
@@ -164,6 +182,7 @@ def gaussian_estimate(x: Any, y: Any, *, shrinkage: float | str = 0.0, unit: str
     >>> abs(float(found) - 0.5 * math.log(2)) < 0.15  # nats
     True
     """
+    dtypes = [torch.as_tensor(z).dtype for z in (x, y)]
     x, y = continuous(x), continuous(y, "y")
     same_rows(x, y)
     n, p, q = len(x), x.shape[1], y.shape[1]
@@ -173,6 +192,8 @@ def gaussian_estimate(x: Any, y: Any, *, shrinkage: float | str = 0.0, unit: str
             "use shrinkage='analytic', or fewer features"
         )
     sigma = covariance(torch.cat([x, y.to(x)], 1), shrinkage)
+    shares = [rounding_share(z.detach(), dtype).to(x.device) for z, dtype in zip((x, y), dtypes, strict=True)]
+    _factor(sigma, rounding=torch.cat(shares))
     rho = canonical_correlations(sigma, p)
     value = -0.5 * torch.log1p(-rho.square()).sum() - (_sampled_bias(n, p, q) if shrinkage == 0 else 0)
     error = (rho.detach().square().sum() / n).sqrt() if shrinkage == 0 else None

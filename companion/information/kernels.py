@@ -18,14 +18,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from companion.features import _resolution
 from companion.information.estimates import Estimate, continuous, estimate, same_rows
-from companion.similarity import Kernel, gram, h_center
+from companion.similarity import Kernel, _kernel_matrix, h_center
+
+
+def _gram(x: Any, kernel: Kernel, name: str, constant: bool = False) -> Float[Tensor, "n n"]:
+    """Kernel matrix in float64; what is rounding in the features' own dtype stays no variation."""
+    return _kernel_matrix(continuous(x, name, constant=constant), kernel, torch.as_tensor(x).dtype)[0]
 
 
 def _density(x: Any, kernel: Kernel, name: str) -> Float[Tensor, "n n"]:
     """Kernel matrix with unit diagonal, divided by n, so that its trace is 1."""
-    k = gram(continuous(x, name), kernel)
-    scale = k.diagonal().clamp(min=torch.finfo(k.dtype).tiny).sqrt()
+    k = _gram(x, kernel, name)
+    # An example at the mean has no direction, and rounding must not give it one.
+    least = _resolution(torch.as_tensor(x).dtype) ** 2 * k.diagonal().amax()
+    scale = torch.maximum(k.diagonal(), least).clamp(min=torch.finfo(k.dtype).tiny).sqrt()
     return k / (scale[:, None] * scale) / len(k)
 
 
@@ -111,11 +119,11 @@ def normalized_hsic(
     """
     if not ridge > 0:
         raise ValueError(f"ridge={ridge} must be positive: without it nHSIC counts dimensions, not dependence")
-    a, b = (_whitened(continuous(z, name, constant=True), kernel, ridge) for name, z in (("x", x), ("y", y)))
+    a, b = (_whitened(_gram(z, kernel, name, constant=True), ridge) for name, z in (("x", x), ("y", y)))
     same_rows(a, b)
     return (a * b).sum()
 
 
-def _whitened(x: Float[Tensor, "n d"], kernel: Kernel, ridge: float) -> Float[Tensor, "n n"]:
-    k = h_center(gram(x, kernel))
+def _whitened(k: Float[Tensor, "n n"], ridge: float) -> Float[Tensor, "n n"]:
+    k = h_center(k)
     return torch.linalg.solve(k + ridge * len(k) * torch.eye(len(k), dtype=k.dtype, device=k.device), k)

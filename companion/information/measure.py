@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion.information.discrete import binned, discrete_mutual_information
-from companion.information.estimates import Estimate, continuous
+from companion.information.estimates import Estimate, continuous, rounding_share
 from companion.information.gaussian import gaussian_estimate
 from companion.information.kernels import renyi
 from companion.information.neighbors import ksg, mixed_ksg, ross
@@ -82,15 +82,15 @@ def mutual_information(
 
 def _warn_if_infinite(x: Any, y: Any) -> None:
     """Looks for a linear function between x and y, the one case of infinite information that a sample gives away."""
-    types = [z.dtype for z in map(torch.as_tensor, (x, y)) if z.is_floating_point()]
-    rounding = max((torch.finfo(t).eps for t in types), default=torch.finfo(torch.float64).eps)
-    x, y = continuous(x), continuous(y, "y")
+    dtypes = [torch.as_tensor(z).dtype for z in (x, y)]
+    x, y = continuous(x), continuous(y, "y").to(torch.as_tensor(x).device)
     if len(x) != len(y) or len(x) <= x.shape[1] + y.shape[1] + 1:
         return
-    x, y = ((z - z.mean(0)) / z.std(0) for z in (x, y.to(x.device)))
-    for one, other in ((x, y), (y, x)):
+    rounding = [rounding_share(z, dtype) for z, dtype in zip((x, y), dtypes, strict=True)]
+    x, y = ((z - z.mean(0)) / z.std(0) for z in (x, y))
+    for one, other, share in ((x, y, rounding[0].amax() + rounding[1]), (y, x, rounding[1].amax() + rounding[0])):
         rest = other - one @ torch.linalg.lstsq(one, other).solution
-        if (rest.square().mean(0) < (16 * rounding) ** 2).any():
+        if (rest.square().mean(0) <= share).any():
             warnings.warn(
                 "one variable is a linear function of the other without noise: for continuous variables the true "
                 "information is infinite, and what an estimator returns only grows with the number of examples. Say "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import os
 import pickle
@@ -80,9 +81,9 @@ def claim(path: str | Path, configuration: dict[str, Any], held: ExitStack) -> d
         held.enter_context(FileLock(f"{path}.lock", timeout=0))  # the system lets go of it when the process dies
     except Timeout:
         raise RuntimeError(f"{path} is in use by another run: wait, or give this run another path") from None
-    for stale in path.parent.glob(
-        f"{path.name}.*.tmp"
-    ):  # of a killed run: no live one can be writing, we hold the lock
+    # Left by a killed run: no live one can be writing this checkpoint, we hold the lock. Others in the folder may be on
+    # their way, such as `run.pt` beside `run`.
+    for stale in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 16}.tmp"):
         stale.unlink()
     # A run killed between the two renames leaves only the previous one.
     found = next((candidate for candidate in (path, previous(path)) if candidate.exists()), None)
