@@ -272,6 +272,19 @@ def inner_scale(record: Record) -> float:
     return _of_filters(record, "conv1", lambda w, scale, deviation: scale)
 
 
+def inner_deviation(record: Record) -> float:
+    """Mean σ of the same batch norms: the deviation of what the inner filters put out *before* it is normalised. With
+    filters of unchanged `raw_norms` it follows the size of what they read.
+
+    >>> from companion.records import Run
+    >>> layer = {"name": "layer1.0.conv1", "filter_norms": [1, 3], "bn_scale": [2, -4], "bn_deviation": [4, 5]}
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"weights": {"layers": [layer]}}, {})
+    >>> inner_deviation(record)
+    4.5
+    """
+    return _of_filters(record, "conv1", lambda w, scale, deviation: deviation)
+
+
 def branch_scale(record: Record) -> float:
     """Mean abs(γ) of the last batch norm of every branch: the scale of the residual step. It does not see the size of
     the branch's weights or of what the branch reads.

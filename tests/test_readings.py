@@ -92,7 +92,7 @@ def test_similarity_path_and_information(record):
 
 def test_filters_as_they_act(record):
     assert readings.raw_norms(record) == 2 and readings.folded_norms(record) == pytest.approx((2 + 1.5) / 2)
-    assert readings.inner_scale(record) == 1.5  # of −2 and 1
+    assert readings.inner_scale(record) == 1.5 and readings.inner_deviation(record) == 1.5  # of −2 and 1, of 1 and 2
     assert readings.branch_scale(record) == 0.5 and readings.folded_norms(record, "conv2") == pytest.approx(8)
     assert readings.small_weights(record) == pytest.approx(40)  # the first bin lies whole below a tenth of the RMS
 
@@ -115,10 +115,16 @@ def test_which_size_sees_a_smaller_input():
             reading(Record(Run("toy", "smoke", "none", 0), {}, [], {"weights": measures.weights(net)}, {}))
             for net in (model, halved)
         ]
-        for reading in (readings.raw_norms, readings.folded_norms, readings.inner_scale, readings.branch_scale)
+        for reading in (
+            readings.raw_norms,
+            readings.folded_norms,
+            readings.inner_scale,
+            readings.inner_deviation,
+            readings.branch_scale,
+        )
     }
     ratios = {name: after / before for name, (before, after) in found.items()}
-    expected = {"raw_norms": 1, "folded_norms": 2, "inner_scale": 1, "branch_scale": 0.5}
+    expected = {"raw_norms": 1, "folded_norms": 2, "inner_scale": 1, "inner_deviation": 0.5, "branch_scale": 0.5}
     assert ratios == pytest.approx(expected, rel=5e-3)  # records keep three digits
 
 
