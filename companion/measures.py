@@ -126,8 +126,10 @@ def weights(model: nn.Module, images: Tensor | None = None) -> dict[str, Any]:
     Returns:
         `edges` of the histograms of abs(w) / RMS(layer), the last bin open, and `layers`, one entry a layer: `name`,
         `shape`, `rms`, `zeros` (exact ones), `histogram` (counts), `filter_norms` (L2, one a filter) and, where a batch
-        norm comes right after, `bn_scale` (its γ) and `bn_deviation` (its running σ); `input_deviation`, the root mean
-        square of its input channels' deviations.
+        norm comes right after, `bn_scale` (its γ) and `bn_deviation` (its running σ, that of the layer's output before
+        it is normalised: it changes with the size of the filter and with that of the layer's input). Of these three
+        `bn_scale` alone sees neither; see `readings.inner_scale`. `input_deviation` is the root mean square of its
+        input channels' deviations.
 
     >>> found = weights(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)))["layers"][0]
     >>> found["shape"], sum(found["histogram"]), len(found["filter_norms"]), found["bn_scale"]

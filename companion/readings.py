@@ -271,6 +271,10 @@ def folded_norms(record: Record, ending: str = "conv1") -> float:
 
     `"conv1"`: the inner filters, which can be removed; `"conv2"`: the last ones of each branch.
 
+    It does not change when a filter is rescaled before its batch norm, and it doubles when the layer's *input* is
+    halved, although the layer then puts out the same: σ is halved, too. So it compares filters of one layer, which all
+    read the same input. Between networks whose features differ in size it compares their inputs; take `inner_scale`.
+
     >>> from companion.records import Run
     >>> layer = {"name": "layer1.0.conv1", "filter_norms": [1, 3], "bn_scale": [2, 2], "bn_deviation": [4, 4]}
     >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"weights": {"layers": [layer]}}, {})
@@ -281,7 +285,8 @@ def folded_norms(record: Record, ending: str = "conv1") -> float:
 
 
 def raw_norms(record: Record, ending: str = "conv1") -> float:
-    """Mean of ‖w‖ over the same filters: before a batch norm it has no meaning by itself.
+    """Mean of ‖w‖ over the same filters. It does not see the size of the input, and it changes with every rescaling of
+    a filter, which the batch norm behind it undoes: there it has no meaning by itself.
 
     >>> from companion.records import Run
     >>> layer = {"name": "layer1.0.conv1", "filter_norms": [1, 3], "bn_scale": [2, 2], "bn_deviation": [4, 4]}
@@ -292,8 +297,38 @@ def raw_norms(record: Record, ending: str = "conv1") -> float:
     return _of_filters(record, ending, lambda w, scale, deviation: w)
 
 
+def inner_scale(record: Record) -> float:
+    """Mean abs(γ) of the inner batch norms, those behind the first convolution of every block: the deviation of what
+    the inner filters put out.
+
+    It changes neither with the size of a filter before its batch norm nor with that of the layer's input, so it can be
+    compared between networks. A factor on γ and β that the weights of the next convolution undo it does see.
+
+    >>> from companion.records import Run
+    >>> layer = {"name": "layer1.0.conv1", "filter_norms": [1, 3], "bn_scale": [2, -4], "bn_deviation": [4, 4]}
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"weights": {"layers": [layer]}}, {})
+    >>> inner_scale(record)
+    3.0
+    """
+    return _of_filters(record, "conv1", lambda w, scale, deviation: scale)
+
+
+def inner_deviation(record: Record) -> float:
+    """Mean σ of the same batch norms: the deviation of what the inner filters put out *before* it is normalised. With
+    filters of unchanged `raw_norms` it follows the size of what they read.
+
+    >>> from companion.records import Run
+    >>> layer = {"name": "layer1.0.conv1", "filter_norms": [1, 3], "bn_scale": [2, -4], "bn_deviation": [4, 5]}
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"weights": {"layers": [layer]}}, {})
+    >>> inner_deviation(record)
+    4.5
+    """
+    return _of_filters(record, "conv1", lambda w, scale, deviation: deviation)
+
+
 def branch_scale(record: Record) -> float:
-    """Mean abs(γ) of the last batch norm of every branch: the scale of the residual step.
+    """Mean abs(γ) of the last batch norm of every branch: the scale of the residual step. It does not see the size of
+    the branch's weights or of what the branch reads.
 
     >>> from companion.records import Run
     >>> layer = {"name": "layer1.0.conv2", "filter_norms": [1, 3], "bn_scale": [2, 2], "bn_deviation": [4, 4]}

@@ -362,6 +362,63 @@ def test_folded_norms_and_the_network_do_not_see_the_scale_before_a_batch_norm()
     assert torch.allclose(*folded, rtol=1e-4)
 
 
+def rescale(model: nn.Module, what: str, factor: float) -> None:
+    """The same function of a stack of convolutions 0, 3 and 6, other sizes: what convolution 3 weighs, what it reads,
+    or what it emits and convolution 6 reads."""
+    first, norm, last = model[1], model[4], model[6]
+    if what == "filter":
+        model[3].weight *= factor
+    elif what == "input":
+        first.weight *= factor
+        first.bias *= factor
+    else:
+        norm.weight *= factor
+        norm.bias *= factor
+        last.weight /= factor
+    if what in ("filter", "input"):  # σ is what training would have measured
+        norm.running_mean *= factor
+        norm.running_var.add_(norm.eps).mul_(factor**2).sub_(norm.eps)
+
+
+def input_deviation(model: nn.Sequential, layer: int, x: Tensor) -> float:
+    """Root mean square over channels of the deviation of each channel that a layer reads."""
+    return float(model[:layer](x).transpose(0, 1).flatten(1).var(dim=1).mean().sqrt())
+
+
+# The table of chapter 9: the factor of each norm when the filter, the layer's input, or γ and β are multiplied by f.
+INVARIANCE: dict[str, dict[str, Callable[[float], float]]] = {
+    "filter": {"l1": lambda f: f, "l2": lambda f: f},
+    "input": {"folded": lambda f: 1 / f},
+    "output": {norm: lambda f: f for norm in ("bn", "folded", "folded · input", "activation")},
+}
+
+
+@pytest.mark.parametrize("what", INVARIANCE)
+@torch.no_grad()
+def test_what_each_norm_changes_with(what: str) -> None:
+    def conv(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(*conv(3, 4), *conv(4, 6), nn.Conv2d(6, 2, 1)), torch.randn(16, 3, 9, 9)
+    model = randomize(model).double().eval()
+    x, scaled = x.double(), copy.deepcopy(model)
+    rescale(scaled, what, 0.5)
+    assert torch.allclose(model(x), scaled(x))
+    coupling = couple(model, x[:1])
+    sizes: list[dict[str, Tensor]] = []
+    for net in (model, scaled):
+        found = {norm: filter_norms(net, norm, coupling)["3"] for norm in ("l1", "l2", "bn", "folded")}
+        found["folded · input"] = found["folded"] * input_deviation(net, 3, x)
+        found["activation"] = channel_norms(net, coupling, "activation", x)[coupling.filters["3"]]
+        sizes.append(found)
+    for norm, before in sizes[0].items():
+        after, factor = sizes[1][norm], INVARIANCE[what].get(norm, lambda f: 1.0)(0.5)
+        assert torch.allclose(after, factor * before), (what, norm)
+        assert torch.equal(after.argsort(), before.argsort())  # one factor for the whole layer: the order stays
+        assert torch.allclose(after / after.mean(), before / before.mean())
+
+
 def test_a_channel_is_as_large_as_the_largest_of_its_filters() -> None:
     model, x = digits_net(width=4, blocks=2), torch.randn(2, 1, 8, 8)
     coupling = couple(model, x)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import numpy as np
 import pytest
+import torch
 
 from companion import measures, readings, records
 from companion.experiments import replay
+from companion.models import digits_net
 from companion.records import Record, Run
 
 
@@ -89,8 +92,40 @@ def test_similarity_path_and_information(record):
 
 def test_filters_as_they_act(record):
     assert readings.raw_norms(record) == 2 and readings.folded_norms(record) == pytest.approx((2 + 1.5) / 2)
+    assert readings.inner_scale(record) == 1.5 and readings.inner_deviation(record) == 1.5  # of −2 and 1, of 1 and 2
     assert readings.branch_scale(record) == 0.5 and readings.folded_norms(record, "conv2") == pytest.approx(8)
     assert readings.small_weights(record) == pytest.approx(40)  # the first bin lies whole below a tenth of the RMS
+
+
+@torch.no_grad()
+def test_which_size_sees_a_smaller_input():
+    """Half the input, the same output: the folded norm doubles, and that is no growth of a filter."""
+    model, images = digits_net(width=4, blocks=2).eval(), torch.randn(8, 1, 8, 8)
+    halved = copy.deepcopy(model)
+    scales = [halved.bn1, *(block.bn2 for block in halved.layer1)]  # they make the stream that every block reads
+    for tensor in itertools.chain.from_iterable((norm.weight, norm.bias) for norm in scales):
+        tensor *= 0.5
+    for norm in (block.bn1 for block in halved.layer1):  # statistics of what reads it
+        norm.running_mean *= 0.5
+        norm.running_var.add_(norm.eps).mul_(0.25).sub_(norm.eps)
+    halved.linear.weight *= 2
+    assert torch.allclose(model(images), halved(images), atol=1e-4)
+    found = {
+        reading.__name__: [
+            reading(Record(Run("toy", "smoke", "none", 0), {}, [], {"weights": measures.weights(net)}, {}))
+            for net in (model, halved)
+        ]
+        for reading in (
+            readings.raw_norms,
+            readings.folded_norms,
+            readings.inner_scale,
+            readings.inner_deviation,
+            readings.branch_scale,
+        )
+    }
+    ratios = {name: after / before for name, (before, after) in found.items()}
+    expected = {"raw_norms": 1, "folded_norms": 2, "inner_scale": 1, "inner_deviation": 0.5, "branch_scale": 0.5}
+    assert ratios == pytest.approx(expected, rel=5e-3)  # records keep three digits
 
 
 def test_cosines(record):

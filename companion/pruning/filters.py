@@ -40,7 +40,16 @@ def filter_norms(model: nn.Module, norm: Norm = "l2", coupling: Coupling | None 
     """layer → the norm of each of its filters w_k: Float[Tensor, "filters"].
 
     Before a batch norm a filter's own norm has no meaning: w_k and 10·w_k give the same network. "folded" is the norm
-    of the filter that does the work of both, w_k·γ_k/√(σ_k² + ε).
+    of the filter that does the work of both, w_k·γ_k/√(σ_k² + ε). What each norm changes with, where a batch norm
+    follows and its statistics are measured anew:
+
+    - the filter times a: "l1" and "l2" times a; "bn" and "folded" stay;
+    - the layer's input times c, which leaves the output as it was: "folded" times 1/c; the others stay;
+    - γ and β times b, which the weights of the next layer can undo: "bn" and "folded" times b; the others stay.
+
+    The filters of a layer share its input, so c does not change their order, nor a norm relative to the layer's mean.
+    Between layers or networks with inputs of different size the folded norm compares the inputs: there take "bn", or
+    the folded norm times the deviation of the input.
 
     Args:
         norm: "l1" `Σ|w|`, "l2" √Σw², "bn" `|γ|` of the batch norm that follows (network slimming, Liu et al. 2017),
@@ -95,6 +104,7 @@ def channel_norms(
 
     "activation" is the standard deviation, over the examples and positions of `example`, of what is read from the
     channel (the largest, over its readers). It is 0 for a constant, which costs nothing; the mean activation is not.
+    Like "bn" it sees neither the scale of the filter before a batch norm nor that of its input.
 
     Raises:
         ValueError: see `filter_norms`; "activation" without an example.
@@ -240,7 +250,8 @@ def prune_filters(
     Args:
         example: a batch of inputs, as the network gets them; latency is measured on it.
         norm: see `filter_norms` and `channel_norms`. A channel that several filters write has the largest norm of them.
-        relative: None compares the norms as they are; "mean" divides them by the mean of the layer's (more exactly: of
+        relative: None compares the norms as they are, across layers: of "folded" ones that compares the sizes of the
+            layers' inputs, too, see `filter_norms`; "mean" divides them by the mean of the layer's (more exactly: of
             the channels that the same layers write); "rank" takes their rank in it, from 0 to 1: every layer loses the
             same share.
         threshold: channels go whose norm is at most this; "gap" for the one of `widest_gap`.

@@ -1,4 +1,4 @@
-// Nets under penalties of three strengths, beside the net without one: CKA, paths, filters, accuracy after pruning.
+// Nets under penalties of three strengths, beside the net without one: CKA, paths, scales, accuracy after pruning.
 // It needs penalty_strengths.css, explorable.css and penalty_strengths.data.js beside it and nothing else; README.md
 // says how a page includes it.
 "use strict";
@@ -111,15 +111,15 @@
     const shown = create("output");
     const sentence = create("p", { class: "strengths-sentence", "aria-live": "polite" });
     const largest = (pick) => Math.max(...nets.flatMap(pick));
-    const norms = 1.05 * largest((net) => [...net.inner, ...net.last]);
+    const scales = 1.05 * largest((net) => [...net.inner, ...net.last]);
     const [without, under] = [map(), map()];
-    const acting = "mean of ‖w‖ · |γ| / σ over the filters, block by block";
+    const scale = "mean |γ| of the batch norm, block by block";
     const parts = [
       path(),
       dots("Accuracy after pruning, %", "dense; weights gone; multiply-adds left (no fine-tuning)", data.pruned,
         (net) => net.accuracy, 10 * Math.ceil(largest((net) => net.accuracy) / 10)),
-      dots("Inner filters", acting, data.blocks, (net) => net.inner, norms),
-      dots("Last filters", acting, data.blocks, (net) => net.last, norms),
+      dots("Behind the inner filters", scale, data.blocks, (net) => net.inner, scales),
+      dots("At the end of the branches", scale, data.blocks, (net) => net.last, scales),
     ];
 
     function show() {
