@@ -251,6 +251,33 @@ def raw_norms(record: Record, ending: str = "conv1") -> float:
     return _of_filters(record, ending, lambda w, scale, deviation: w)
 
 
+def inner_scale(record: Record) -> float:
+    """Mean abs(γ) of the inner batch norm of every branch: how large its features leave it, whatever comes in.
+
+    The product ‖w‖·abs(γ)/σ of `folded_norms` doubles when the input of a convolution is halved, while the output stays
+    as it was, for σ is that of the convolution's own output. This does not.
+
+    >>> from companion.records import Run
+    >>> layer = {"name": "layer1.0.conv1", "filter_norms": [1, 3], "bn_scale": [2, -4], "bn_deviation": [4, 4]}
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"weights": {"layers": [layer]}}, {})
+    >>> inner_scale(record)
+    3.0
+    """
+    return _of_filters(record, "conv1", lambda w, scale, deviation: scale)
+
+
+def inner_deviation(record: Record) -> float:
+    """Mean σ that the inner batch norm of every branch divides by: the deviation of what its convolution puts out.
+
+    >>> from companion.records import Run
+    >>> layer = {"name": "layer1.0.conv1", "filter_norms": [1, 3], "bn_scale": [2, 2], "bn_deviation": [4, 6]}
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"weights": {"layers": [layer]}}, {})
+    >>> inner_deviation(record)
+    5.0
+    """
+    return _of_filters(record, "conv1", lambda w, scale, deviation: deviation)
+
+
 def branch_scale(record: Record) -> float:
     """Mean abs(γ) of the last batch norm of every branch: the scale of the residual step.
 
