@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models import resnet
 
@@ -73,19 +74,67 @@ def matrix(table: pd.DataFrame) -> dict[str, Any]:
     return {"layers": list(table.index), "columns": list(table.columns), "values": table.round(4).to_numpy().tolist()}
 
 
-def weights(model: nn.Module) -> dict[str, Any]:
-    """Of every convolution and linear layer: scale, zeros, histogram of its weights, filter norms, batch norm's scales.
+@torch.no_grad()
+def deviations(
+    model: nn.Module, images: Tensor
+) -> dict[str, tuple[Float[Tensor, " inputs"], Float[Tensor, " outputs"]]]:
+    """Standard deviations, over examples and positions, of every channel that goes into a convolution or linear layer,
+    and of every channel that comes out, on `images` in eval mode.
+
+    >>> double = nn.Sequential(nn.Linear(1, 1))
+    >>> _ = nn.init.constant_(double[0].weight, 2.0)
+    >>> deviations(double, torch.tensor([[1.0], [-1.0]]))
+    {'0': (tensor([1.]), tensor([2.]))}
+    """
+    sums: dict[str, list[Tensor]] = {}
+
+    def note(name: str, x: Tensor, at: int) -> None:
+        x = x.detach().movedim(1, -1).flatten(0, -2).double()
+        new = torch.stack([torch.full_like(x[0], len(x)), x.sum(0), x.square().sum(0)])
+        kept = sums.setdefault(name, [torch.zeros(()), torch.zeros(())])
+        kept[at] = kept[at].to(new) + new
+
+    def hook(name: str) -> Callable[..., None]:
+        def seen(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            note(name, inputs[0], 0)
+            note(name, output, 1)
+
+        return seen
+
+    handles = [
+        module.register_forward_hook(hook(name)) for name, module in model.named_modules() if convolutions(name, module)
+    ]
+    try:
+        with evaluating(model):
+            for x in batches(images):
+                model(x.to(device_of(model, x)))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    def deviation(total: Tensor) -> Tensor:
+        n, first, second = total
+        return (second / n - (first / n).square()).clamp(min=0).sqrt().float()
+
+    return {name: (deviation(of[0]), deviation(of[1])) for name, of in sums.items()}
+
+
+def weights(model: nn.Module, images: Tensor | None = None) -> dict[str, Any]:
+    """Of every convolution and linear layer: scale, zeros, histogram of its weights, filter norms, batch norm's scales;
+    with `images` also the deviation of what goes in.
 
     Returns:
         `edges` of the histograms of abs(w) / RMS(layer), the last bin open, and `layers`, one entry a layer: `name`,
         `shape`, `rms`, `zeros` (exact ones), `histogram` (counts), `filter_norms` (L2, one a filter) and, where a batch
-        norm comes right after, `bn_scale` (its γ) and `bn_deviation` (its running σ).
+        norm comes right after, `bn_scale` (its γ) and `bn_deviation` (its running σ); `input_deviation`, the root mean
+        square of its input channels' deviations.
 
     >>> found = weights(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)))["layers"][0]
     >>> found["shape"], sum(found["histogram"]), len(found["filter_norms"]), found["bn_scale"]
     ([4, 1, 3, 3], 36, 4, [1.0, 1.0, 1.0, 1.0])
     """
     modules = list(model.named_modules())
+    entering = {} if images is None else {name: sigma for name, (sigma, _) in deviations(model, images).items()}
     layers = []
     for index, (name, module) in enumerate(modules):
         if not isinstance(module, nn.Conv2d | nn.Linear):
@@ -106,6 +155,8 @@ def weights(model: nn.Module) -> dict[str, Any]:
             "histogram": [int(c) for c in counts] if rms else [w.numel()] + [0] * (len(WEIGHT_EDGES) - 1),
             "filter_norms": w.flatten(1).norm(dim=1),
         }
+        if name in entering:
+            layer["input_deviation"] = float(entering[name].square().mean().sqrt())
         follower = modules[index + 1][1] if index + 1 < len(modules) else None
         if isinstance(module, nn.Conv2d) and isinstance(follower, nn.BatchNorm2d) and follower.weight is not None:
             layer["bn_scale"] = follower.weight.detach().float().cpu()
@@ -319,6 +370,6 @@ def of_network(model: nn.Module, images: Tensor) -> dict[str, Any]:
     """
     return {
         "cka": matrix(cka_map(model, images, block_outputs)),
-        "weights": weights(model),
+        "weights": weights(model, images[:256]),
         "trajectory": trajectory(model, images[:256]),
     }

@@ -30,8 +30,10 @@ def percent(record: Record) -> float:
     return 100 * record.accuracy()
 
 
-def after_pruning(sparsity: float) -> Reading:
+def after_pruning(sparsity: float, criterion: str = "magnitude") -> Reading:
     """Test accuracy in % once the smallest weights are gone, in one shot; of runs that prune after training.
+
+    `criterion`: by which they are the smallest, `"magnitude"` or `"scale_free"`, see `experiments.train_and_prune`.
 
     Raises:
         ValueError: when read, a record without that level.
@@ -44,7 +46,7 @@ def after_pruning(sparsity: float) -> Reading:
     """
 
     def value(record: Record) -> float:
-        return _score(_level(record, "weights", "sparsity", sparsity)["pruned"])
+        return _score(_level(record, "weights", "sparsity", sparsity, criterion)["pruned"])
 
     return value
 
@@ -71,6 +73,44 @@ def after_removal(macs: float, stage: str = "fine_tuned") -> Reading:
         return _score(record.result["filters"][shares.index(macs)][stage])
 
     return value
+
+
+def without_blocks(number: int, stage: str = "pruned") -> Reading:
+    """Test accuracy in % once so many residual branches are gone, in greedy order; of runs that take out blocks.
+    `stage` is `"pruned"` or `"fine_tuned"`.
+
+    Raises:
+        ValueError: when read, a record that did not go so far, or was not fine-tuned there.
+
+    >>> greedy = [{"gone": ["layer1.1"], "pruned": {"test": {"correct": 6, "examples": 10}}}]
+    >>> from companion.records import Run
+    >>> record = Record(Run("any", "smoke", "none", 0), {"blocks": {"single": [], "greedy": greedy}}, [], {}, {})
+    >>> without_blocks(1)(record)
+    60.0
+    """
+
+    def value(record: Record) -> float:
+        there = {len(entry["gone"]): entry for entry in record.result.get("blocks", {}).get("greedy", [])}
+        if stage not in there.get(number, {}):
+            have = [count for count, entry in there.items() if stage in entry]
+            raise ValueError(f"record {record.run} has blocks out, {stage}, at {have}, not at {number}")
+        return _score(there[number][stage])
+
+    return value
+
+
+def block_damage(record: Record, stage: str = "refreshed") -> float:
+    """Points of test accuracy lost by taking out one residual branch, mean over all; with batch norm `"refreshed"` or
+    `"raw"`.
+
+    >>> from companion.records import Run
+    >>> single = [{"block": "layer1.1", "refreshed": {"correct": 6, "examples": 10}}]
+    >>> scores = {"test": {"correct": 9, "examples": 10}, "blocks": {"single": single, "greedy": []}}
+    >>> block_damage(Record(Run("any", "smoke", "none", 0), scores, [], {}, {}))
+    30.0
+    """
+    left = [100 * entry[stage]["correct"] / entry[stage]["examples"] for entry in record.result["blocks"]["single"]]
+    return percent(record) - float(np.mean(left))
 
 
 def pruned_on_average(record: Record, split: str = "validation") -> float:
@@ -100,7 +140,8 @@ def sparsity_kept(points: float = 5.0) -> Reading:
 
     def value(record: Record) -> float:
         dense = percent(record)
-        levels = [(0.0, dense)] + [(w["sparsity"], _score(w["pruned"])) for w in record.result["weights"]]
+        raw = [w for w in record.result["weights"] if w.get("criterion", "magnitude") == "magnitude"]
+        levels = [(0.0, dense)] + [(w["sparsity"], _score(w["pruned"])) for w in raw]
         for (s, a), (after, b) in itertools.pairwise(levels):
             if b < dense - points:
                 return s + (after - s) * (a - (dense - points)) / (a - b)
@@ -109,8 +150,8 @@ def sparsity_kept(points: float = 5.0) -> Reading:
     return value
 
 
-def _level(record: Record, part: str, key: str, wanted: float) -> dict:
-    there = record.result.get(part, [])
+def _level(record: Record, part: str, key: str, wanted: float, criterion: str = "magnitude") -> dict:
+    there = [level for level in record.result.get(part, []) if level.get("criterion", "magnitude") == criterion]
     for level in there:
         if level[key] == wanted:
             return level
@@ -252,10 +293,11 @@ def raw_norms(record: Record, ending: str = "conv1") -> float:
 
 
 def inner_scale(record: Record) -> float:
-    """Mean abs(γ) of the inner batch norm of every branch: how large its features leave it, whatever comes in.
+    """Mean abs(γ) of the inner batch norms, those behind the first convolution of every block: the deviation of what
+    the inner filters put out.
 
-    The product ‖w‖·abs(γ)/σ of `folded_norms` doubles when the input of a convolution is halved, while the output stays
-    as it was, for σ is that of the convolution's own output. This does not.
+    It changes neither with the size of a filter before its batch norm nor with that of the layer's input, so it can be
+    compared between networks. A factor on γ and β that the weights of the next convolution undo it does see.
 
     >>> from companion.records import Run
     >>> layer = {"name": "layer1.0.conv1", "filter_norms": [1, 3], "bn_scale": [2, -4], "bn_deviation": [4, 4]}
@@ -267,13 +309,14 @@ def inner_scale(record: Record) -> float:
 
 
 def inner_deviation(record: Record) -> float:
-    """Mean σ that the inner batch norm of every branch divides by: the deviation of what its convolution puts out.
+    """Mean σ of the same batch norms: the deviation of what the inner filters put out *before* it is normalised. With
+    filters of unchanged `raw_norms` it follows the size of what they read.
 
     >>> from companion.records import Run
-    >>> layer = {"name": "layer1.0.conv1", "filter_norms": [1, 3], "bn_scale": [2, 2], "bn_deviation": [4, 6]}
+    >>> layer = {"name": "layer1.0.conv1", "filter_norms": [1, 3], "bn_scale": [2, -4], "bn_deviation": [4, 5]}
     >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"weights": {"layers": [layer]}}, {})
     >>> inner_deviation(record)
-    5.0
+    4.5
     """
     return _of_filters(record, "conv1", lambda w, scale, deviation: deviation)
 

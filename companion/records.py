@@ -11,6 +11,7 @@ package elsewhere.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import json
@@ -25,8 +26,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from companion.data.datasets import write_aside
 
@@ -112,6 +116,17 @@ class Record:
         """Share of the examples of `split` that the net of the last epoch classifies correctly."""
         part = self.result[split]
         return part["correct"] / part["examples"]
+
+    def right(self, split: str = "test") -> np.ndarray:
+        """Which examples of `split`, in the order of the data set, that net classifies correctly.
+
+        Raises:
+            ValueError: a record that does not keep it; those made before the third round do not.
+        """
+        part = self.result[split]
+        if "right" not in part:
+            raise ValueError(f"record {self.run} does not say which examples of {split} are right, only how many")
+        return unpacked(part["right"], part["examples"])
 
     def frame(self, measure: str) -> pd.DataFrame:
         """A matrix among the measures, as a table layers × layers."""
@@ -252,20 +267,27 @@ def problems(record: Record) -> list[str]:
         f"{path} is not finite"
         for path in _infinite({"result": record.result, "curve": record.curve, "measures": record.measures})
     ]
-    for split, part in record.result.items():
-        if not isinstance(part, Mapping) or "correct" not in part:
-            continue
+    for name, part in _evaluations(record.result, "result"):
         correct, examples = part.get("correct"), part.get("examples")
         if not (isinstance(correct, int) and isinstance(examples, int) and 0 <= correct <= examples and examples > 0):
-            found.append(f"result.{split}: {correct} correct of {examples} examples")
+            found.append(f"{name}: {correct} correct of {examples} examples")
             continue
+        if "right" in part:
+            try:
+                right = int(unpacked(part["right"], examples).sum())
+            except ValueError as error:
+                found.append(f"{name}.right: {error}")
+                continue
+            if right != correct:
+                found.append(f"{name}: {correct} correct, and {right} examples marked right")
         # The curve's last epoch is the net that the result evaluates.
+        split = name.removeprefix("result.")
         if (
             record.curve
             and (last := record.curve[-1].get(f"{split}_accuracy")) is not None
             and min(abs(last - share) for share in _as_written(correct / examples)) > 1e-9
         ):
-            found.append(f"result.{split} has accuracy {correct / examples}, the last epoch of the curve {last}")
+            found.append(f"{name} has accuracy {correct / examples}, the last epoch of the curve {last}")
     epochs = [entry.get("epoch") for entry in record.curve]
     if epochs != list(range(1, len(epochs) + 1)):
         found.append(f"curve has epochs {epochs}; expected 1, 2, …")
@@ -280,6 +302,39 @@ def problems(record: Record) -> list[str]:
     if not (isinstance(seconds, int | float) and seconds > 0):
         found.append(f"provenance.wall_seconds is {seconds!r}")
     return found
+
+
+def _evaluations(value: Any, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every `{"correct", "examples", …}` in a result, and where it stands."""
+    if isinstance(value, Mapping):
+        if "correct" in value:
+            yield name, value
+        for key, item in value.items():
+            yield from _evaluations(item, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _evaluations(item, f"{name}[{index}]")
+
+
+def packed(right: Bool[Tensor, " examples"]) -> str:
+    """One bit an example, in base64: 10,000 of them take 1.7 kB.
+
+    >>> packed(torch.tensor([True, False, True])), unpacked("oA==", 3).tolist()
+    ('oA==', [True, False, True])
+    """
+    return base64.b64encode(np.packbits(right.cpu().numpy().astype(bool)).tobytes()).decode()
+
+
+def unpacked(text: str, examples: int) -> np.ndarray:
+    """The bits of `packed`, as an array of so many booleans.
+
+    Raises:
+        ValueError: text that holds another number of bits.
+    """
+    data = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+    if len(data) != -(-examples // 8):
+        raise ValueError(f"{8 * len(data)} bits for {examples} examples")
+    return np.unpackbits(data, count=examples).astype(bool)
 
 
 def _as_written(share: float) -> tuple[float, float]:
@@ -299,10 +354,14 @@ def _infinite(value: Any, path: str = "") -> Iterator[str]:
 
 
 # ----------------------------------------------------------------------------------------------------------- provenance
-def provenance(device: torch.device | str, started: str, wall_seconds: float) -> dict[str, Any]:
-    """Where and with what a run was made: models of processor and accelerator, never a host; versions; commit.
+def provenance(
+    device: torch.device | str, started: str, wall_seconds: float, how: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Where, how and with what a run was made: models of processor and accelerator, never a host; precision and the
+    like (`how`); versions; commit.
 
-    >>> sorted(provenance("cpu", started="2026-01-01T00:00:00+00:00", wall_seconds=1.0)) == sorted(PROVENANCE)
+    >>> made = provenance("cpu", started="2026-01-01T00:00:00+00:00", wall_seconds=1.0, how={"precision": "float32"})
+    >>> sorted(made) == sorted([*PROVENANCE, "how"])
     True
     """
     device = torch.device(device)
@@ -319,7 +378,19 @@ def provenance(device: torch.device | str, started: str, wall_seconds: float) ->
         "companion": metadata.version("identity-and-flow"),
         "commit": commit,
         "clean": clean,
+        "how": dict(how or {}),
     }
+
+
+def block(made: Mapping[str, Any]) -> dict[str, Any]:
+    """What two runs must share for their difference not to be one between machines: processor or accelerator, and
+    precision; from a provenance. Older records do not say their precision.
+
+    >>> block({"processor": "any", "accelerator": None, "how": {"precision": "float32", "compile": False}})
+    {'processor': 'any', 'precision': 'float32'}
+    """
+    machine = {"accelerator": made["accelerator"]} if made["accelerator"] else {"processor": made["processor"]}
+    return machine | {"precision": made.get("how", {}).get("precision")}
 
 
 def _processor() -> str:

@@ -30,7 +30,8 @@ def offered() -> set[str]:
 def test_api_pages_name_all_that_the_package_offers() -> None:
     named = set()
     module = ""
-    for directive, name in re.findall(r"^\.\. (module|autofunction|autoclass):: (\S+)", text(), re.MULTILINE):
+    entries = r"^\.\. (module|autofunction|autoclass|autoexception):: (\S+)"
+    for directive, name in re.findall(entries, text(), re.MULTILINE):
         if directive == "module":
             module = name
         elif not name.startswith("companion."):  # a full path: what signatures refer to, not a name to import

@@ -20,6 +20,7 @@ from conftest import ROOT
 from companion import experiments, measures, models, readings, records, training
 from companion.experiments import EXPERIMENTS, Experiment, Outcome, Tier, Workplace, registry
 from companion.experiments.__main__ import main
+from companion.experiments.plan import completed
 from companion.records import Run
 
 TINY = {
@@ -356,7 +357,8 @@ def test_strengths_of_dense_nets_are_the_best_once_pruned(experiment):
     assert not {run.seed for run in runs} & {record.run.seed for record in selection}
     for run in runs:
         names = [] if run.method == "none" else run.method.split("+")
-        assert run.settings.get("penalties", []) == [penalty for name in names for penalty in best[name]], run
+        wanted = completed({"penalties": [penalty for name in names for penalty in best[name]]})["penalties"]
+        assert run.settings.get("penalties", []) == wanted, run
 
 
 def test_gradient_cosines_of_known_gradients_and_no_trace(device):
@@ -434,3 +436,42 @@ def test_an_outcome_of_nan_is_no_record(toy, place, tmp_path, monkeypatch):
 def test_the_committed_records_are_in_order():
     root = ROOT / "book" / "results"
     assert len(list(root.glob("*/*/*.json"))) > 0 and experiments.problems(root) == []
+
+
+def test_a_damaged_record_is_an_error_and_never_not_run(toy, place, tmp_path, capsys):
+    run = toy.runs("smoke")[0]
+    experiments.perform(run, place, tmp_path)
+    (tmp_path / run.path).write_text((tmp_path / run.path).read_text()[:-40])
+    for reading in (
+        lambda: experiments.replay("toy", "smoke", root=tmp_path),
+        lambda: experiments.load_or_run("toy", "smoke", root=tmp_path),
+        lambda: experiments.perform(run, place, tmp_path),
+    ):
+        with pytest.raises(ValueError, match=r"dense-seed0\.json: not a record"):
+            reading()
+    assert main(["status", "--results", str(tmp_path)]) == 2 and "dense-seed0.json" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no tier 'lap'"):
+        experiments.replay("toy", "lap", root=tmp_path)
+    empty = experiments.replay("toy", "smoke", root=tmp_path / "nothing")
+    assert len(empty) == 0 and len(empty.missing) == 2
+
+
+def test_only_too_few_examples_count_as_an_estimators_answer(place):
+    run = next(r for r in EXPERIMENTS["known_information"].runs("smoke") if r.method == "gaussian")
+    few = dataclasses.replace(run, settings={**run.settings, "sizes": [[3, 1, 100]]})
+    outcome = experiments.known_information(few, place)
+    assert outcome.result["refused"] == outcome.result["answers"] > 0
+    for change in ({"estimator": "gausian"}, {"options": {"shrinkage": "none"}}):
+        with pytest.raises(ValueError, match=r"gausian|shrinkage"):
+            experiments.known_information(dataclasses.replace(run, settings={**run.settings, **change}), place)
+
+
+def test_a_precision_is_chosen_on_the_command_line_and_a_foreign_block_is_left(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COMPANION_WORK", str(tmp_path / "work"))
+    command = ["run", "masks_dose", "--tier", "smoke", "--device", "cpu", "--quiet", "--results", str(tmp_path)]
+    methods = ["random", "random+cka_sr_0.1"]
+    assert main([*command, "--methods", methods[0], "--precision", "bfloat16"]) == 0
+    assert main([*command, "--methods", *methods]) == 0
+    seen = capsys.readouterr().out
+    assert "left: masks_dose/smoke/random+cka_sr_0.1-0.9-seed200" in seen and "bfloat16" in seen
+    assert [path.name for path in tmp_path.glob("*/*/*.json")] == ["random-0.9-seed200.json"]

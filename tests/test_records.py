@@ -34,8 +34,8 @@ def test_round_trip(tmp_path):
 
 
 def test_provenance_names_models_and_versions_but_no_host():
-    seen = records.provenance("cpu", "now", 1.0)
-    assert set(records.PROVENANCE) == set(seen)
+    seen = records.provenance("cpu", "now", 1.0, {"precision": "float32"})
+    assert {*records.PROVENANCE, "how"} == set(seen) and seen["how"] == {"precision": "float32"}
     assert os.uname().nodename not in json.dumps({key: value for key, value in seen.items() if key != "processor"})
     assert seen["processor"] and seen["torch"] and seen["accelerator"] is None
 

@@ -245,7 +245,7 @@ def test_all_hosts_together():
 
 
 def test_cka_sr_did_not_act_under_its_hosts():
-    """No cell moved by more than .006 in the mean; in one of seven that is unclear, with three seeds; together it is not."""
+    """No cell moved by more than .006 in the mean. In one of seven that is unclear, with three seeds; not in all."""
     seen = {}
     for test in claims.ACROSS_HOSTS["cka_sr"]:
         gaps = rounds(test.experiments, test.method, test.baseline, similarity(True), test.sparsity)

@@ -19,7 +19,7 @@ from companion.experiments.estimators import known_information
 from companion.experiments.observations import published_cka, published_flow, throughput
 from companion.experiments.plan import TIERS, Experiment, Outcome, Tier, Workplace
 from companion.experiments.registry import EXPERIMENTS, TITLES, find
-from companion.experiments.runner import load_or_run, perform, problems, recorded, replay
+from companion.experiments.runner import OtherBlockError, load_or_run, perform, problems, recorded, replay
 from companion.experiments.trainings import Task, lottery, score, train, train_and_prune
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "TIERS",
     "TITLES",
     "Experiment",
+    "OtherBlockError",
     "Outcome",
     "Photographs",
     "Task",

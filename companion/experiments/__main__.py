@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from companion import records, training
-from companion.experiments import registry
+from companion.experiments import observations, registry
 from companion.experiments.plan import TIERS, Experiment, Workplace
-from companion.experiments.runner import load_or_run, perform, problems, recorded
+from companion.experiments.runner import OtherBlockError, load_or_run, perform, problems, recorded
 from companion.records import Records
 
 
@@ -55,8 +55,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="i/n",
         help="only every n-th run, from the i-th: for a job array",
     )
+    run.add_argument(
+        "--precision", choices=("float32", "bfloat16", "float16"), help="instead of the registry's; see `pace`"
+    )
     run.add_argument("--data", type=Path, default=None, help="data root (default: COMPANION_DATA)")
     run.add_argument("--quiet", action="store_true", help="no progress bars")
+    pace = commands.add_parser("pace", help="images a second of a training step here, in float32 and in bfloat16")
+    pace.add_argument("--size", type=int, default=16, help="pixels a side (default: 16)")
     commands.add_parser("status", help="what is recorded, of how many runs")
     table = commands.add_parser("table", help="means with 95 %% intervals over seeds")
     table.add_argument("name", type=_experiment, metavar="EXPERIMENT", help="its name, see `list`")
@@ -98,6 +103,8 @@ def _work(arguments: argparse.Namespace, root: Path, here: training.Place) -> in
         raise ValueError(f"--device {arguments.device}: torchrun gives each rank its own; hide the GPUs for the CPU")
     if arguments.device:
         place = dataclasses.replace(place, device=torch.device(arguments.device))
+    if arguments.precision:
+        place = dataclasses.replace(place, how={"precision": arguments.precision})
     index, count = arguments.shard
     runs = registry.find(arguments.name).runs(arguments.tier, arguments.seeds)
     for name, key in (("methods", "method"), ("sparsities", "sparsity")):
@@ -108,7 +115,12 @@ def _work(arguments: argparse.Namespace, root: Path, here: training.Place) -> in
     for run in runs[index - 1 :: count]:
         clock = time.perf_counter()
         known = recorded(run, root) is not None
-        record = perform(run, place, root)
+        try:
+            record = perform(run, place, root)
+        except OtherBlockError as error:
+            if here.rank == 0:
+                print(f"left: {error}", flush=True)
+            continue
         outcome = (
             "another runner is at it"
             if record is None
@@ -139,6 +151,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{experiment.name}: {experiment.question} ({counts})")
         elif arguments.command == "run":
             return _run(arguments, root)
+        elif arguments.command == "pace":
+            for precision, rate in observations.pace_of_steps(arguments.size).items():
+                print(f"{precision}: {rate:.0f} images a second")
         elif arguments.command == "status":
             for experiment, tier in _each_tier():
                 runs = experiment.runs(tier)

@@ -110,8 +110,9 @@ class Photographs(Task):
                 f"start {[n for n in range(1, most + 1) if most % n == 0]} ranks"
             )
         kept, tested = _folders(s, place)
-        options: dict[str, Any] = {name: s[name] for name in ("size", "workers")}
-        options |= {"seed": run.seed, "device": place.device, "channels_last": s.get("channels_last", False)}
+        how = place.computing()
+        options: dict[str, Any] = {"size": s["size"], "workers": how["workers"], "channels_last": how["channels_last"]}
+        options |= {"seed": run.seed, "device": place.device}
         options |= {"rank": training.rank(), "world_size": ranks}
         loader = data.ImageNetLoader(kept, s["device_batch"] * ranks, train=True, **options)
         test = data.ImageNetLoader(tested, s["device_batch"] * ranks, **options)

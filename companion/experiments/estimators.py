@@ -8,6 +8,7 @@ from typing import Any
 from companion.experiments.plan import Outcome, Workplace
 from companion.information import mutual_information
 from companion.information.benchmarks import Task, correlated, tasks
+from companion.information.estimates import TooFewExamplesError
 from companion.measures import rounded
 from companion.records import Run
 
@@ -16,8 +17,8 @@ def known_information(run: Run, place: Workplace) -> Outcome:
     """One estimator on distributions with known information: every answer, its cost, and how far off it is.
 
     The settings name the tasks (`tasks`), or span a grid (`dimensions` × `correlations`). Each of `sizes` is a number
-    of examples, how many samples of that size, and the most features of x and y together that this tier can afford. A
-    refusal of the estimator is an answer too, without a value.
+    of examples, how many samples of that size, and the most features of x and y together that this tier can afford.
+    Too few examples for the estimator is an answer, too, without a value; any other error ends the run.
     """
     s = run.settings
     answers: list[dict[str, Any]] = []
@@ -32,7 +33,7 @@ def known_information(run: Run, place: Workplace) -> Outcome:
                 clock = time.process_time()
                 try:
                     value = float(mutual_information(x, y, s["estimator"], **s["options"]))
-                except ValueError:
+                except TooFewExamplesError:
                     value = None
                 seconds = time.process_time() - clock
                 answers.append({"task": task.name, "n": n, "sample": seed, "value": value, "seconds": seconds})

@@ -11,6 +11,7 @@ from companion.experiments.at_scale import pace, train_and_prune_on_photographs,
 from companion.experiments.estimators import known_information
 from companion.experiments.observations import published_cka, published_flow, throughput
 from companion.experiments.plan import Experiment, Tier
+from companion.experiments.studies import EXPERIMENTS as STUDIES
 from companion.experiments.trainings import lottery, train, train_and_prune
 
 # The papers' CIFAR recipe (CKA-SR's released code), with 5,000 of the training images held out.
@@ -595,7 +596,7 @@ _EXPERIMENTS = (
         },
     ),
 )
-EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType({e.name: e for e in _EXPERIMENTS})
+EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType({e.name: e for e in (*_EXPERIMENTS, *STUDIES)})
 
 
 def find(name: str) -> Experiment:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -14,13 +13,20 @@ from filelock import FileLock, Timeout
 
 from companion import records
 from companion.experiments import registry
-from companion.experiments.plan import Workplace
+from companion.experiments.plan import Experiment, Workplace, identity
 from companion.records import Record, Records, Run
 from companion.training.ranks import on_rank_zero, world_size
 
 
+class OtherBlockError(RuntimeError):
+    """Runs of this seed were made on another processor, or computed otherwise."""
+
+
 def recorded(run: Run, root: Path) -> Record | None:
-    """The record of exactly this run, settings included; None where it has not run, or ran with other settings.
+    """The record of exactly this run (see `plan.identity`); None where it has not run, or ran with other settings.
+
+    Raises:
+        ValueError: the file that should hold it is no record.
 
     >>> run = registry.find("published_cka").runs("paper")[0]
     >>> recorded(run, records.results_root()).run == run
@@ -30,11 +36,7 @@ def recorded(run: Run, root: Path) -> Record | None:
     if not path.exists():
         return None
     record = records.load(path)
-    return record if _same(record.run, run) else None
-
-
-def _same(a: Run, b: Run) -> bool:
-    return json.dumps(dataclasses.asdict(a), sort_keys=True) == json.dumps(dataclasses.asdict(b), sort_keys=True)
+    return record if identity(record.run) == identity(run) else None
 
 
 def perform(run: Run, place: Workplace, root: Path) -> Record | None:
@@ -44,8 +46,10 @@ def perform(run: Run, place: Workplace, root: Path) -> Record | None:
 
     Raises:
         ValueError: several ranks, and an experiment that is for one.
+        OtherBlockError: an experiment in blocks (`Experiment.blocks`), whose runs of this seed were made otherwise.
     """
     experiment = registry.find(run.experiment)
+    place = dataclasses.replace(place, how={**experiment.how(run), **place.how})
     if world_size() > 1 and not experiment.ranks:
         several = [e.name for e in registry.EXPERIMENTS.values() if e.ranks]
         raise ValueError(
@@ -57,13 +61,16 @@ def perform(run: Run, place: Workplace, root: Path) -> Record | None:
         there, free = on_rank_zero(lambda: _claim(run, checkpoint, root, held))
         if not free:
             return there
+        if experiment.blocks:
+            on_rank_zero(lambda: _same_block(experiment, run, place, root))
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
         outcome = experiment.perform(run, place)
         # Of a run that was interrupted, the epochs before count too.
         seconds = max(time.perf_counter() - clock, sum(epoch.get("seconds", 0) for epoch in outcome.curve))
 
         def write() -> Record:
-            record = Record(run, *outcome, provenance=records.provenance(place.device, started, seconds))
+            made = records.provenance(place.device, started, seconds, place.computing())
+            record = Record(run, *outcome, provenance=made)
             record.save(root)
             for leftover in checkpoint.parent.glob(f"{checkpoint.name}*"):
                 leftover.unlink(missing_ok=True)
@@ -83,6 +90,17 @@ def _claim(run: Run, checkpoint: Path, root: Path, held: ExitStack) -> tuple[Rec
         return None, False
     there = recorded(run, root)  # written while we waited for the lock
     return there, there is None
+
+
+def _same_block(experiment: Experiment, run: Run, place: Workplace, root: Path) -> None:
+    """Refuse to mix machines or ways of computing among the runs of a seed."""
+    here = records.block(records.provenance(place.device, "", 0.0, place.computing()))
+    for other in experiment.runs(run.tier, [run.seed]):
+        if (there := recorded(other, root)) is not None and (block := records.block(there.provenance)) != here:
+            raise OtherBlockError(
+                f"{run}: runs of seed {run.seed} were made with {block}, here it would be {here}. All of a seed are "
+                f"made alike: go on there, or remove the records of this seed to make them anew"
+            )
 
 
 def load_or_run(
@@ -108,17 +126,15 @@ def load_or_run(
     >>> records.one(method="resnet20").frame("cka").shape
     (11, 11)
     """
-    runs = registry.find(name).runs(tier, seeds)
     if mode == "replay":
-        folder = records.results_root(root)
-        there = [(run, recorded(run, folder)) for run in runs]
-        found = [record for _, record in there if record is not None]
+        found = replay(name, tier, seeds=seeds, root=root)
         if not found:
             raise ValueError(
-                f"nothing is recorded for {name} at tier {tier} under {folder}; "
+                f"nothing is recorded for {name} at tier {tier} under {records.results_root(root)}; "
                 f"python -m companion.experiments run {name} --tier {tier} makes the records"
             )
-        return Records(found, [run for run, record in there if record is None])
+        return found
+    runs = registry.find(name).runs(tier, seeds)
     if mode != "run":
         raise ValueError(f"mode={mode!r} is unknown; use 'replay' or 'run'")
     place = place or Workplace(progress=True)
@@ -126,21 +142,23 @@ def load_or_run(
     return Records([record for record in made if record is not None])
 
 
-def replay(name: str, tier: str = "laptop", *, root: str | Path | None = None) -> Records:
-    """The records of an experiment as `load_or_run` replays them; where nothing is recorded, none, and all missing.
+def replay(
+    name: str, tier: str = "laptop", *, seeds: Iterable[int] | None = None, root: str | Path | None = None
+) -> Records:
+    """The records of an experiment that are there; the runs without one are in `.missing`, which may be all.
 
     Raises:
-        ValueError: unknown experiment or tier.
+        ValueError: unknown experiment or tier; a damaged record.
 
     >>> found = replay("published_cka", tier="paper")
     >>> {record.run.experiment for record in found}
     {'published_cka'}
     """
-    runs = registry.find(name).runs(tier)
-    try:
-        return load_or_run(name, tier, root=root)
-    except ValueError:
-        return Records([], runs)
+    folder = records.results_root(root)
+    there = [(run, recorded(run, folder)) for run in registry.find(name).runs(tier, seeds)]
+    return Records(
+        [record for _, record in there if record is not None], [run for run, record in there if record is None]
+    )
 
 
 def problems(root: Path) -> list[str]:
@@ -169,7 +187,7 @@ def problems(root: Path) -> list[str]:
         ):
             found.append(f"{shown}: the registry has no {record.run.experiment} at tier {record.run.tier}")
         elif not any(
-            _same(record.run, run)
+            identity(record.run) == identity(run)
             for run in registry.EXPERIMENTS[record.run.experiment].runs(record.run.tier, [record.run.seed])
         ):
             found.append(f"{shown}: its method, sparsity or settings are not the registry's")

@@ -14,6 +14,10 @@ UNITS = {"nats": 1.0, "bits": math.log(2)}
 BOUNDS = ("upper", "lower", "neither")
 
 
+class TooFewExamplesError(ValueError):
+    """An estimator needs more examples than it was given; with more, the same call works."""
+
+
 @dataclass(frozen=True, eq=False)
 class Estimate:
     """An information quantity, how sure it is, and what was believed to get it.

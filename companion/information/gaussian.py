@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.information.estimates import Estimate, continuous, estimate, same_rows, scale
+from companion.information.estimates import Estimate, TooFewExamplesError, continuous, estimate, same_rows, scale
 
 
 # --------------------------------------------------------------------------------------------------------- closed forms
@@ -117,7 +117,7 @@ def covariance(
     x = continuous(x)
     n, d = x.shape
     if n < 3:
-        raise ValueError(f"{n} examples; a covariance with its correlations needs at least 3")
+        raise TooFewExamplesError(f"{n} examples; a covariance with its correlations needs at least 3")
     x = x - x.mean(0)
     full = x.T @ x / (n - 1)
     if isinstance(shrinkage, str):
@@ -168,7 +168,7 @@ def gaussian_estimate(x: Any, y: Any, *, shrinkage: float | str = 0.0, unit: str
     same_rows(x, y)
     n, p, q = len(x), x.shape[1], y.shape[1]
     if shrinkage == 0 and n <= p + q + 1:
-        raise ValueError(
+        raise TooFewExamplesError(
             f"{n} examples of {p} + {q} features; a covariance without shrinkage needs at least {p + q + 2}: "
             "use shrinkage='analytic', or fewer features"
         )

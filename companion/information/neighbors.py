@@ -24,7 +24,15 @@ from jaxtyping import Float, Int
 from sklearn.neighbors import KDTree
 from torch import Tensor
 
-from companion.information.estimates import Estimate, continuous, discrete, estimate, mean_error, same_rows
+from companion.information.estimates import (
+    Estimate,
+    TooFewExamplesError,
+    continuous,
+    discrete,
+    estimate,
+    mean_error,
+    same_rows,
+)
 
 BLOCK = {"cpu": 2**20, "cuda": 2**25}  # distances in one block of rows
 TREE = 16  # up to so many joint dimensions k-d trees are faster than comparing all pairs
@@ -102,7 +110,7 @@ def _check(n: int, k: int, what: str = "examples") -> None:
     if not isinstance(k, int) or k < 1:
         raise ValueError(f"k={k} must be a whole number of neighbours, at least 1")
     if n <= k:
-        raise ValueError(f"{n} {what} have no {k}-th neighbour each: need more than k = {k}, or a smaller k")
+        raise TooFewExamplesError(f"{n} {what} have no {k}-th neighbour each: need more than k = {k}, or a smaller k")
 
 
 def _refuse_atoms(distances: Float[Tensor, "n"], k: int) -> None:

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion.information.estimates import Estimate, continuous, estimate, same_rows
+from companion.information.estimates import Estimate, TooFewExamplesError, continuous, estimate, same_rows
 
 
 # -------------------------------------------------------------------------------------------------------------- bounds
@@ -144,7 +144,7 @@ def variational_bound(
     order = torch.randperm(n, generator=generator).to(x.device)
     held = int(n * held_out / 2)
     if not 1 < batch <= min(held, n - 2 * held):
-        raise ValueError(
+        raise TooFewExamplesError(
             f"{n} examples leave {n - 2 * held} to train on, {held} to stop and {held} to judge by; each part needs a "
             f"batch of {batch}: use a smaller batch, or another estimator"
         )

@@ -39,8 +39,8 @@ class CKASparsity(FeaturePenalty):
             pair to weight w_ij.
         estimator: `"unbiased"` or `"biased"`. With few examples the biased value is near 1 whatever the layers do: a
             warning says so.
-        form: what is summed: the value (`"signed"`; the unbiased one rewards negative values), its square, or its
-            positive part (`"clipped"`).
+        form: what is summed: the value (`"signed"`; the unbiased one rewards negative values), its square, its
+            positive part (`"clipped"`), or its negative (`"negated"`: a control that makes layers more alike).
         reduction: `"sum"` over ordered pairs, or `"mean"` over distinct ones.
         kernel: see `similarity.gram`.
 
@@ -153,6 +153,7 @@ FORMS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "signed": lambda values: values,
     "squared": torch.square,
     "clipped": torch.relu,
+    "negated": torch.neg,
 }
 
 

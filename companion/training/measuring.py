@@ -80,11 +80,13 @@ def evaluate(
     loss: Loss = nn.functional.cross_entropy,
     precision: str = "float32",
     channels_last: bool = False,
+    right: list[Tensor] | None = None,
 ) -> dict[str, float]:
     """Mean `loss`, share of right answers (`accuracy`) and number of `examples` of a loader's batches (x, y).
 
     Runs in eval mode without gradients and leaves every module in the mode it had. In a process group every rank calls
-    it with its own part of the examples, and gets the result over all of them. No example at all: `ValueError`.
+    it with its own part of the examples, and gets the result over all of them. No example at all: `ValueError`. A list
+    given as `right` is filled with bool tensors, one a batch of this rank: which of its examples are right.
 
     >>> from companion.data import DeviceLoader, digits
     >>> from companion.models import mlp
@@ -102,6 +104,8 @@ def evaluate(
                 logits = full_precision(model(x))
             if len(y):
                 sums.append(torch.stack(batch_sums(loss(logits, y), logits, y)))
+            if right is not None:
+                right.append(logits.argmax(1) == y)
             examples += len(y)
     finally:
         for module, mode in modes.items():
