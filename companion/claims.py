@@ -564,8 +564,7 @@ def _strongest(judged: Judgement) -> str:
     seen = [
         readings.cka_in_stages(record)
         for name in ("random_masks_beta", "random_masks_strengths")
-        for record in runner.replay(name)
-        if record.run.settings.get("penalties") == plan.settings["penalties"]
+        for record in runner.replay(name).where(method=plan.method)
     ]
     if last.difference is None or not seen:
         return ""

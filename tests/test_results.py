@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -15,7 +16,7 @@ from PIL import Image
 from scipy import stats
 
 from companion import claims, published, readings, records
-from companion.claims import CLAIMS, Claim, Comparison, Contrast
+from companion.claims import CLAIMS, Claim, Comparison, Contrast, Judgement
 from companion.experiments import EXPERIMENTS, Experiment, Tier, registry
 from companion.experiments.statistics import QUANTITIES, VERDICTS
 from companion.records import Record, Run
@@ -47,6 +48,7 @@ def test_the_figure_shows_what_the_records_say():
 
 
 # ------------------------------------------------------------------------------- once more, by NumPy and SciPy alone
+@functools.cache
 def nets(experiment: str) -> dict[tuple[str, float | None, int], dict]:
     """Every record of an experiment, by method, sparsity and seed."""
     found = [json.loads(path.read_text()) for path in (RESULTS / experiment / "laptop").glob("*.json")]
@@ -171,8 +173,7 @@ def test_every_effect_is_recomputed_from_the_files(written):
     for title, centre, half, unit in re.findall(r"^\* - (.*)\n  - (\S+) ± (\S+) (.*?), n = ", written, re.MULTILINE):
         shown.setdefault((title, unit), []).append((float(centre.replace("−", "-")), float(half)))
     checked = 0
-    for claim in CLAIMS:
-        judged = claim.judged()
+    for judged in results.judgements():
         found = []
         for t in (*judged.tests, *judged.beside):
             if isinstance(t.test, Contrast):
@@ -261,19 +262,18 @@ def test_cka_sr_did_not_act_under_its_hosts():
     assert abs(centre) + half < 0.02
 
 
-def verdict_of(label: str) -> str:
-    (claim,) = [claim for claim in CLAIMS if claim.label == label]
-    return claim.judged().verdict
+def judgement(label: str) -> Judgement:
+    (found,) = [one for claim, one in zip(CLAIMS, results.judgements(), strict=True) if claim.label == label]
+    return found
 
 
 def test_the_verdicts():
-    assert verdict_of("a net can lose more weights") == "mixed"
-    assert verdict_of("it makes weights small") == verdict_of("FFR makes weights small") == "equivalent within δ"
-    assert verdict_of("a net can lose more filters") == "does not hold"
-    assert {claim.judged().verdict for claim in CLAIMS} == set(VERDICTS)
+    assert judgement("a net can lose more weights").verdict == "mixed"
+    assert judgement("a net can lose more filters").verdict == "does not hold"
+    assert {one.verdict for one in results.judgements()} == set(VERDICTS)
     for label in ("it makes weights small", "FFR makes weights small"):
-        (claim,) = [claim for claim in CLAIMS if claim.label == label]
-        for t in claim.judged().tests:
+        assert judgement(label).verdict == "equivalent within δ"
+        for t in judgement(label).tests:
             gaps = rounds(t.test.experiments, t.test.method, t.test.baseline, below_a_tenth, t.test.sparsity)
             centre, half, _ = stratified(gaps, 0.9)
             assert abs(centre) + half < 0.5 and t.size_p <= 0.042 and t.post_hoc
@@ -282,14 +282,13 @@ def test_the_verdicts():
 # ---------------------------------------------------------------------------------------------------------- sentences
 def test_what_the_sentences_conclude_is_so():
     """Numbers in sentences come from code; this is for the words around them."""
-    (weights,) = [claim.judged() for claim in CLAIMS if claim.label == "a net can lose more weights"]
+    weights = judgement("a net can lose more weights")
     by_method = {t.test.method: t for t in (*weights.tests, *weights.beside) if t.test.title.endswith(".9")}
     raised = claims.effect(next(t for t in claims.MOVED["ffr_length_curvature"] if t.quantity == "CKA in stages"))
     (less,) = [t for t in weights.beside if t.test.baseline != "none"]
     assert raised.low > 0 and by_method["ffr_length_curvature"].difference.low > 0
     assert less.says() in ("undecided", "equivalent")  # "not specific to a low CKA"
-    (sweep,) = [claim.judged() for claim in CLAIMS if claim.label == "it helps at any strength β"]
-    *smaller, largest = sweep.tests
+    *smaller, largest = judgement("it helps at any strength β").tests
     assert all(abs(t.change.value) < 0.02 for t in smaller) and largest.penalty == "acted"  # "where it was"
     step, cka, blocks = ({m: claims.effect(tests[i]) for m, tests in claims.MOVED.items()} for i in range(3))
     assert cka["cka_sr"].high < 0 < step["cka_sr"].low and blocks["aug_cka_sr"].high < 0 < step["aug_cka_sr"].low
@@ -304,9 +303,9 @@ def test_what_the_sentences_conclude_is_so():
 
 def test_asking_again_after_a_promising_start_costs_no_error():
     """Five seeds; if a difference at .9 looks good, five more; judged once on all, by Holm over four that share a
-    baseline. Without any effect, of 4,000 such stories fewer than 5 in 100 decide something."""
+    baseline. Without any effect, of 1,500 such stories fewer than 5 in 100 decide something."""
     drawn, wrong = np.random.default_rng(0), 0
-    for _ in range(4000):
+    for _ in range(1500):
         first, second = (drawn.normal(size=(2, 2, 5)) - drawn.normal(size=(2, 1, 5)) for _ in range(2))
         first, second = first.reshape(4, 5), second.reshape(4, 5)  # two levels × two penalties, one baseline a level
         promising = any(p[2] < 0.05 and p[0] > 0 for p in map(plain, first))
@@ -314,7 +313,7 @@ def test_asking_again_after_a_promising_start_costs_no_error():
             plain(a)[2] for a in first
         ]  # fmt: skip
         wrong += min(holm(family)) < 0.05
-    assert wrong / 4000 < 0.05
+    assert wrong / 1500 < 0.05
 
 
 # ----------------------------------------------------------------------------------------------------- toy experiments

@@ -67,7 +67,7 @@ def test_one_value_has_no_interval_and_decides_nothing() -> None:
 def test_values_without_spread() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        same, none = mean([2.0, 2.0, 2.0]), mean([0.0, 0.0])
+        same, none = mean([2.0, 2.0, 2.0 + 1e-15]), mean([0.0, 0.0])
         assert (same.half, same.p_value, same.equivalent(3), same.equivalent(1)) == (0, 0, 0, 1)
         assert (none.p_value, none.equivalent(0.1), none.detectable()) == (1, 0, 0)
 

@@ -234,7 +234,7 @@ def stratified(strata: Iterable[Iterable[float]], level: float = 0.95) -> Mean:
     n, k = len(everything), len(rounds)
     if n == k:
         return Mean(float(everything.mean()), math.inf, n, level, k)
-    if all(np.ptp(values) == 0 for values in rounds):
+    if all(np.ptp(values) <= 1e-12 * abs(values).max() for values in rounds):  # no spread but that of rounding
         return Mean(float(everything.mean()), 0.0, n, level, k)
     if k == 1:
         low, high = stats.ttest_1samp(everything, 0).confidence_interval(level)
