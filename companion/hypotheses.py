@@ -1,20 +1,24 @@
 """The hypotheses of the pages *Hypotheses* and *Hypotheses, second round*, and the rule that judges each.
 
 Each page was written before the first run of its experiment: `dense_penalties` (`HYPOTHESES`), `dense_penalties_again`
-(`AGAIN`). A hypothesis is a few findings, each a mean difference over seeds and the
-side of 0 on which it is expected; nobody writes a verdict by hand.
+(`AGAIN`). A hypothesis is a few findings, each a mean difference over seeds and the side of 0 on which it is expected;
+nobody writes a verdict by hand. There are two: what the page says refutes the hypothesis, raw and after Holm's
+correction, and what the rule for claims says, `experiments.statistics.conclude`.
+
+Three hypotheses were first judged by a norm that says nothing about the size of a filter: see `MISJUDGED`.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from companion import readings
 from companion.experiments.registry import TITLES
-from companion.experiments.statistics import Mean, holm, tally, verdict
+from companion.experiments.statistics import ALPHA, QUANTITIES, Mean, Outcome, conclude, holm, tally, verdict
 from companion.readings import Reading
 from companion.records import Record, Records
 
@@ -39,10 +43,9 @@ MEASURES: Mapping[str, Mapping[str, Reading]] = {
         "straightness": readings.straightness,
     },
     "weights": {
-        "inner filters, ‖w‖·|γ|/σ": lambda record: readings.folded_norms(record, "conv1"),
-        "last filters, ‖w‖·|γ|/σ": lambda record: readings.folded_norms(record, "conv2"),
-        "inner filters, ‖w‖": lambda record: readings.raw_norms(record, "conv1"),
+        "inner |γ|": readings.inner_scale,
         "last |γ|": readings.branch_scale,
+        "inner filters, ‖w‖": readings.raw_norms,
         "weights under RMS/10 (%)": readings.small_weights,
     },
     "information (nats)": {
@@ -50,6 +53,10 @@ MEASURES: Mapping[str, Mapping[str, Reading]] = {
         "information on the label": readings.about_label,
         "information of neighbours": readings.shared_information,
     },
+}
+FOLDED: Mapping[str, Reading] = {
+    "inner filters, ‖w‖·|γ|/σ": readings.folded_norms,
+    "last filters, ‖w‖·|γ|/σ": functools.partial(readings.folded_norms, ending="conv2"),
 }
 
 
@@ -60,6 +67,7 @@ class Difference:
     Attributes:
         expected: +1 for above 0, −1 for below.
         by_mean: does its mean on the other side refute, where the page names no interval?
+        delta: the margin within which it counts as none, where one is named.
 
     >>> gain = Difference("accuracy", Mean(1.0, half=0.5, count=5), expected=-1)
     >>> gain.says(), gain.says(p=0.2)
@@ -70,21 +78,23 @@ class Difference:
     mean: Mean | None
     expected: int
     by_mean: bool = False
+    delta: float | None = None
 
     @property
     def p(self) -> float:
         """The p-value with which it counts in a family; 1 for what was not run."""
         return 1.0 if self.mean is None else self.mean.p_value
 
-    def says(self, p: float = 0.0) -> str:
-        """`"supports"`, `"refutes"`, `"refutes by its mean only"`, `"undecided"` or `"not tested yet"`; its interval
-        counts only for a (corrected) p up to .05."""
-        if self.mean is None or self.mean.count == 1:
-            return "not tested yet"
-        toward = self.expected * self.mean.value
-        if p <= 0.05 and abs(toward) > self.mean.half:
-            return "supports" if toward > 0 else "refutes"
-        return "refutes by its mean only" if self.by_mean and toward <= 0 else "undecided"
+    def outcome(self, p: float | None = None) -> Outcome:
+        """As a test, with this p in place of its own."""
+        return Outcome(self.mean, self.expected, self.p if p is None else p, self.delta)
+
+    def says(self, p: float | None = None) -> str:
+        """`"supports"`, `"refutes"`, `"refutes by its mean only"`, `"undecided"` or `"not tested yet"`: what its
+        outcome says in the words of the page, which knows no margin; `p` is the corrected one, by default its own."""
+        said = WORDS[self.outcome(p).says()]
+        against = self.mean is not None and self.expected * self.mean.value <= 0
+        return "refutes by its mean only" if said == "undecided" and self.by_mean and against else said
 
 
 @dataclass(frozen=True)
@@ -123,12 +133,21 @@ class Between:
     def says(self, p: float = 0.0) -> str:
         """As of a `Difference`; the corrected p decides whether the pair can refute."""
         words = {"between": "supports", "not tested yet": "not tested yet"}
-        if p <= 0.05:
+        if p < ALPHA:
             words |= {"above both": "refutes", "below both": "refutes"}
         return words.get(self.where(), "undecided")
 
 
 Finding = Difference | Between
+# What a test says, in the words of the pages.
+WORDS = {
+    "for": "supports",
+    "against": "refutes",
+    "equivalent": "undecided",
+    "undecided": "undecided",
+    "one seed": "not tested yet",
+    "not run": "not tested yet",
+}
 
 
 def each_can_refute(said: list[str]) -> str:
@@ -181,21 +200,28 @@ class Hypothesis:
 
 
 class Judged(NamedTuple):
-    """What became of a hypothesis: raw, after Holm's correction over its family, and by which findings.
+    """What became of a hypothesis: by its page, raw and after Holm's correction over its family; by which findings; and
+    what each of these says, after the correction, in the words of an `Outcome`.
 
     >>> judge(Records([]))["H1"]._replace(findings=[])
-    Judged(verdict='not tested yet', after_holm='not tested yet', findings=[])
+    Judged(verdict='not tested yet', after_holm='not tested yet', findings=[], said=('not run', 'not run'))
     """
 
     verdict: str
     after_holm: str
     findings: Sequence[Finding]
+    said: tuple[str, ...]
+
+    @property
+    def by_rule(self) -> str:
+        """The verdict by the rule for claims, one of `experiments.statistics.VERDICTS`."""
+        return conclude(self.said)
 
     def numbers(self) -> str:
         """The numbers behind the verdict, in a line.
 
         >>> gain = Difference("accuracy", Mean(1.0, half=0.5, count=5), expected=-1)
-        >>> Judged("refuted", "not refuted", [gain]).numbers()
+        >>> Judged("refuted", "not refuted", [gain], ("against",)).numbers()
         'accuracy: +1.00 ± 0.50'
         """
         told = [f"{f.text}: {_shown(f.mean)}" for f in self.findings if isinstance(f, Difference)]
@@ -223,10 +249,19 @@ def judge(records: Records, hypotheses: Mapping[str, Hypothesis] | None = None) 
         corrected[family] = iter(holm([finding.p for name in members for finding in found[name]]))
     judged = {}
     for name, hypothesis in hypotheses.items():
+        with_p = [(finding, next(corrected[hypothesis.family])) for finding in found[name]]
         raw = hypothesis.rule([finding.says() for finding in found[name]])
-        after = hypothesis.rule([finding.says(next(corrected[hypothesis.family])) for finding in found[name]])
-        judged[name] = Judged(raw, after, found[name])
+        after = hypothesis.rule([finding.says(p) for finding, p in with_p])
+        judged[name] = Judged(raw, after, found[name], tuple(_said(finding, p) for finding, p in with_p))
     return judged
+
+
+def _said(finding: Finding, p: float) -> str:
+    """What a finding says in the words of the rule for claims."""
+    if isinstance(finding, Difference):
+        return finding.outcome(p).says()
+    words = {"supports": "for", "refutes": "against", "not tested yet": "not run"}
+    return words.get(finding.says(p), "undecided")
 
 
 # ------------------------------------------------------------------------------------------------------------- findings
@@ -242,48 +277,68 @@ def _to_none(records: Records, method: str, reading: Reading) -> Mean | None:
     return records.difference(method, "none", reading)
 
 
+def _delta(quantity: str, records: Records, reading: Reading) -> float | None:
+    """The margin of a quantity; where it is a share, of the mean without a penalty."""
+    measured, base = QUANTITIES[quantity], records.where(method="none")
+    if measured.share is None:
+        return measured.delta
+    return measured.margin(base.mean(reading).value) if base else None
+
+
 def _no_gain(records: Records, method: str, levels: Mapping[str, Reading]) -> list[Difference]:
     """A gain after pruning, with its interval, refutes."""
-    return [Difference(text, _to_none(records, method, reading), -1) for text, reading in levels.items()]
+    delta = QUANTITIES["accuracy after pruning"].delta
+    return [Difference(text, _to_none(records, method, reading), -1, delta=delta) for text, reading in levels.items()]
+
+
+def _fallen(records: Records) -> Difference:
+    fell = _to_none(records, "aug_cka_sr", readings.cka_of_blocks)
+    return Difference("CKA of all blocks", fell, -1, True, QUANTITIES["CKA of all blocks"].delta)
 
 
 def _lower_cka(records: Records) -> list[Difference]:
-    fell = _to_none(records, "aug_cka_sr", readings.cka_of_blocks)
-    return [Difference("CKA of all blocks", fell, -1, by_mean=True), *_no_gain(records, "aug_cka_sr", PRUNED)]
+    return [_fallen(records), *_no_gain(records, "aug_cka_sr", PRUNED)]
 
 
-def _short_branches(records: Records, method: str = "ffr_length") -> list[Difference]:
-    """Shorter steps, a smaller last γ of every branch, and inner filters that fall less than it."""
+def _logarithm(reading: Reading) -> Reading:
+    """Differences of it are relative changes."""
 
-    def gap(record: Record) -> float:
-        return math.log(readings.folded_norms(record, "conv1") / readings.branch_scale(record))
+    def value(record: Record) -> float:
+        if not (size := reading(record)) > 0:
+            raise ValueError(f"record {record.run}: the logarithm of {size}; only sizes above 0 have one")
+        return math.log(size)
 
-    def to_none(reading: Reading) -> Mean | None:
-        return _to_none(records, method, reading)
+    return value
 
-    def scale(record: Record) -> float:
-        return math.log(readings.branch_scale(record))
 
+def _shorter(records: Records, method: str) -> list[Difference]:
+    """Shorter steps, and a smaller last γ of every branch."""
+    step, scale = readings.path_length, _logarithm(readings.branch_scale)
+    delta = _delta("relative step", records, step)
     return [
-        Difference("relative step", to_none(readings.path_length), -1),
-        Difference("ln of the last γ", to_none(scale), -1, by_mean=True),
-        Difference("ln of inner norms − ln of the last γ", to_none(gap), +1, by_mean=True),
+        Difference("relative step", _to_none(records, method, step), -1, delta=delta),
+        Difference("ln of the last γ", _to_none(records, method, scale), -1, by_mean=True),
     ]
 
 
-def _larger_filters(records: Records) -> list[Difference]:
-    inner = _to_none(records, "ffr_length_curvature", readings.folded_norms)
-    grown = Difference("inner filters, ‖w‖·|γ|/σ", inner, +1, by_mean=True)
-    return [*_short_branches(records, "ffr_length_curvature")[:2], grown]
+def _short_branches(records: Records, inner: Reading = readings.inner_scale, name: str = "γ") -> list[Difference]:
+    """FFR's length: shorter steps, a smaller last γ, and an inner size that falls less than it."""
+    inside, scale = _logarithm(inner), _logarithm(readings.branch_scale)
+    gap = _to_none(records, "ffr_length", lambda record: inside(record) - scale(record))
+    kept = Difference(f"ln of the inner {name} − ln of the last γ", gap, +1, by_mean=True)
+    return [*_shorter(records, "ffr_length"), kept]
+
+
+def _larger_filters(records: Records, inner: Reading = readings.inner_scale, name: str = "γ") -> list[Difference]:
+    """FFR both: shorter steps, a smaller last γ, and a larger inner size."""
+    size = _to_none(records, "ffr_length_curvature", _logarithm(inner))
+    grown = Difference(f"ln of the inner {name}", size, +1, by_mean=True)
+    return [*_shorter(records, "ffr_length_curvature"), grown]
 
 
 def _costly(records: Records) -> list[Difference]:
-    fell = _to_none(records, "aug_cka_sr", readings.cka_of_blocks)
     worse = _to_none(records, "aug_cka_sr", readings.percent)
-    return [
-        Difference("CKA of all blocks", fell, -1, by_mean=True),
-        Difference("accuracy, dense", worse, -1, by_mean=True),
-    ]
+    return [_fallen(records), Difference("accuracy, dense", worse, -1, True, QUANTITIES["accuracy"].delta)]
 
 
 def _straight(records: Records) -> list[Difference]:
@@ -317,19 +372,18 @@ def _on_top(records: Records) -> list[Difference]:
             pair, difference = f"{TITLES[feature]} − {TITLES[classic]}", records.difference(feature, classic, reading)
         else:
             pair, difference = "best of the features − best of the classics", None
-        found.append(Difference(f"{text}: {pair}", difference, -1, by_mean=True))
+        found.append(Difference(f"{text}: {pair}", difference, -1, True, QUANTITIES["accuracy after pruning"].delta))
     return found
 
 
-def _in_between(records: Records) -> list[Between]:
+def _in_between(records: Records, folded: bool = False) -> list[Between]:
     def to(alone: str, reading: Reading) -> Mean | None:
         return records.difference("cka_sr+ffr_length", alone, reading)
 
-    return [
-        Between(text, to("cka_sr", reading), to("ffr_length", reading))
-        for group in MEASURES.values()
-        for text, reading in group.items()
-    ]
+    measures = {text: reading for group in MEASURES.values() for text, reading in group.items()}
+    if folded:
+        measures = {**FOLDED, **{text: reading for text, reading in measures.items() if text != "inner |γ|"}}
+    return [Between(text, to("cka_sr", reading), to("ffr_length", reading)) for text, reading in measures.items()]
 
 
 HYPOTHESES: Mapping[str, Hypothesis] = {
@@ -364,5 +418,19 @@ AGAIN: Mapping[str, Hypothesis] = {
     "R5": Hypothesis(
         "FFR is no better once filters are out and the rest is fine-tuned",
         lambda records: _no_gain(records, "ffr_length_curvature", REMOVED),
+    ),
+}
+
+# H3, H7 and R4 as they were judged at first: by the folded norm ‖w‖·|γ|/σ. It doubles when the input of a convolution
+# is halved and its output stays as it was. FFR shortens the steps, so that every block gets a smaller input, σ falls,
+# and the folded norm rises while no filter grows. |γ| has no such scale. (R5 has no more than its reason from there,
+# "what grows is not removable".)
+MISJUDGED: Mapping[str, Hypothesis] = {
+    "H3": replace(
+        HYPOTHESES["H3"], findings=functools.partial(_short_branches, inner=readings.folded_norms, name="folded norm")
+    ),
+    "H7": replace(HYPOTHESES["H7"], findings=functools.partial(_in_between, folded=True)),
+    "R4": replace(
+        AGAIN["R4"], findings=functools.partial(_larger_filters, inner=readings.folded_norms, name="folded norm")
     ),
 }

@@ -50,6 +50,16 @@ def random_masks_beta() -> pd.DataFrame:
     return table.rename_axis("examples, batches")
 
 
+def drawn_strengths() -> dict[str, list[float]]:
+    """The strengths β of CKA-SR above 0 for which the paper draws CKA maps and histograms of weights, by network, under
+    random masks at sparsity .95. Source: `APPENDIX`.
+
+    >>> drawn_strengths()["ResNet-20"]
+    [0.01, 0.05, 0.08]
+    """
+    return {"ResNet-56": [5e-4, 2e-3, 5e-3], "ResNet-20": [0.01, 0.05, 0.08]}
+
+
 def dense_training() -> pd.DataFrame:
     """Test accuracy in % of dense nets without and with CKA-SR. Source: `APPENDIX`.
 

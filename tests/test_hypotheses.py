@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+from collections.abc import Callable
 
 import nbformat
+import numpy as np
 import pytest
 from conftest import ROOT
 
 from companion import hypotheses
 from companion.experiments import TITLES, registry, replay
-from companion.experiments.statistics import Mean
+from companion.experiments.statistics import VERDICTS, Mean
 from companion.records import Record, Records, Run
 from scripts.repository import repository
 
@@ -126,3 +129,83 @@ def test_verdicts_follow_from_the_findings(experiment: str) -> None:
         enough = any if ROUNDS[experiment][name].rule is hypotheses.each_can_refute else all
         assert found.verdict.startswith("refuted") == enough(word.startswith("refutes") for word in said)
         assert (found.verdict == "supported") == (set(said) == {"supports"})
+
+
+# -------------------------------------------------------------------------------------------------- one rule for all
+@every_round
+def test_the_rule_for_claims_gets_the_same_findings(experiment: str) -> None:
+    """A hypothesis holds only if nothing decided speaks against it. What refutes after the correction is decided against,
+    what supports is decided for."""
+    for found in hypotheses.judge(replay(experiment), ROUNDS[experiment]).values():
+        assert len(found.said) == len(found.findings) and found.by_rule in VERDICTS
+        decided = {word for word in found.said if word in ("for", "against")}
+        assert (found.by_rule == "holds") == (decided == {"for"})
+        assert (found.by_rule == "mixed") == (len(decided) == 2)
+        if found.after_holm == "refuted":
+            assert "against" in decided
+        if found.after_holm == "supported":
+            assert set(found.said) == {"for"}
+
+
+@pytest.mark.parametrize(
+    ("mean", "p", "page", "rule"),
+    [
+        (Mean(1.0, half=0.5, count=5), 0.01, "supports", "for"),
+        (Mean(-1.0, half=0.5, count=5), 0.01, "refutes", "against"),
+        (Mean(-1.0, half=0.5, count=5), 0.2, "refutes by its mean only", "undecided"),
+        (Mean(0.0, half=0.3, count=5), 1.0, "refutes by its mean only", "equivalent"),
+        (Mean(0.1, half=3.0, count=5), 1.0, "undecided", "undecided"),
+        (Mean(1.0, half=float("inf"), count=1), 1.0, "not tested yet", "one seed"),
+        (None, 1.0, "not tested yet", "not run"),
+    ],
+)
+def test_words_of_the_pages_follow_from_those_of_the_rule(mean: Mean | None, p: float, page: str, rule: str) -> None:
+    finding = hypotheses.Difference("any", mean, +1, by_mean=True, delta=0.5)
+    assert (finding.says(p), finding.outcome(p).says()) == (page, rule)
+
+
+def logarithm_of(experiment: str, method: str, value: Callable[[dict], np.ndarray]) -> np.ndarray:
+    """From the files alone: ln of the mean over all inner filters, less no penalty, seed by seed."""
+    found: dict[tuple[str, int], float] = {}
+    for path in (ROOT / "book" / "results" / experiment / "laptop").glob("*.json"):
+        net = json.loads(path.read_text())
+        inner = [
+            {key: abs(np.array(layer[key])) for key in ("filter_norms", "bn_scale", "bn_deviation")}
+            for layer in net["measures"]["weights"]["layers"]
+            if layer["name"].startswith("layer") and layer["name"].endswith("conv1")
+        ]
+        found[net["run"]["method"], net["run"]["seed"]] = float(
+            np.log(np.concatenate([value(i) for i in inner]).mean())
+        )
+    return np.array([v - found["none", seed] for (name, seed), v in sorted(found.items()) if name == method])
+
+
+def test_what_was_misjudged_by_the_folded_norm() -> None:
+    """FFR shrinks what a block reads, so the folded norm rises; |γ| falls, if at all. H7 and R4 turn; H3 does not."""
+    first, second = replay("dense_penalties"), replay("dense_penalties_again")
+    for experiment in ("dense_penalties", "dense_penalties_again"):
+        both = (experiment, "ffr_length_curvature")
+        folded = logarithm_of(*both, lambda i: i["filter_norms"] * i["bn_scale"] / i["bn_deviation"])
+        scale = logarithm_of(*both, lambda i: i["bn_scale"])
+        assert (folded > 0.1).all() and abs(scale).max() < 0.015 and scale.mean() < 0
+        assert (logarithm_of(*both, lambda i: i["bn_deviation"]) < -0.15).all()
+    (inner,) = [f for f in hypotheses.judge(second, hypotheses.AGAIN)["R4"].findings if "inner" in f.text]
+    assert inner.mean.value == pytest.approx(scale.mean())
+    before = {
+        **hypotheses.judge(first, hypotheses.HYPOTHESES | {n: hypotheses.MISJUDGED[n] for n in ("H3", "H7")}),
+        **hypotheses.judge(second, hypotheses.AGAIN | {"R4": hypotheses.MISJUDGED["R4"]}),
+    }
+    now = hypotheses.judge(first) | hypotheses.judge(second, hypotheses.AGAIN)
+    verdicts = {name: (before[name].verdict, now[name].verdict) for name in hypotheses.MISJUDGED}
+    assert verdicts == {
+        "H3": ("supported", "supported"),
+        "H7": ("refuted", "not refuted"),
+        "R4": ("supported", "refuted"),
+    }
+    others = set(now) - set(hypotheses.MISJUDGED)
+    assert all(before[name].verdict == now[name].verdict for name in others)
+
+
+def test_a_size_of_nothing_has_no_logarithm() -> None:
+    with pytest.raises(ValueError, match=r"the logarithm of -1\.0; only sizes above 0 have one"):
+        hypotheses._logarithm(lambda record: -1.0)(toy("none", 0))

@@ -68,17 +68,13 @@ class Quantity:
 # Named before the third round. For rounds 1 and 2, which were run before, every equivalence is post hoc.
 QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
     {
-        "accuracy": Quantity("points", 0.5, why="about the smallest gain that either paper calls one"),
-        "accuracy after pruning": Quantity(
-            "points", 1.0, why="pruned nets scatter about twice as much from seed to seed, and differ by many points"
-        ),
+        "accuracy": Quantity("points", 0.5, why="the mean gain under random masks in the appendix of CKA-SR"),
+        "accuracy after pruning": Quantity("points", 1.0, why="twice that: pruned nets scatter and differ more"),
         "small weights": Quantity("% of the weights", 0.5, why="a sixteenth of the 8 % that are small anyway"),
-        "CKA in stages": Quantity("CKA in stages", 0.02, digits=4, why="a step that no map of CKA shows"),
+        "CKA in stages": Quantity("CKA in stages", 0.02, digits=4, why="a fiftieth of the scale, which no map shows"),
         "CKA of all blocks": Quantity("CKA of all blocks", 0.02, digits=4, why="as CKA in stages"),
-        "relative step": Quantity("relative step", share=0.05, digits=3, why="a twentieth of the step without penalty"),
-        "turning angle": Quantity(
-            "radians", share=0.05, digits=3, why="the same share as for the step: FFR's two halves are held to one rule"
-        ),
+        "relative step": Quantity("relative step", share=0.05, digits=3, why="about the range of nets without penalty"),
+        "turning angle": Quantity("radians", share=0.05, digits=3, why="as the relative step: both of FFR's halves"),
     }
 )
 
@@ -238,7 +234,7 @@ def stratified(strata: Iterable[Iterable[float]], level: float = 0.95) -> Mean:
     n, k = len(everything), len(rounds)
     if n == k:
         return Mean(float(everything.mean()), math.inf, n, level, k)
-    if all(np.ptp(values) == 0 for values in rounds):
+    if all(np.ptp(values) <= 1e-12 * abs(values).max() for values in rounds):  # no spread but that of rounding
         return Mean(float(everything.mean()), 0.0, n, level, k)
     if k == 1:
         low, high = stats.ttest_1samp(everything, 0).confidence_interval(level)
@@ -459,24 +455,27 @@ def corrected(differences: Sequence[Mean | None]) -> list[float]:
     return [next(family) if d is not None and d.df else 1.0 for d in differences]
 
 
-def conclude(outcomes: Iterable[Outcome]) -> str:
-    """The verdict on a family of tests, one of `VERDICTS`.
+def conclude(said: Iterable[str]) -> str:
+    """The verdict on a family of tests, one of `VERDICTS`, from what each says.
 
     All decided tests for it: "holds". All against it: "does not hold". Some for and some against: "mixed". None
     decided, and every test that ran equivalent: "equivalent within δ" (an intersection–union test, which needs no
     correction, since all must be; Berger 1982). None decided otherwise: "undecided". No test with two seeds: "not run".
 
-    >>> small, large = (mean(np.array([0.1, -0.2, 0.0, 0.2, -0.1]) + shift) for shift in (0, 1))
-    >>> conclude([Outcome(large, +1, p=0.001)]), conclude([Outcome(small, +1, p=1, delta=0.5), Outcome(None, +1)])
-    ('holds', 'equivalent within δ')
+    Raises:
+        ValueError: a word that no `Outcome` says.
+
+    >>> conclude(["for", "undecided"]), conclude(["equivalent", "not run"]), conclude(["equivalent", "undecided"])
+    ('holds', 'equivalent within δ', 'undecided')
     """
-    said = [outcome.says() for outcome in outcomes if outcome.ran]
-    if not said:
+    words = set(said) - {"one seed", "not run"}
+    if unknown := words - {"for", "against", "equivalent", "undecided"}:
+        raise ValueError(f"no test says {sorted(unknown)}")
+    if not words:
         return "not run"
-    sides = {"for", "against"} & set(said)
-    if sides:
+    if sides := {"for", "against"} & words:
         return "mixed" if len(sides) == 2 else "holds" if "for" in sides else "does not hold"
-    return "equivalent within δ" if set(said) == {"equivalent"} else "undecided"
+    return "equivalent within δ" if words == {"equivalent"} else "undecided"
 
 
 def acted(change: Mean | None, delta: float) -> str:
