@@ -1,7 +1,7 @@
 # Identity & Flow: everything that is made here. `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test test-package test-notebooks test-pages lint links colab offline pdf notebooks status benchmark requirements repository clean
+.PHONY: help book serve test test-package test-notebooks test-pages test-kernels lint links colab offline pdf notebooks status benchmark requirements repository clean
 
 # The first Python that is new enough; `make book PYTHON=/path/to/python` chooses another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -16,12 +16,26 @@ COLAB_PYTHON ?= 3.13
 # Test files, notebooks, or pages, at a time.
 WORKERS ?= 2
 NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
+# The arithmetic of other processors, and tests of numbers that it may round otherwise, the quick ones.
+# MKL_ENABLE_INSTRUCTIONS acts on Intel's processors alone, MKL_CBWR on others too.
+KERNELS := MKL_ENABLE_INSTRUCTIONS=SSE4_2 MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default \
+	ONEDNN_MAX_CPU_ISA=AVX2
+NUMERICAL := $(patsubst %,tests/test_%.py,similarity features flow regularizers information_gaussian)
 PAGES := _config.yml _toc.yml $(shell find book notebooks companion -type f -not -name '*.pyc' -not -path '*/.*' 2>/dev/null)
 
 JUPYTER_BOOK := $(BIN)/jupyter-book build . -W -n --keep-going
 # Notebooks and their tests see no network and no image data: what they show must not depend on either. One thread is as
 # fast for nets this small, and on a busy machine many times faster.
 OFFLINE := env -u COMPANION_DATA OMP_NUM_THREADS=1 http_proxy=http://127.0.0.1:9 https_proxy=http://127.0.0.1:9
+
+# $(call each,A B C,command with $$one): every one of them, whatever becomes of the others, then a line on each.
+define each
+@failed=0; said=; for one in $(1); do \
+	echo "==== $$one"; begun=$$(date +%s); \
+	if $(2); then end=passed; else end=FAILED; failed=1; fi; \
+	said="$$said$$(printf '%-34s %s in %d s' $$one $$end $$(($$(date +%s) - begun)))\n"; \
+done; printf "\n$$said"; exit $$failed
+endef
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,7 +47,8 @@ serve: $(BUILT) ## serve the built book on http://localhost:8000 (PORT=...)
 	@echo "The book is at http://localhost:$(PORT) (stop with Ctrl-C)"
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
-test: test-package test-notebooks test-pages ## test the package, the notebooks and the built pages
+test: $(INSTALLED) ## test the package, the notebooks and the built pages, all three whatever fails
+	$(call each,test-package test-notebooks test-pages,$(MAKE) --no-print-directory $$one)
 
 test-package: $(INSTALLED) ## unit tests only
 	$(BIN)/python -m pytest tests -m "not pages" --numprocesses=$(WORKERS) --dist=loadfile
@@ -46,6 +61,10 @@ test-pages: $(INSTALLED) ## build the book twice, warnings are errors, then look
 	$(JUPYTER_BOOK)
 	@touch $(BUILT)
 	$(BIN)/python -m pytest $$(grep -l "mark\.pages" tests/*.py) -m pages --numprocesses=$(WORKERS) --dist=loadgroup
+
+test-kernels: $(INSTALLED) ## numerical tests again, with the arithmetic of other processors
+	$(call each,$(KERNELS),env $$one OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rf --disable-warnings \
+		-k "not (coverage or bias_is_taken_off or plug_and_play or vit or compiled)" --numprocesses=$(WORKERS) --dist=loadfile $(NUMERICAL))
 
 lint: $(INSTALLED) ## style and types of code and notebooks, spelling and words of the prose
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -27,6 +28,10 @@ PAGES = sorted(path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html"
 
 # The test machines have two cores; more threads than cores make small tensors slower.
 torch.set_num_threads(min(2, torch.get_num_threads()))
+
+# The same examples everywhere: a test that passes here does not fail elsewhere by another draw.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("same")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -220,8 +220,8 @@ def test_mapping() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rounding_between_batches_is_small_beside_the_rule(dtype: torch.dtype) -> None:
-    """The layers after a dead one, in batches of five sizes: from one to the next they differ by less than a quarter of
-    what counts as the same."""
+    """The layers after a dead one, in batches of five sizes: from one to the next they differ by less than half of what
+    counts as the same."""
     widths = [3, 8, 16, 32, 64]
     convolutions = [nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths)]
     model = nn.Sequential(*(part for conv in convolutions for part in (conv, nn.ReLU())), nn.Flatten())
@@ -235,7 +235,7 @@ def test_rounding_between_batches_is_small_beside_the_rule(dtype: torch.dtype) -
         features = torch.cat([part[name].double() for part in parts])
         spread, energy = (features - features.mean(0)).square().sum(), features.square().sum()
         assert parts[0][name].dtype == dtype
-        assert (spread / energy).sqrt() < _resolution(dtype) / 4, name
+        assert (spread / energy).sqrt() < _resolution(dtype) / 2, name
 
 
 # -------------------------------------------------------------------------------------------------------------- outputs
