@@ -1,9 +1,10 @@
-"""The hypotheses of the pages *Hypotheses* and *Hypotheses, second round*, and the rule that judges each.
+"""The hypotheses of the pages *Hypotheses*, of three rounds, and the rule that judges each.
 
-Each page was written before the first run of its experiment: `dense_penalties` (`HYPOTHESES`), `dense_penalties_again`
-(`AGAIN`). A hypothesis is a few findings, each a mean difference over seeds and the side of 0 on which it is expected;
-nobody writes a verdict by hand. There are two: what the page says refutes the hypothesis, raw and after Holm's
-correction, and what the rule for claims says, `experiments.statistics.conclude`.
+Each page was written before the first run of its experiments: `dense_penalties` (`HYPOTHESES`), `dense_penalties_again`
+(`AGAIN`), and the studies of the third round (`THIRD`, one mapping for each). A hypothesis is a few findings, each a
+mean difference over seeds and the side of 0, or the margin, where it is expected; nobody writes a verdict by hand. There
+are two: what the page says refutes the hypothesis, raw and after Holm's correction, and what the rule for claims says,
+`experiments.statistics.conclude`.
 
 Three hypotheses were first judged by a norm that says nothing about the size of a filter: see `MISJUDGED`.
 """
@@ -11,6 +12,7 @@ Three hypotheses were first judged by a norm that says nothing about the size of
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +20,18 @@ from typing import NamedTuple
 
 from companion import readings
 from companion.experiments.registry import TITLES
-from companion.experiments.statistics import ALPHA, QUANTITIES, Mean, Outcome, conclude, holm, tally, verdict
+from companion.experiments.runner import replay
+from companion.experiments.statistics import (
+    ALPHA,
+    QUANTITIES,
+    Mean,
+    Outcome,
+    conclude,
+    holm,
+    stratified,
+    tally,
+    verdict,
+)
 from companion.readings import Reading
 from companion.records import Record, Records
 
@@ -68,6 +81,7 @@ class Difference:
         expected: +1 for above 0, −1 for below.
         by_mean: does its mean on the other side refute, where the page names no interval?
         delta: the margin within which it counts as none, where one is named.
+        small_refutes: does an effect within δ refute, because the page expects one that counts?
 
     >>> gain = Difference("accuracy", Mean(1.0, half=0.5, count=5), expected=-1)
     >>> gain.says(), gain.says(p=0.2)
@@ -79,6 +93,7 @@ class Difference:
     expected: int
     by_mean: bool = False
     delta: float | None = None
+    small_refutes: bool = False
 
     @property
     def p(self) -> float:
@@ -92,7 +107,10 @@ class Difference:
     def says(self, p: float | None = None) -> str:
         """`"supports"`, `"refutes"`, `"refutes by its mean only"`, `"undecided"` or `"not tested yet"`: what its
         outcome says in the words of the page, which knows no margin; `p` is the corrected one, by default its own."""
-        said = WORDS[self.outcome(p).says()]
+        outcome = self.outcome(p)
+        if self.small_refutes and outcome.equivalent:
+            return "refutes"
+        said = WORDS[outcome.says()]
         against = self.mean is not None and self.expected * self.mean.value <= 0
         return "refutes by its mean only" if said == "undecided" and self.by_mean and against else said
 
@@ -138,7 +156,39 @@ class Between:
         return words.get(self.where(), "undecided")
 
 
-Finding = Difference | Between
+@dataclass(frozen=True)
+class Same:
+    """A difference that is expected to lie within ±δ. A decided one whose mean lies beyond refutes.
+
+    >>> Same("accuracy", Mean(0.1, half=0.5, count=5), delta=1.0).says(), Same("accuracy", Mean(3, 1, 5), 1.0).says()
+    ('supports', 'refutes')
+    """
+
+    text: str
+    mean: Mean | None
+    delta: float
+
+    @property
+    def p(self) -> float:
+        """The p-value of its direction, with which it counts in a family; 1 for what was not run."""
+        return 1.0 if self.mean is None else self.mean.p_value
+
+    def outcome(self, p: float | None = None) -> Outcome:
+        """As a test of direction and size; no side is expected, so a decided one that is large speaks against it."""
+        side = 0 if self.mean is None else -1 if self.mean.value > 0 else 1
+        return Outcome(self.mean, side, self.p if p is None else p, self.delta)
+
+    def says(self, p: float | None = None) -> str:
+        """In the words of the page; `p` is the corrected one, by default its own."""
+        outcome = self.outcome(p)
+        if outcome.equivalent:
+            return "supports"
+        if outcome.says() == "against" and self.mean is not None and abs(self.mean.value) > self.delta:
+            return "refutes"
+        return "undecided" if outcome.ran else "not tested yet"
+
+
+Finding = Difference | Between | Same
 # What a test says, in the words of the pages.
 WORDS = {
     "for": "supports",
@@ -224,7 +274,7 @@ class Judged(NamedTuple):
         >>> Judged("refuted", "not refuted", [gain], ("against",)).numbers()
         'accuracy: +1.00 ± 0.50'
         """
-        told = [f"{f.text}: {_shown(f.mean)}" for f in self.findings if isinstance(f, Difference)]
+        told = [f"{f.text}: {_shown(f.mean)}" for f in self.findings if not isinstance(f, Between)]
         pairs = [f for f in self.findings if isinstance(f, Between)]
         if pairs:
             told.append(f"of {len(pairs)} measures " + tally(f.where() for f in pairs))
@@ -260,6 +310,8 @@ def _said(finding: Finding, p: float) -> str:
     """What a finding says in the words of the rule for claims."""
     if isinstance(finding, Difference):
         return finding.outcome(p).says()
+    if isinstance(finding, Same) and finding.outcome().equivalent:
+        return "equivalent"
     words = {"supports": "for", "refutes": "against", "not tested yet": "not run"}
     return words.get(finding.says(p), "undecided")
 
@@ -433,4 +485,167 @@ MISJUDGED: Mapping[str, Hypothesis] = {
     "R4": replace(
         AGAIN["R4"], findings=functools.partial(_larger_filters, inner=readings.folded_norms, name="folded norm")
     ),
+}
+
+
+# --------------------------------------------------------------------------------------------------------- third round
+ACCURACY, PRUNED_BY, CKA = (
+    QUANTITIES[name].delta or 0.0 for name in ("accuracy", "accuracy after pruning", "CKA in stages")
+)
+OUT = readings.after_pruning(0.9)
+
+
+def _masked(records: Records, penalty: str, reading: Reading, sparsity: float) -> Mean | None:
+    """A penalty less none, under random masks."""
+    return records.difference(f"random+{penalty}", "random", reading, sparsity=sparsity)
+
+
+def _idle(records: Records) -> list[Same]:
+    cka = readings.cka_in_stages
+    return [Same(f"CKA inside stages, masks {s:g}", _masked(records, "cka_sr_0.01", cka, s), CKA) for s in (0.9, 0.95)]
+
+
+def _dear(records: Records) -> list[Difference]:
+    return [
+        Difference(f"accuracy, {title}, masks {s:g}", _masked(records, penalty, readings.percent, s), -1)
+        for penalty, title in (("cka_sr_0.1", "CKA-SR .1"), ("aug_cka_sr_1", "AugCKA-SR 1"))
+        for s in (0.9, 0.95)
+    ]
+
+
+def _specific(records: Records, penalty: str) -> list[Same]:
+    """A penalty less its placebo, with nine weights in ten out."""
+    return [Same("less its placebo, 90 % out", records.difference(penalty, f"placebo_{penalty}", OUT), PRUNED_BY)]
+
+
+def _turned_round(records: Records) -> list[Difference]:
+    method = "aug_cka_sr_negated"
+    return [
+        Difference("CKA of all blocks", _to_none(records, method, readings.cka_of_blocks), +1, delta=CKA),
+        Difference("accuracy, 90 % out", _to_none(records, method, OUT), +1, delta=PRUNED_BY),
+    ]
+
+
+def pooled(rounds: Sequence[Records], method: str, reading: Reading, baseline: str = "none") -> Mean | None:
+    """A method less its baseline over several rounds, each on seeds of its own: `statistics.stratified`.
+
+    >>> pooled([Records([])], "aug_cka_sr", readings.percent) is None
+    True
+    """
+    strata = []
+    for records in rounds:
+        here, there = (records.where(method=name).by_seed(reading) for name in (method, baseline))
+        strata.append([here[seed] - there[seed] for seed in sorted(set(here) & set(there))])
+    strata = [values for values in strata if values]
+    return stratified(strata) if strata else None
+
+
+def _came_twice(records: Records) -> list[Difference]:
+    rounds = [replay("dense_penalties"), replay("dense_penalties_again"), records]
+    expected = (
+        ("accuracy, dense", readings.percent, -1, ACCURACY),
+        ("accuracy, 80 % out", readings.after_pruning(0.8), -1, PRUNED_BY),
+        ("accuracy, 90 % out", OUT, +1, PRUNED_BY),
+    )
+    return [
+        Difference(f"{text}, all rounds", pooled(rounds, "aug_cka_sr", reading), side, delta=delta)
+        for text, reading, side, delta in expected
+    ]
+
+
+def _scale(records: Records) -> list[Difference]:
+    """The gain of AugCKA-SR at .9 by the scale-free order, less that by raw magnitude."""
+    free = readings.after_pruning(0.9, "scale_free")
+    gap = _to_none(records, "aug_cka_sr", lambda record: free(record) - OUT(record))
+    return [Difference("gain by the scale-free order less the raw gain", gap, -1)]
+
+
+def _stronger_flow(records: Records) -> list[Difference]:
+    def more(reading: Reading) -> Mean | None:
+        return records.difference("ffr_strong", "ffr", reading)
+
+    delta = _delta("relative step", records, readings.path_length)
+    return [
+        Difference("CKA inside stages, .05 less .01", more(readings.cka_in_stages), +1, delta=CKA),
+        Difference("relative step, .05 less .01", more(readings.path_length), -1, delta=delta),
+    ]
+
+
+def _longer_steps(records: Records) -> list[Difference]:
+    delta = _delta("relative step", records, readings.path_length)
+    return [Difference("relative step", _to_none(records, "cka_sr", readings.path_length), +1, delta=delta)]
+
+
+LONGEST, LENGTHS = "ffr_length_0.1", ("none", "ffr_length_0.01", "ffr_length_0.03", "ffr_length_0.1")
+
+
+def _shorter_nets(records: Records) -> list[Difference]:
+    gain = _to_none(records, LONGEST, readings.without_blocks(3))
+    return [Difference("accuracy, 3 of 9 blocks out", gain, +1, delta=PRUNED_BY, small_refutes=True)]
+
+
+def _tuned_nets(records: Records) -> list[Same]:
+    gain = _to_none(records, LONGEST, readings.without_blocks(4, "fine_tuned"))
+    return [Same("accuracy, 4 of 9 blocks out, fine-tuned", gain, PRUNED_BY)]
+
+
+def _by_dose(records: Records) -> list[Difference]:
+    delta = _delta("relative step", records, readings.path_length)
+    return [
+        Difference(
+            f"relative step, {more} less {less}", records.difference(more, less, readings.path_length), -1, delta=delta
+        )
+        for less, more in itertools.pairwise(LENGTHS)
+    ]
+
+
+def _damage(records: Records) -> list[Difference]:
+    less = _to_none(records, LONGEST, readings.block_damage)
+    return [Difference("accuracy lost with one block, mean of nine", less, -1, delta=PRUNED_BY)]
+
+
+def _same_filters(records: Records) -> list[Same]:
+    tuned = readings.after_removal(0.5)
+    return [Same(f"filters to ½, {method}", _to_none(records, method, tuned), PRUNED_BY) for method in LENGTHS[1:]]
+
+
+def _published_idle(records: Records) -> list[Same]:
+    cka = _masked(records, "cka_sr", readings.cka_in_stages, 0.95)
+    return [Same("CKA inside stages", cka, CKA)]
+
+
+# Primary hypotheses are tested alone; all others of a study are one family.
+PRIMARY = "primary"
+THIRD: Mapping[str, Mapping[str, Hypothesis]] = {
+    "masks_dose": {
+        "A1": Hypothesis("CKA-SR at β = .01 does not change CKA inside stages", _idle),
+        "A2": Hypothesis("at the largest strength of each penalty accuracy falls", _dear),
+    },
+    "specificity": {
+        "C1": Hypothesis(
+            "with 90 % of the weights out, AugCKA-SR does as its placebo",
+            lambda records: _specific(records, "aug_cka_sr"),
+            family=PRIMARY,
+        ),
+        "C2": Hypothesis("AugCKA-SR turned round raises CKA, and gains there, too", _turned_round),
+        "C3": Hypothesis("AugCKA-SR gains at .9, and loses at .8 and dense", _came_twice),
+        "C4": Hypothesis("in the scale-free order its gain at .9 is smaller", _scale),
+        "C5": Hypothesis(
+            "with 90 % of the weights out, CKA-SR does as its placebo", lambda records: _specific(records, "cka_sr")
+        ),
+        "C6": Hypothesis("stronger FFR raises CKA inside stages and shortens the steps more", _stronger_flow),
+        "C7": Hypothesis("CKA-SR at a strength that acts lengthens the steps", _longer_steps),
+    },
+    "depth": {
+        "D1": Hypothesis(
+            "with three blocks out, FFR's length at .1 leaves more accuracy", _shorter_nets, family=PRIMARY
+        ),
+        "D2": Hypothesis("with four out and fine-tuned, it is as none", _tuned_nets),
+        "D3": Hypothesis("the relative step falls with each strength", _by_dose),
+        "D4": Hypothesis("taking one block costs less under length .1", _damage),
+        "D5": Hypothesis("filters to ½, fine-tuned: every length is as none", _same_filters),
+    },
+    "published_recipe": {
+        "F1": Hypothesis("CKA-SR at 1e-4 does not change CKA inside stages", _published_idle, family=PRIMARY),
+    },
 }

@@ -46,7 +46,7 @@ from companion.experiments.statistics import (
     sign_flip,
     stratified,
 )
-from companion.hypotheses import AGAIN, HYPOTHESES, MISJUDGED, Hypothesis, Judged, judge
+from companion.hypotheses import AGAIN, HYPOTHESES, MISJUDGED, THIRD, Hypothesis, Judged, judge
 from companion.readings import Reading
 from companion.records import Record, Run
 
@@ -576,6 +576,16 @@ def opposed() -> str:
     return OPPOSED + "\n" + table(header, [18, 20, 20, 20, 10], rows)
 
 
+THIRD_ROUND = """\
+### The third round
+
+Its studies ask what two rounds left open: at which strength a penalty acts, whether a lower CKA is what matters,
+whether blocks become removable, and what the published strength does at full size. Their margins δ were named before
+the runs, on [a page of its own](hypotheses_third.md). The primary hypothesis of a study (C1, D1, F1) is tested alone;
+the others share Holm's correction. Where nothing is recorded yet, the study is on its way.
+"""
+
+
 def expected(hypotheses: Mapping[str, Hypothesis], experiment: str) -> str:
     """Every hypothesis on an experiment with its verdicts."""
     header = ["", "we expected", "by its page", "after Holm", "by the rule above", "findings (mean ± 95 % interval)"]
@@ -697,6 +707,8 @@ def page() -> str:
     weights = next(place for place, claim, _ in claims if claim.label == "a net can lose more weights")
     parts += [hosts(), doses(), opposed(), EXPECTED.format(weights=weights)]
     parts += [expected(HYPOTHESES, "dense_penalties"), expected(AGAIN, "dense_penalties_again"), misjudged()]
+    parts.append(THIRD_ROUND)
+    parts += [expected(hypotheses, study) for study, hypotheses in THIRD.items() if study in EXPERIMENTS]
     parts.append(NOT_HERE.format(gaps=gaps()))
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 

@@ -14,10 +14,11 @@ import torch
 from conftest import ROOT
 from torch import Tensor, nn
 
-from companion import experiments, flow, measures, models, records
+from companion import experiments, flow, hypotheses, measures, models, records
 from companion.experiments import EXPERIMENTS, Workplace, registry, trainings
 from companion.experiments.controls import PlaceboAugmentedCKASparsity, PlaceboCKASparsity, random_rotation
 from companion.experiments.plan import HOW, LEFT_OUT, completed, identity
+from companion.experiments.statistics import conclude, mean
 from companion.experiments.studies import EXPERIMENTS as STUDIES
 from companion.experiments.studies.identity import specificity
 from companion.pruning import Masks
@@ -340,6 +341,63 @@ def test_every_study_has_a_dry_run_of_the_same_losses(study, place, monkeypatch)
     last = study.runs("smoke")[-1]
     outcome = study.perform(last, place)
     assert "right" in outcome.result["test"] and outcome.measures["weights"]["layers"][1]["input_deviation"] > 0
+
+
+@pytest.mark.parametrize("study", ALL, ids=lambda study: study.name)
+def test_every_hypothesis_of_a_study_reads_its_records(study, place, monkeypatch):
+    """Judged from dry runs on two seeds: every finding has a number, and every verdict is one of the words."""
+    monkeypatch.setattr(registry, "EXPERIMENTS", {**EXPERIMENTS, study.name: study})
+    made = []
+    for run in study.runs("smoke"):
+        outcome = study.perform(run, place)
+        if run.sparsity is not None:
+            cells = [dataclasses.replace(run, sparsity=s) for s in study.tiers["laptop"].sparsities]
+        else:
+            cells = [run]
+        made += [
+            records.Record(dataclasses.replace(cell, seed=seed), *_deeper(outcome), provenance={})
+            for cell in cells
+            for seed in (0, 1)
+        ]
+    judged = hypotheses.judge(records.Records(made), hypotheses.THIRD[study.name])
+    for name, found in judged.items():
+        assert found.findings and all(finding.mean is not None for finding in found.findings), name
+        assert found.verdict in ("supported", "refuted", "not refuted") or "mean" in found.verdict
+        assert f"| {name}" in (ROOT / PAGE).read_text()
+    assert "not run" not in {word for found in judged.values() for word in found.said}
+
+
+def _deeper(outcome):
+    """A dry run takes out fewer blocks than the study does: the last entry stands for the rest."""
+    blocks = outcome.result.get("blocks")
+    if blocks is None:
+        return outcome
+    last = blocks["greedy"][-1] | {"fine_tuned": blocks["greedy"][0]["fine_tuned"]}
+    names = [entry["block"] for entry in blocks["single"]]
+    greedy = [last | {"gone": names[:count]} for count in (3, 4)]
+    return outcome._replace(result={**outcome.result, "blocks": blocks | {"greedy": greedy}})
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([0.1, -0.1, 0.0, 0.1], "supports"),
+        ([2.1, 1.9, 2.0, 2.1], "refutes"),
+        ([-2.1, -1.9, -2.0, -2.1], "refutes"),
+        ([0.9, 0.6, 0.8, 0.7], "supports"),
+        ([3.0, -3.0, 1.0, 2.0], "undecided"),
+    ],
+)
+def test_what_is_expected_within_a_margin(values, says):
+    found = hypotheses.Same("accuracy", mean(values), delta=1.0)
+    assert found.says() == says
+    assert (conclude([found.outcome().says()]) == "equivalent within δ") == (says == "supports" and found.p > 0.05)
+
+
+def test_an_expected_effect_that_is_small_refutes_where_the_page_says_so():
+    small = mean([0.3, 0.4, 0.3, 0.4])
+    assert hypotheses.Difference("gain", small, +1, delta=1.0).says() == "supports"
+    assert hypotheses.Difference("gain", small, +1, delta=1.0, small_refutes=True).says() == "refutes"
 
 
 def test_seeds_of_studies_are_nobody_elses():
