@@ -135,7 +135,7 @@ def test_verdicts_follow_from_the_findings(experiment: str) -> None:
 @every_round
 def test_the_rule_for_claims_gets_the_same_findings(experiment: str) -> None:
     """A hypothesis holds only if nothing decided speaks against it. What refutes after the correction is decided
-    against it, what supports is decided for it."""
+    against, what supports is decided for."""
     for found in hypotheses.judge(replay(experiment), ROUNDS[experiment]).values():
         assert len(found.said) == len(found.findings) and found.by_rule in VERDICTS
         decided = {word for word in found.said if word in ("for", "against")}
