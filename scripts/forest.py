@@ -44,7 +44,7 @@ COLOURS = {  # of a verdict's letters: where the markers' colours are too light 
     "equivalent within δ": "#00735A",
     "undecided": plots.GREY,
 }
-WIDTH, TOP, BOTTOM = 3.7, 0.6, 0.5  # inches: a phone's column, so that letters of 9 points stay as large there
+WIDTH, TOP, BOTTOM = 3.55, 0.6, 0.5  # inches: a phone's column, so that letters of 9 points stay as large there
 HEAD, LINE, GAP = 0.21, 0.085, 0.06  # a claim's words, a test, the space below
 TICKS = (-32, -8, -2, -1, 0, 1, 2, 8, 32)
 

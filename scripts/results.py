@@ -312,19 +312,20 @@ def answer() -> str:
     alike, longer = moved("ffr_length_curvature", "CKA in stages"), moved("aug_cka_sr", "relative step")
     usual = Counter(record.run.settings["epochs"] for record in runs()).most_common(1)[0][0]
     halved = sum(record.run.settings.get("pool", 1) == 2 for record in runs())
-    text = (
-        "In our hands neither was seen to make a network sparse: at the strengths that we chose, the share of small "
-        f"weights stays within {QUANTITIES['small weights'].delta} % of all weights under either penalty, CKA-SR "
-        f"changes the accuracy of sparse training by {hosts.signed()} points, and the {gain.signed()} points that "
-        "AugCKA-SR gains once nine weights in ten are gone come with other penalties too; and the two do oppose "
-        f"each other, a little: FFR raises the CKA inside stages by {alike.value:.3f}, and AugCKA-SR makes the steps "
-        f"longer by {longer.value:.3f}. These are small trainings: {len(runs())} of them, {halved} at half the "
-        f"resolution, nearly all of a ResNet-20, most for {usual} epochs, with {seeds_a_test()} a comparison. They "
-        "could not have seen gains as small as most that the papers print (one comparison of accuracy finds "
-        f"{np.median(reached()):.1f} points, in the median), nor what full training, a larger net or a stronger FFR "
-        "would show."
+    sentences = (
+        "**What came out.** In our hands neither was seen to make a network sparse: at the strengths that we chose "
+        f"the share of small weights stays within {QUANTITIES['small weights'].delta} % of all weights under either "
+        f"penalty, CKA-SR changes the accuracy of sparse training by {hosts.signed()} points, and the "
+        f"{gain.signed()} points that AugCKA-SR gains once nine weights in ten are gone come with other penalties "
+        f"too; and the two do oppose each other, a little: FFR raises the CKA inside stages by {alike.value:.3f}, "
+        f"and AugCKA-SR makes the steps longer by {longer.value:.3f}.",
+        f"**At which scale.** These are small trainings: {len(runs())} of them, {halved} at half the resolution, "
+        f"nearly all of a ResNet-20, most for {usual} epochs, with {seeds_a_test()} a comparison.",
+        "**What it could not have seen.** Gains as small as most that the papers print (one comparison of accuracy "
+        f"finds {np.median(reached()):.1f} points, in the median), and whatever full training, a larger net or a "
+        "stronger FFR would show, are beyond these runs.",
     )
-    return textwrap.fill(text, 118) + "\n"
+    return "\n\n".join(textwrap.fill(sentence, 118) for sentence in sentences) + "\n"
 
 
 # ------------------------------------------------------------------------------------------------------------ estimates

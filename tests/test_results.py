@@ -38,13 +38,13 @@ def test_the_page_is_what_the_records_say(written):
 def test_the_answer_on_the_first_page_is_what_the_records_say():
     (found,) = results.ANSWER.findall(results.INTRO.read_text())
     assert found == results.answer(), "python scripts/results.py writes it anew"
-    assert len(re.findall(r"\.(?:\s|$)", found)) == 3  # sentences: what came out, at which scale, what it could not see
+    assert len(re.findall(r"\.\s", re.sub(r"\*\*.*?\*\*", "", found))) == 3  # sentences
 
 
 def test_the_figure_shows_what_the_records_say():
     with Image.open(results.PICTURE) as picture:
         assert picture.info["Description"] == forest.digest(results.drawn()), "python scripts/results.py draws it anew"
-        assert picture.width == 288 * forest.WIDTH // 1 and picture.height > 2 * picture.width
+        assert picture.width == round(288 * forest.WIDTH) and picture.height > 2 * picture.width
 
 
 # ------------------------------------------------------------------------------- once more, by NumPy and SciPy alone
