@@ -2,9 +2,9 @@
 
 Each page was written before the first run of its experiments: `dense_penalties` (`HYPOTHESES`), `dense_penalties_again`
 (`AGAIN`), and the studies of the third round (`THIRD`, one mapping for each). A hypothesis is a few findings, each a
-mean difference over seeds and the side of 0, or the margin, where it is expected; nobody writes a verdict by hand. There
-are two: what the page says refutes the hypothesis, raw and after Holm's correction, and what the rule for claims says,
-`experiments.statistics.conclude`.
+mean difference over seeds and the side of 0, or the margin, where it is expected; nobody writes a verdict by hand.
+There are two: what the page says refutes the hypothesis, raw and after Holm's correction, and what the rule for claims
+says, `experiments.statistics.conclude`.
 
 Three hypotheses were first judged by a norm that says nothing about the size of a filter: see `MISJUDGED`.
 """

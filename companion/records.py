@@ -330,6 +330,9 @@ def unpacked(text: str, examples: int) -> np.ndarray:
 
     Raises:
         ValueError: text that holds another number of bits.
+
+    >>> unpacked("oA==", examples=3)
+    array([ True, False,  True])
     """
     data = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
     if len(data) != -(-examples // 8):

@@ -27,6 +27,7 @@ WITHOUT = {
     },
     "works in Google Colab alone": {"colab.keep_on_drive"},
     "its other half's example shows it": {"training.load_checkpoint"},
+    "an error that a sweep reports and goes on": {"experiments.OtherBlockError"},
     "a protocol, which `fit`'s example meets": {"training.Penalty", "training.Sparsity"},
     "performs runs of an experiment, for minutes or hours": {
         *("experiments.Workplace", "experiments.perform", "experiments.problems", "experiments.train"),

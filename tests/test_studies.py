@@ -14,13 +14,13 @@ import torch
 from conftest import ROOT
 from torch import Tensor, nn
 
-from companion import experiments, flow, hypotheses, measures, models, records
-from companion.experiments import EXPERIMENTS, Workplace, registry, trainings
+from companion import experiments, flow, hypotheses, measures, models, readings, records
+from companion.experiments import EXPERIMENTS, Workplace, trainings
 from companion.experiments.controls import PlaceboAugmentedCKASparsity, PlaceboCKASparsity, random_rotation
 from companion.experiments.plan import HOW, LEFT_OUT, completed, identity
 from companion.experiments.statistics import conclude, mean
 from companion.experiments.studies import EXPERIMENTS as STUDIES
-from companion.experiments.studies.identity import specificity
+from companion.experiments.studies.identity import CKA_BETA
 from companion.pruning import Masks
 from companion.records import Run
 from companion.regularizers import AugmentedCKASparsity, CKASparsity
@@ -329,12 +329,8 @@ def test_depth_takes_the_cheapest_block_first_and_tunes_without_bringing_one_bac
 
 
 # ------------------------------------------------------------------------------------------------------------- studies
-ALL = (*STUDIES, *([] if "specificity" in EXPERIMENTS else [specificity(0.1)]))
-
-
-@pytest.mark.parametrize("study", ALL, ids=lambda study: study.name)
-def test_every_study_has_a_dry_run_of_the_same_losses(study, place, monkeypatch):
-    monkeypatch.setattr(registry, "EXPERIMENTS", {**EXPERIMENTS, study.name: study})
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+def test_every_study_has_a_dry_run_of_the_same_losses(study, place):
     assert study.blocks
     dry = {run.method: run.settings.get("penalties") for run in study.runs("smoke")}
     assert dry == {run.method: run.settings.get("penalties") for run in study.runs("laptop")}
@@ -343,10 +339,9 @@ def test_every_study_has_a_dry_run_of_the_same_losses(study, place, monkeypatch)
     assert "right" in outcome.result["test"] and outcome.measures["weights"]["layers"][1]["input_deviation"] > 0
 
 
-@pytest.mark.parametrize("study", ALL, ids=lambda study: study.name)
-def test_every_hypothesis_of_a_study_reads_its_records(study, place, monkeypatch):
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+def test_every_hypothesis_of_a_study_reads_its_records(study, place):
     """Judged from dry runs on two seeds: every finding has a number, and every verdict is one of the words."""
-    monkeypatch.setattr(registry, "EXPERIMENTS", {**EXPERIMENTS, study.name: study})
     made = []
     for run in study.runs("smoke"):
         outcome = study.perform(run, place)
@@ -400,6 +395,23 @@ def test_an_expected_effect_that_is_small_refutes_where_the_page_says_so():
     assert hypotheses.Difference("gain", small, +1, delta=1.0, small_refutes=True).says() == "refutes"
 
 
+def test_the_strength_of_cka_sr_is_the_smallest_that_acts():
+    """By the rule on the page: a mean change of CKA inside stages of at most −.05, its 95 % interval below −.02."""
+    dose = experiments.replay("masks_dose")
+
+    def acts(beta: float) -> bool:
+        change = dose.difference(f"random+cka_sr_{beta:g}", "random", readings.cka_in_stages, sparsity=0.9)
+        if change is None or change.count < 3:
+            pytest.skip(f"masks_dose at β = {beta:g}: not recorded")
+        return change.value <= -0.05 and change.high < -0.02
+
+    assert next(beta for beta in (0.01, 0.02, 0.03, 0.05, 0.1) if acts(beta)) == CKA_BETA
+    (penalty,) = next(r for r in EXPERIMENTS["specificity"].runs("laptop") if r.method == "cka_sr").settings[
+        "penalties"
+    ]
+    assert penalty["beta"] == CKA_BETA
+
+
 def test_seeds_of_studies_are_nobody_elses():
     used: dict[int, str] = {}
     for experiment in EXPERIMENTS.values():
@@ -435,7 +447,7 @@ def test_the_page_of_hypotheses_came_before_every_run_and_has_not_changed():
     if made:
         assert git("show", f"{introduced}:{PAGE}") == (ROOT / PAGE).read_text().strip()
     text = (ROOT / PAGE).read_text()
-    assert all(f"`{study.name}`" in text for study in ALL)
+    assert all(f"`{study.name}`" in text for study in STUDIES)
 
 
 def test_flow_is_measured_as_before():
