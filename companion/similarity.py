@@ -164,6 +164,7 @@ def _kernel_matrix(
             k = kernel(x) if callable(kernel) else _rbf(x, 4 * alike / n)
         noise = noise + _resolution(sums) ** 2
         if n >= MINIMUM:
+            # What U-centring leaves goes where it is rounding. "<": squares that overflow or vanish decide nothing.
             left, whole = u_center(k.detach()), k.detach().flatten()
             lone = left.flatten() @ left.flatten() < noise * (whole @ whole)
             k = torch.addcmul(k, left, lone.to(k.dtype), value=-1)
