@@ -26,8 +26,8 @@ DOSES: dict[str, dict[str, Any]] = {
 }
 
 # ---------------------------------------------------------------------------------------------------------- specificity
-# AugCKA-SR as strong as in the first two rounds. The β of CKA-SR is the smallest that acts in `masks_dose` at .9, by the
-# rule on the page of hypotheses (a test holds it against the records).
+# AugCKA-SR as strong as in the first two rounds. The β of CKA-SR is the smallest that acts in `masks_dose` at .9, by
+# the rule on the page of hypotheses (a test holds it against the records).
 AUG_BETA, CKA_BETA = 0.3, 0.03
 CURVE: dict[str, Any] = PRUNE | {
     "sparsities": [0.5, 0.7, 0.8, 0.9, 0.95, 0.98],
