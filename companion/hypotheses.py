@@ -541,7 +541,8 @@ def pooled(rounds: Sequence[Records], method: str, reading: Reading, baseline: s
 
 
 def _came_twice(records: Records) -> list[Difference]:
-    rounds = [replay("dense_penalties"), replay("dense_penalties_again"), records]
+    # The first two rounds gave the idea: without the third they test nothing.
+    rounds = [replay("dense_penalties"), replay("dense_penalties_again"), records] if records else []
     expected = (
         ("accuracy, dense", readings.percent, -1, ACCURACY),
         ("accuracy, 80 % out", readings.after_pruning(0.8), -1, PRUNED_BY),

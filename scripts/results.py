@@ -583,8 +583,16 @@ THIRD_ROUND = """\
 Its studies ask what two rounds left open: at which strength a penalty acts, whether a lower CKA is what matters,
 whether blocks become removable, and what the published strength does at full size. Their margins δ were named before
 the runs, on [a page of its own](hypotheses_third.md). The primary hypothesis of a study (C1, D1, F1) is tested alone;
-the others share Holm's correction. Where nothing is recorded yet, the study is on its way.
+the others share Holm's correction.
 """
+
+
+def third(hypotheses: Mapping[str, Hypothesis], study: str) -> str:
+    """A study of the third round: how far it is, and its hypotheses once something is recorded."""
+    made = replay(study)
+    runs = len(made) + len(made.missing)
+    parts = [f"**`{study}`**. {EXPERIMENTS[study].question} {len(made)} of {runs} runs are recorded."]
+    return "\n\n".join([*parts, *([expected(hypotheses, study)] if made else [])])
 
 
 def expected(hypotheses: Mapping[str, Hypothesis], experiment: str) -> str:
@@ -709,7 +717,7 @@ def page() -> str:
     parts += [hosts(), doses(), opposed(), EXPECTED.format(weights=weights)]
     parts += [expected(HYPOTHESES, "dense_penalties"), expected(AGAIN, "dense_penalties_again"), misjudged()]
     parts.append(THIRD_ROUND)
-    parts += [expected(hypotheses, study) for study, hypotheses in THIRD.items() if study in EXPERIMENTS]
+    parts += [third(hypotheses, study) for study, hypotheses in THIRD.items()]
     parts.append(NOT_HERE.format(gaps=gaps()))
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
