@@ -536,8 +536,8 @@ def test_only_too_few_examples_count_as_an_estimators_answer(place):
     few = dataclasses.replace(run, settings={**run.settings, "sizes": [[3, 1, 100]]})
     outcome = experiments.known_information(few, place)
     assert outcome.result["refused"] == outcome.result["answers"] > 0
-    for change in ({"estimator": "gausian"}, {"options": {"shrinkage": "none"}}):
-        with pytest.raises(ValueError, match=r"gausian|shrinkage"):
+    for change in ({"estimator": "kernels"}, {"options": {"shrinkage": "none"}}):
+        with pytest.raises(ValueError, match=r"kernels|shrinkage"):
             experiments.known_information(dataclasses.replace(run, settings={**run.settings, **change}), place)
 
 
