@@ -610,6 +610,10 @@ def _same_filters(records: Records) -> list[Same]:
     return [Same(f"filters to ½, {method}", _to_none(records, method, tuned), PRUNED_BY) for method in LENGTHS[1:]]
 
 
+def _hosts_again(records: Records) -> list[Same]:
+    return [Same("accuracy, masks 0.9", _masked(records, "cka_sr", readings.percent, 0.9), ACCURACY)]
+
+
 def _published_idle(records: Records) -> list[Same]:
     cka = _masked(records, "cka_sr", readings.cka_in_stages, 0.95)
     return [Same("CKA inside stages", cka, CKA)]
@@ -645,6 +649,9 @@ THIRD: Mapping[str, Mapping[str, Hypothesis]] = {
         "D3": Hypothesis("the relative step falls with each strength", _by_dose),
         "D4": Hypothesis("taking one block costs less under length .1", _damage),
         "D5": Hypothesis("filters to ½, fine-tuned: every length is as none", _same_filters),
+    },
+    "hosts_again": {
+        "B1": Hypothesis("CKA-SR at a strength that acts leaves the accuracy as it was", _hosts_again, family=PRIMARY),
     },
     "published_recipe": {
         "F1": Hypothesis("CKA-SR at 1e-4 does not change CKA inside stages", _published_idle, family=PRIMARY),

@@ -51,6 +51,13 @@ CONTROLLED: dict[str, dict[str, Any]] = {
     ),
 }
 
+# ------------------------------------------------------------------------------------------------ the hosts, once more
+# Each penalty at the smallest strength that acts in `masks_dose` at .9, where it costs less than 2 points.
+AGAIN: dict[str, dict[str, Any]] = {
+    "random": {},
+    **penalised(**{"random+cka_sr": cka_sr(CKA_BETA), "random+aug_cka_sr": aug_cka_sr(0.1)}),
+}
+
 # --------------------------------------------------------------------------------------------- the published strength
 PUBLISHED: dict[str, dict[str, Any]] = {"random": {}} | penalised(**{"random+cka_sr": cka_sr(1e-4)})
 
@@ -72,6 +79,16 @@ EXPERIMENTS = (
         {
             "smoke": Tier(DIGITS | {"prune": CURVE}, CONTROLLED, seeds=(10,)),
             "laptop": Tier(HALF_RESOLUTION | {"prune": CURVE}, CONTROLLED, seeds=tuple(range(10, 30))),
+        },
+        blocks=True,
+    ),
+    Experiment(
+        "hosts_again",
+        "Does a CKA penalty that acts make training under fixed random masks more accurate?",
+        train,
+        {
+            "smoke": Tier(DIGITS | RANDOM_MASKS, AGAIN, sparsities=(0.9,), seeds=(300,)),
+            "laptop": Tier(HALF_RESOLUTION | RANDOM_MASKS, AGAIN, sparsities=(0.9,), seeds=tuple(range(300, 324))),
         },
         blocks=True,
     ),
