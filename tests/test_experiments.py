@@ -297,6 +297,12 @@ def test_a_run_that_diverges_does_not_stop_the_others(toy, place, tmp_path, monk
     assert "1 of 2 runs are recorded" in seen.err
 
 
+@pytest.mark.parametrize("command", [["status"], ["table", "dense_cifar10"], ["verify"], ["index"]], ids=lambda c: c[0])
+def test_a_mistyped_folder_of_results_is_an_error(tmp_path, capsys, command):
+    assert main([*command, "--results", str(tmp_path / "typo")]) == 2
+    assert "typo" in capsys.readouterr().err
+
+
 def test_a_missing_gpu_is_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["run", "dense_cifar10", "--tier", "smoke", "--device", "cuda", "--results", str(tmp_path)]) == 2

@@ -154,6 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     root = records.results_root(arguments.results)
     try:
+        if arguments.results is not None and arguments.command != "run" and not root.is_dir():
+            raise ValueError(f"{root} holds no record: there is no such folder; is --results right?")
         if arguments.command == "list":
             for experiment in registry.EXPERIMENTS.values():
                 counts = ", ".join(f"{tier} {len(experiment.runs(tier))} runs" for tier in experiment.tiers)
