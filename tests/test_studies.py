@@ -469,3 +469,11 @@ def test_flow_is_measured_as_before():
     measures.deviations(model, images)
     assert torch.equal(flow.trajectory(model, images).length, before)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_studies_go_on_from_the_commit_that_the_folder_of_results_names():
+    text = (ROOT / "book" / "results" / "README.md").read_text()
+    for study in STUDIES:
+        row = next(line for line in text.splitlines() if line.startswith("|") and f"`{study.name}`" in line)
+        for record in experiments.replay(study.name):
+            assert record.provenance["commit"] in row, study.name
