@@ -228,7 +228,7 @@ def test_two_jobs_share_the_runs_of_a_sweep(tmp_path):
         assert sum("done in" in line for line in done.stdout.splitlines() if line.startswith(f"{run}:")) == 1
 
 
-SWEEP = [sys.executable, "-m", "companion.experiments", "run", "random_masks", "--tier", "smoke", "--device", "cpu"]
+MASKS = [sys.executable, "-m", "companion.experiments", "run", "random_masks", "--tier", "smoke", "--device", "cpu"]
 
 
 def _workers(parent: int) -> list[psutil.Process]:
@@ -245,7 +245,7 @@ def _workers(parent: int) -> list[psutil.Process]:
 def test_a_sweep_whose_processes_are_killed_says_so_and_leaves_none_behind(tmp_path, who):
     """A killed worker: exit status 1, and why. A killed parent: no worker goes on. The next call makes the rest."""
     environment = {**os.environ, "COMPANION_WORK": str(tmp_path / "work"), "OMP_NUM_THREADS": "1"}
-    command = [*SWEEP, "--jobs", "2", "--quiet", "--results", str(tmp_path)]
+    command = [*MASKS, "--jobs", "2", "--quiet", "--results", str(tmp_path)]
     sweep = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     while len(workers := _workers(sweep.pid)) < 2 or not (tmp_path / "work" / "random_masks").is_dir():
         assert sweep.poll() is None, sweep.stderr.read()
@@ -257,7 +257,7 @@ def test_a_sweep_whose_processes_are_killed_says_so_and_leaves_none_behind(tmp_p
     said = sweep.communicate(timeout=120)[1]
     assert sweep.returncode != 0 and (who != "worker" or "a worker died" in said)
     assert not psutil.wait_procs(workers, timeout=60)[1], "workers outlive their parent"
-    done = subprocess.run([*SWEEP, "--quiet", "--results", str(tmp_path)], env=environment, capture_output=True)
+    done = subprocess.run([*MASKS, "--quiet", "--results", str(tmp_path)], env=environment, capture_output=True)
     assert done.returncode == 0
     assert all(experiments.recorded(run, tmp_path) for run in EXPERIMENTS["random_masks"].runs("smoke"))
 
