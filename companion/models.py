@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion.data import data_root
+from companion._files import data_root
 
 Shortcut = Literal["A", "B"]
 

@@ -25,8 +25,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from companion.experiments.records import Record
 from companion.plots import BLUE, INK, ORANGE, VERMILION, layer_name, stages
-from companion.records import Record
 
 # Petroff's ten colours (2021, arXiv 2107.02270), made to be told apart with deficient colour vision. Vehicles are
 # squares, so that not everything hangs on colour.

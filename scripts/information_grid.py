@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from companion import plots
 from companion.experiments import load_or_run
-from companion.information.benchmarks import correlated
-from companion.records import Record
+from companion.experiments.distributions import correlated
+from companion.experiments.records import Record
 
 FOLDER = Path(__file__).resolve().parent.parent / "book" / "_static" / "explorables"
 NAMES = {

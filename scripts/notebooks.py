@@ -43,7 +43,7 @@ def execution(started: str, seconds: float) -> dict[str, Any]:
     """What the status page says of a run: models of processor and accelerator and versions, as in a record."""
     import torch
 
-    from companion.records import provenance  # here: on Colab the notebook itself installs the package
+    from companion.experiments.records import provenance  # here: on Colab the notebook itself installs the package
 
     seen = provenance("cuda" if torch.cuda.is_available() else "cpu", started, seconds)
     return {key: seen[key] for key in KEPT}

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from companion import plots
 from companion.experiments import load_or_run
-from companion.records import Record, Records
+from companion.experiments.records import Record, Records
 from companion.widgets import cka_explorer, explorable_script, network_name
 
 STATIC = Path(__file__).resolve().parent.parent / "book" / "_static"

@@ -33,7 +33,7 @@ KEEP_ON_DRIVE = False  # True: images, checkpoints and records stay in your Goog
 if "google.colab" in sys.modules:
     %pip install --quiet "identity-and-flow @ git+{url}@{branch}"
     if KEEP_ON_DRIVE:
-        from companion.colab import keep_on_drive
+        from companion.experiments.notebook import keep_on_drive
 
         keep_on_drive()"""
 

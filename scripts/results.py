@@ -18,8 +18,9 @@ import numpy as np
 from forest import Drawn, Line, digest, forest, in_words
 from repository import repository
 
-from companion import plots, published, readings
-from companion.claims import (
+from companion import plots
+from companion.experiments import EXPERIMENTS, TITLES, published, quantities, registry, replay
+from companion.experiments.claims import (
     ACROSS_HOSTS,
     CLAIMS,
     MOVED,
@@ -33,7 +34,9 @@ from companion.claims import (
     penalty_of,
     strength_of,
 )
-from companion.experiments import EXPERIMENTS, TITLES, registry, replay
+from companion.experiments.hypotheses import AGAIN, HYPOTHESES, MISJUDGED, THIRD, Hypothesis, Judged, judge
+from companion.experiments.quantities import Reading
+from companion.experiments.records import Record, Run
 from companion.experiments.statistics import (
     ALPHA,
     QUANTITIES,
@@ -46,9 +49,6 @@ from companion.experiments.statistics import (
     sign_flip,
     stratified,
 )
-from companion.hypotheses import AGAIN, HYPOTHESES, MISJUDGED, THIRD, Hypothesis, Judged, judge
-from companion.readings import Reading
-from companion.records import Record, Run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "book" / "results.md"
@@ -62,7 +62,7 @@ HEAD = """\
 # The claims, one by one
 
 What do the two papers claim, and what do we find? Every number and every verdict on this page is computed from the
-[records](running.md) by `companion.claims`; the tests write the page anew and compare.
+[records](running.md) by `companion.experiments.claims`; the tests write the page anew and compare.
 
 ```{{figure}} _static/claims.png
 :name: fig-claims
@@ -283,8 +283,8 @@ def weakest() -> str:
         grid = [name for name in registry.CANDIDATES if name.rpartition("_")[0] == method]
         if registry.PENALISED[method] != registry.CANDIDATES[grid[0]]:
             raise ValueError(f"{method} is no longer tested at the weakest strength of {grid}: the page has to say so")
-        scores.append(readings.pruned_on_average(chosen.one(method=grid[0])))
-    none = readings.pruned_on_average(chosen.one(method="none"))
+        scores.append(quantities.pruned_on_average(chosen.one(method=grid[0])))
+    none = quantities.pruned_on_average(chosen.one(method="none"))
     return (
         "On ResNet-20, FFR was tested at the weakest strength of its grid, in all three readings. It was the best of "
         f"three on held-out images, but with one seed and two epochs ({listed(f'{score:.1f} %' for score in scores)} "
@@ -298,7 +298,7 @@ def classics() -> str:
     lost, half = (
         listed(f"{-difference.value:.1f}" for m in methods if (difference := made.difference(m, "none", reading)))
         for made in (replay("dense_penalties"),)
-        for reading in (readings.percent, readings.after_removal(0.5))
+        for reading in (quantities.percent, quantities.after_removal(0.5))
     )
     return (
         "Group lasso and slimming were chosen by accuracy *before* fine-tuning, and are reported *after* it. They cost "
@@ -548,14 +548,14 @@ def doses() -> str:
     strengths = {r.run.method: r.run for r in (*swept, *chosen) if r.run.settings.get("penalties")}
     for run in sorted(strengths.values(), key=order):
         nets = [*swept.where(method=run.method), *chosen.where(method=run.method)]
-        gain = swept.difference(run.method, "random", readings.percent)
+        gain = swept.difference(run.method, "random", quantities.percent)
         rows.append(
             [
                 TITLES[penalty_of(run) or "none"],
                 strength_of(run),
                 f"{len(nets)}",
-                span([readings.cka_in_stages(net) for net in nets]),
-                span([readings.cka_of_blocks(net) for net in nets]),
+                span([quantities.cka_in_stages(net) for net in nets]),
+                span([quantities.cka_of_blocks(net) for net in nets]),
                 f"{gain.signed()} points, n = {gain.count}" if gain is not None else "no such net",
             ]
         )
@@ -614,10 +614,10 @@ def by_rule(one: Judged) -> str:
 def misjudged() -> str:
     """Where the folded norm rose, and the verdicts by it and by |γ|."""
     sizes: dict[str, Reading] = {
-        "ln ‖w‖": readings.raw_norms,
-        "ln |γ|": readings.inner_scale,
-        "ln σ": readings.inner_deviation,
-        "ln of the folded norm": readings.folded_norms,
+        "ln ‖w‖": quantities.raw_norms,
+        "ln |γ|": quantities.inner_scale,
+        "ln σ": quantities.inner_deviation,
+        "ln of the folded norm": quantities.folded_norms,
     }
     methods = ("ffr_length", "ffr_length_curvature")
     rows = [[TITLES[m], *(number(in_logarithms(m, reading), 3) for reading in sizes.values())] for m in methods]

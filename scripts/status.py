@@ -13,7 +13,7 @@ import nbformat
 import yaml
 
 from companion.experiments import EXPERIMENTS, replay
-from companion.records import Records
+from companion.experiments.records import Records
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "book" / "status.md"

@@ -17,7 +17,10 @@ def offered() -> set[str]:
     """Public functions and classes: what a package lists in `__all__`, what a module defines without an underscore."""
     names = set()
     there = {info.name: info.ispkg for info in pkgutil.iter_modules(companion.__path__, "companion.")}
-    for path, is_package in (there | {"companion.experiments.statistics": False}).items():
+    there = {path: is_package for path, is_package in there.items() if not path.startswith("companion._")}
+    evidence = ("claims", "hypotheses", "notebook", "published", "quantities", "records", "statistics")
+    there |= {f"companion.experiments.{name}": False for name in evidence}
+    for path, is_package in there.items():
         module = importlib.import_module(path)
         for name in getattr(module, "__all__", vars(module)):
             thing = getattr(module, name)

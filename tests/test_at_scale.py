@@ -17,10 +17,10 @@ from held import kill_after_a_save
 from torch import nn
 from two_ranks import two_ranks
 
-from companion import experiments, records, training
-from companion.experiments import EXPERIMENTS, Photographs, Workplace, drawn_photographs
+from companion import experiments, training
+from companion.experiments import EXPERIMENTS, Photographs, Workplace, drawn_photographs, records
 from companion.experiments.at_scale import train_and_prune_on_photographs
-from companion.records import Run
+from companion.experiments.records import Run
 
 EXAMPLES, TESTED = 8 * 16, 8 * 5
 

@@ -16,9 +16,9 @@ from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from companion import colab, experiments
+from companion import experiments
 from companion.data import data_root
-from companion.experiments import Experiment, Tier, Workplace, load_or_run, registry
+from companion.experiments import Experiment, Tier, Workplace, load_or_run, notebook, registry
 from companion.training import loop
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -65,19 +65,19 @@ def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     module: Any = ModuleType("google.colab")
     module.drive = drive
     monkeypatch.setitem(sys.modules, "google.colab", module)
-    monkeypatch.setattr(colab, "DRIVE", tmp_path / "drive" / "MyDrive")
+    monkeypatch.setattr(notebook, "DRIVE", tmp_path / "drive" / "MyDrive")
     for variable in ("COMPANION_DATA", "COMPANION_WORK"):
         monkeypatch.setenv(variable, str(tmp_path / "lost"))  # so that the test's end undoes what it sets
     return drive
 
 
 def test_images_checkpoints_and_records_have_their_place_on_the_drive(drive: SimpleNamespace, tmp_path: Path) -> None:
-    home = colab.keep_on_drive()
+    home = notebook.keep_on_drive()
     assert drive.mounted == [str(tmp_path / "drive")]
     assert home == tmp_path / "drive" / "MyDrive" / "identity-and-flow"
     assert data_root() == home / "data" and Workplace().work == home / "work"
     assert data_root().is_dir() and Workplace().work.is_dir()
-    assert colab.keep_on_drive("another").name == "another" and data_root().parent.name == "another"
+    assert notebook.keep_on_drive("another").name == "another" and data_root().parent.name == "another"
 
 
 def test_a_session_goes_on_where_the_last_one_ended(drive: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_a_session_goes_on_where_the_last_one_ended(drive: SimpleNamespace, monk
         if stop:
             raise KeyboardInterrupt  # the runtime ends
 
-    home = colab.keep_on_drive()
+    home = notebook.keep_on_drive()
     monkeypatch.setattr(loop, "save_checkpoint", lambda path, state: save_and(True, path, state))
     with pytest.raises(KeyboardInterrupt):
         load_or_run("toy", "smoke", mode="run")
@@ -103,7 +103,7 @@ def test_a_session_goes_on_where_the_last_one_ended(drive: SimpleNamespace, monk
     assert not list(home.rglob("*.json"))
 
     monkeypatch.setenv("COMPANION_WORK", "forgotten")
-    colab.keep_on_drive()
+    notebook.keep_on_drive()
     monkeypatch.setattr(loop, "save_checkpoint", lambda path, state: save_and(False, path, state))
     (record,) = load_or_run("toy", "smoke", mode="run")
     assert len(record.curve) == 2 and len(written) == 2  # one epoch in each session
@@ -120,4 +120,4 @@ def test_a_session_goes_on_where_the_last_one_ended(drive: SimpleNamespace, monk
 def test_elsewhere_the_drive_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "google.colab", raising=False)
     with pytest.raises(RuntimeError, match=r"not Google Colab.*COMPANION_DATA.*COMPANION_WORK"):
-        colab.keep_on_drive()
+        notebook.keep_on_drive()

@@ -25,7 +25,7 @@ WITHOUT = {
         *("data.Loaders", "flow.Trajectory", "similarity.Interval", "pruning.Cost", "pruning.Coupling"),
         *("pruning.FilterReport", "pruning.FineTuning", "training.Place", "experiments.Outcome", "experiments.Task"),
     },
-    "works in Google Colab alone": {"colab.keep_on_drive"},
+    "works in Google Colab alone": {"experiments.notebook.keep_on_drive"},
     "its other half's example shows it": {"training.load_checkpoint"},
     "an error that a sweep reports and goes on": {"experiments.OtherBlockError"},
     "a protocol, which `fit`'s example meets": {"training.Penalty", "training.Sparsity"},
@@ -35,7 +35,9 @@ WITHOUT = {
         *("experiments.published_flow", "experiments.known_information", "experiments.throughput"),
         "experiments.pace",
     },
-    "a part of `claims.Claim`": {"claims.Comparison", "claims.Contrast", "claims.Judgement", "claims.Tested"},
+    "a part of `claims.Claim`": {
+        f"experiments.claims.{name}" for name in ("Comparison", "Contrast", "Judgement", "Tested")
+    },
     "a figure that answers to the reader: a chapter shows it": {
         *("widgets.CKAExplorer", "widgets.cka_explorer", "widgets.explorable_data", "widgets.explorable_script"),
         *("widgets.MaskExplorer", "widgets.mask_life_data", "widgets.mask_life_script"),

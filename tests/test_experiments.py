@@ -20,11 +20,11 @@ import torch
 from conftest import ROOT
 from held import kill_after_a_save
 
-from companion import experiments, measures, models, readings, records, training
-from companion.experiments import EXPERIMENTS, Experiment, Outcome, Tier, Workplace, registry
+from companion import experiments, models, training
+from companion.experiments import EXPERIMENTS, Experiment, Outcome, Tier, Workplace, quantities, records, registry
 from companion.experiments.__main__ import main
 from companion.experiments.plan import completed
-from companion.records import Run
+from companion.experiments.records import Run
 
 TINY = {
     "dataset": "digits",
@@ -430,7 +430,7 @@ def test_strengths_of_dense_nets_are_the_best_once_pruned(experiment):
         tried.setdefault(record.run.method.rpartition("_")[0], []).append(record)
     assert {len(of) for penalty, of in tried.items() if penalty} == {3}
     best = {
-        penalty: max(of, key=readings.pruned_on_average).run.settings["penalties"]
+        penalty: max(of, key=quantities.pruned_on_average).run.settings["penalties"]
         for penalty, of in tried.items()
         if penalty
     }
@@ -450,7 +450,7 @@ def test_gradient_cosines_of_known_gradients_and_no_trace(device):
 
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random_state = torch.get_rng_state()
-    found = measures.gradient_cosines(
+    found = quantities.gradient_cosines(
         model, x, y, {"up": weight.sum, "down": lambda: -2 * weight.sum(), "aside": model[0].weight.sum}
     )
     assert found["cosine_up_down"] == -1 and found["cosine_up_aside"] == 0
@@ -464,7 +464,7 @@ def test_information_of_blocks_ignores_scale_and_survives_dead_layers(device):
     torch.manual_seed(0)
     model = models.digits_net(width=4, blocks=3).to(device).eval()
     images, labels = torch.randn(120, 1, 8, 8, device=device), torch.arange(120, device=device) % 10
-    found = measures.information(model, images, labels)
+    found = quantities.information(model, images, labels)
     layers = ["relu", "layer1.0", "layer1.1", "layer1.2", "linear"]
     table = torch.tensor(found["gaussian"]["values"])
     assert found["layers"] == found["gaussian"]["layers"] == layers and table.shape == (5, 5)
@@ -474,12 +474,12 @@ def test_information_of_blocks_ignores_scale_and_survives_dead_layers(device):
     assert all(y <= x + 1e-3 for x, y in zip(found["about_image"], found["about_label"], strict=True))
     with torch.no_grad():
         model.linear.weight.mul_(7), model.linear.bias.mul_(7)
-    again = measures.information(model, images, labels)
+    again = quantities.information(model, images, labels)
     assert again["about_image"] == found["about_image"] and again["gaussian"]["values"] == found["gaussian"]["values"]
     with torch.no_grad():
         model.layer1[2].bn2.weight.zero_()  # a block that is the identity, then one that is dead
         model.linear.weight.zero_()
-    dead = measures.information(model, images, labels)
+    dead = quantities.information(model, images, labels)
     assert dead["about_image"][2] == pytest.approx(dead["about_image"][3]) and dead["about_image"][4] == 0
     assert dead["gaussian"]["values"][2][3] < 20 and abs(dead["gaussian"]["values"][1][4]) < 1
 
@@ -488,7 +488,7 @@ def test_weight_measures_count_every_weight(device):
     model = models.digits_net(width=4, blocks=1).to(device)
     with torch.no_grad():
         model.layer1[0].conv1.weight[:2] = 0
-    found = measures.weights(model)
+    found = quantities.weights(model)
     by_name = {layer["name"]: layer for layer in found["layers"]}
     assert set(by_name) == {"conv1", "layer1.0.conv1", "layer1.0.conv2", "linear"}
     conv = by_name["layer1.0.conv1"]
@@ -500,7 +500,7 @@ def test_weight_measures_count_every_weight(device):
 def test_geometry_explains_a_plane_completely(device):
     """Features that lie in a plane lose nothing in two components, and the same plane twice gives the same points."""
     plane = torch.nn.Sequential(torch.nn.Linear(2, 6), torch.nn.Linear(6, 6)).to(device, torch.float64)
-    found = measures.geometry(plane, torch.randn(20, 2, dtype=torch.float64, device=device), torch.nn.Linear)
+    found = quantities.geometry(plane, torch.randn(20, 2, dtype=torch.float64, device=device), torch.nn.Linear)
     assert found["explained"] == [1.0, 1.0]
     points = torch.tensor(found["points"])
     torch.testing.assert_close(points.square().sum((1, 2)), torch.tensor([20.0, 20.0]), rtol=1e-2, atol=0)

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, leave_math
 
-from companion import readings
-from companion.experiments import replay
+from companion.experiments import quantities, replay
 from scripts.penalty_strengths import chapter, strengths_script
 
 if TYPE_CHECKING:
@@ -54,12 +53,12 @@ def test_the_data_are_those_of_the_records() -> None:
     assert set(nets) == set(by_name)
     for name, net in nets.items():
         record = by_name[name]
-        assert net["accuracy"][0] == pytest.approx(readings.percent(record), abs=0.051)
-        assert net["accuracy"][4] == pytest.approx(readings.after_pruning(0.9)(record), abs=0.051)
-        assert net["accuracy"][6] == pytest.approx(readings.after_removal(0.25, "pruned")(record), abs=0.051)
-        assert np.mean(net["steps"]) == pytest.approx(readings.path_length(record))
-        assert np.radians(np.mean(net["angles"])) == pytest.approx(readings.path_angle(record), abs=0.01)
-        assert neighbours(net, data) == pytest.approx(readings.cka_of_neighbours(record), abs=0.01)
+        assert net["accuracy"][0] == pytest.approx(quantities.percent(record), abs=0.051)
+        assert net["accuracy"][4] == pytest.approx(quantities.after_pruning(0.9)(record), abs=0.051)
+        assert net["accuracy"][6] == pytest.approx(quantities.after_removal(0.25, "pruned")(record), abs=0.051)
+        assert np.mean(net["steps"]) == pytest.approx(quantities.path_length(record))
+        assert np.radians(np.mean(net["angles"])) == pytest.approx(quantities.path_angle(record), abs=0.01)
+        assert neighbours(net, data) == pytest.approx(quantities.cka_of_neighbours(record), abs=0.01)
 
 
 def test_every_penalty_has_three_strengths_and_every_net_the_same_parts() -> None:

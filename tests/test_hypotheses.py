@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from companion import hypotheses
-from companion.experiments import TITLES, registry, replay
+from companion.experiments import TITLES, hypotheses, registry, replay
+from companion.experiments.records import Record, Records, Run
 from companion.experiments.statistics import VERDICTS, Mean
-from companion.records import Record, Records, Run
 from scripts.repository import repository
 
 ROUNDS = {"dense_penalties": hypotheses.HYPOTHESES, "dense_penalties_again": hypotheses.AGAIN}

@@ -133,7 +133,7 @@ def test_critic_scores_all_pairs() -> None:
 # ------------------------------------------------------------------------------------------------------ noisy layers
 def test_pairwise_bounds_enclose_the_truth(device: torch.device) -> None:
     """Two inputs, one unit: I(X;T) of two bumps by quadrature."""
-    from companion.information.benchmarks import _mixture_entropy
+    from companion.experiments.distributions import _mixture_entropy
 
     for distance in (0.5, 2.0, 5.0, 20.0):
         h = torch.tensor([[0.0], [distance]], dtype=torch.float64, device=device)

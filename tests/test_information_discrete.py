@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.special import digamma
 from torch import Tensor
 
+from companion.experiments.distributions import tasks
 from companion.information import (
     bin_edges,
     bin_index,
@@ -25,7 +26,6 @@ from companion.information import (
     mutual_information,
     mutual_information_of,
 )
-from companion.information.benchmarks import tasks
 from companion.information.discrete import COUNTED
 
 

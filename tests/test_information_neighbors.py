@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from scipy.special import digamma
 from torch import Tensor
 
+from companion.experiments.distributions import Task, tasks
 from companion.information import entropy, ksg, mixed_ksg, mutual_information, ross
-from companion.information.benchmarks import Task, tasks
 
 TASKS = tasks()
 CONTINUOUS = [task for task in TASKS.values() if task.family not in ("class", "discrete")]

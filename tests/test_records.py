@@ -9,8 +9,8 @@ import os
 
 import pytest
 
-from companion import records
-from companion.records import Record, Records, Run
+from companion.experiments import records
+from companion.experiments.records import Record, Records, Run
 
 
 def make(seed=0, correct=90, method="dense", sparsity=None, **changes) -> Record:

@@ -15,11 +15,10 @@ from conftest import ROOT
 from PIL import Image
 from scipy import stats
 
-from companion import claims, published, readings, records
-from companion.claims import CLAIMS, Claim, Comparison, Contrast, Judgement
-from companion.experiments import EXPERIMENTS, Experiment, Tier, registry
+from companion.experiments import EXPERIMENTS, Experiment, Tier, claims, published, quantities, records, registry
+from companion.experiments.claims import CLAIMS, Claim, Comparison, Contrast, Judgement
+from companion.experiments.records import Record, Run
 from companion.experiments.statistics import QUANTITIES, VERDICTS
-from companion.records import Record, Run
 from scripts import forest, results
 
 RESULTS = ROOT / "book" / "results"
@@ -295,8 +294,10 @@ def test_what_the_sentences_conclude_is_so():
     assert step["ffr_length"].high < 0 < cka["ffr_length"].low
     assert step["ffr_length_curvature"].high < 0 < cka["ffr_length_curvature"].low
     for method in ("ffr_length", "ffr_length_curvature"):  # "neither the weights nor |γ| grew"
-        grown = [results.in_logarithms(method, reading).low for reading in (readings.raw_norms, readings.inner_scale)]
-        assert max(grown) < 0 < results.in_logarithms(method, readings.folded_norms).low
+        grown = [
+            results.in_logarithms(method, reading).low for reading in (quantities.raw_norms, quantities.inner_scale)
+        ]
+        assert max(grown) < 0 < results.in_logarithms(method, quantities.folded_norms).low
     gains = results.published_gains()
     assert (gains < np.median(results.reached())).mean() > 0.5  # "as small as most that the papers print"
 
@@ -400,7 +401,7 @@ def test_damage_and_slips_are_errors_and_no_gaps(toy):
         ({"baseline": "nobody"}, "has no nobody"),
         ({"experiments": ("toys",)}, "no experiment 'toys'; close names"),
         ({"tier": "desktop"}, "has no tier 'desktop'"),
-        ({"reading": readings.after_pruning(0.8)}, "has weights at"),
+        ({"reading": quantities.after_pruning(0.8)}, "has weights at"),
     ):
         with pytest.raises(ValueError, match=message):
             effect(**(fine | wrong))

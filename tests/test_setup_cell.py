@@ -29,8 +29,8 @@ ON_COLAB = STAND_IN + RUN_CELL
 DRIVE = """
 def mount(place):
     from pathlib import Path
-    import companion.colab
-    companion.colab.DRIVE = Path(sys.argv[2])
+    import companion.experiments.notebook
+    companion.experiments.notebook.DRIVE = Path(sys.argv[2])
 sys.modules["google.colab"].drive = types.SimpleNamespace(mount=mount)
 """
 PLACES = """

@@ -14,14 +14,14 @@ import torch
 from conftest import ROOT
 from torch import Tensor, nn
 
-from companion import experiments, flow, hypotheses, measures, models, readings, records
-from companion.experiments import EXPERIMENTS, Workplace, trainings
+from companion import experiments, flow, models
+from companion.experiments import EXPERIMENTS, Workplace, hypotheses, quantities, records, trainings
 from companion.experiments.controls import PlaceboAugmentedCKASparsity, PlaceboCKASparsity, random_rotation
 from companion.experiments.plan import HOW, LEFT_OUT, completed, identity
+from companion.experiments.records import Run
 from companion.experiments.statistics import Mean, conclude, mean
 from companion.experiments.studies import EXPERIMENTS as STUDIES
 from companion.pruning import Masks
-from companion.records import Run
 from companion.regularizers import AugmentedCKASparsity, CKASparsity
 from companion.regularizers.identity import FEW
 from companion.similarity import cka
@@ -292,7 +292,7 @@ def test_deviations_are_those_of_what_goes_in_and_out():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4, 5))
     images = 7 + torch.randn(1500, 2, 2, 2) * torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)
-    found = measures.deviations(model, images)
+    found = quantities.deviations(model, images)
     torch.testing.assert_close(found["0"][0], images.movedim(1, -1).flatten(0, -2).std(0, correction=0))
     torch.testing.assert_close(found["3"][1], model(images).std(0, correction=0).detach(), rtol=1e-4, atol=1e-5)
 
@@ -397,15 +397,15 @@ def test_an_expected_effect_that_is_small_refutes_where_the_page_says_so():
 @pytest.mark.parametrize(
     ("penalty", "strengths", "target"),
     [
-        ("cka_sr", (0.01, 0.02, 0.03, 0.05, 0.1), readings.cka_in_stages),
-        ("aug_cka_sr", (0.1, 0.3, 1.0), readings.cka_of_blocks),
+        ("cka_sr", (0.01, 0.02, 0.03, 0.05, 0.1), quantities.cka_in_stages),
+        ("aug_cka_sr", (0.1, 0.3, 1.0), quantities.cka_of_blocks),
     ],
 )
 def test_strengths_of_later_studies_are_the_smallest_that_act(penalty, strengths, target):
     """By the rule on the page: a mean change of CKA of at most −.05 and an interval below −.02; under 2 points lost."""
     dose = experiments.replay("masks_dose")
 
-    def change(strength: float, reading: readings.Reading) -> Mean:
+    def change(strength: float, reading: quantities.Reading) -> Mean:
         found = dose.difference(f"random+{penalty}_{strength:g}", "random", reading, sparsity=0.9)
         if found is None or found.count < 3:
             pytest.skip(f"masks_dose, {penalty} {strength:g}: not recorded")
@@ -466,7 +466,7 @@ def test_flow_is_measured_as_before():
     model = models.digits_net(width=4, blocks=2).eval()
     images = torch.randn(20, 1, 8, 8)
     before = flow.trajectory(model, images).length
-    measures.deviations(model, images)
+    quantities.deviations(model, images)
     assert torch.equal(flow.trajectory(model, images).length, before)
     assert not any(module._forward_hooks for module in model.modules())
 

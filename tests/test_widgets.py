@@ -13,8 +13,8 @@ import torch
 import traitlets
 from PIL import Image
 
+from companion.experiments.records import Record, Run
 from companion.plots import layer_name, stages
-from companion.records import Record, Run
 from companion.widgets import (
     WORDS,
     MaskExplorer,

@@ -15,9 +15,10 @@ What is looked for under the data root (see `data_root`):
 
 from __future__ import annotations
 
+from companion._files import data_root
 from companion.data.datasets import cifar10, cifar100, digits, load, tiny_imagenet
 from companion.data.imagenet import ImageNetLoader, imagenet
-from companion.data.images import IMAGENET_MEAN, IMAGENET_STD, Images, Normalize, data_root
+from companion.data.images import IMAGENET_MEAN, IMAGENET_STD, Images, Normalize
 from companion.data.loaders import DeviceLoader, Loaders, crop_and_flip, loaders
 
 __all__ = [

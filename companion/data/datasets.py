@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-import secrets
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +17,8 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
-from companion.data.images import Images, check_split, data_root, decode
+from companion._files import data_root, write_aside
+from companion.data.images import Images, check_split, decode
 
 # Mean and standard deviation of each channel, of pixels from 0 to 1.
 DIGITS_MEAN, DIGITS_STD = (0.3053,), (0.3759,)  # of all 1,797 images
@@ -291,18 +290,3 @@ def _cached(cache: Path, paths: list[Path]) -> UInt8[np.ndarray, "examples 3 64 
     except OSError as error:
         warnings.warn(f"{cache} cannot be written ({error}); the images will be decoded again next time", stacklevel=3)
     return pixels
-
-
-def write_aside(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file under a passing name beside `path`, then rename it; a failure leaves nothing behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # its own for each of several processes
-    try:
-        with aside.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_co
 from torchvision.datasets import ImageFolder, ImageNet
 from torchvision.transforms import v2
 
-from companion.data.images import IMAGENET_MEAN, IMAGENET_STD, Normalize, check_split, data_root, decode, frozen_random
+from companion._files import data_root
+from companion.data.images import IMAGENET_MEAN, IMAGENET_STD, Normalize, check_split, decode, frozen_random
 from companion.data.loaders import check_ranks
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,6 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 # Mean and standard deviation of each channel, of pixels from 0 to 1: torchvision's constants for ImageNet.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def data_root(root: str | Path | None = None) -> Path:
-    """Folder of the image data: the argument, else the variable `COMPANION_DATA`, else `~/.cache/companion`.
-
-    >>> str(data_root("pictures"))
-    'pictures'
-    """
-    return Path(root or os.environ.get("COMPANION_DATA") or "~/.cache/companion").expanduser()
 
 
 @dataclass(frozen=True, eq=False)

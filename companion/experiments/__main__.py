@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from companion import records, training
-from companion.experiments import executors, observations, registry
+from companion import training
+from companion.experiments import executors, observations, records, registry
 from companion.experiments.plan import TIERS, Experiment, Workplace
+from companion.experiments.records import Records, Run
 from companion.experiments.runner import Attempt, attempt, load_or_run, problems, recorded
-from companion.records import Records, Run
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -26,10 +26,11 @@ from PIL import Image
 from torch import nn
 from torchvision.datasets import ImageFolder
 
-from companion import data, measures, training
+from companion import data, training
+from companion.experiments import quantities
 from companion.experiments.plan import Outcome, Workplace
+from companion.experiments.records import Run
 from companion.experiments.trainings import Task, train, train_and_prune
-from companion.records import Run
 
 
 def drawn_photographs(root: Path, classes: int = 8, train: int = 16, val: int = 5) -> Path:
@@ -180,5 +181,5 @@ def pace(run: Run, place: Workplace) -> Outcome:
         "evaluation": seen / (time.perf_counter() - clock),
     }
     curve = [{key: value for key, value in epoch.items() if "accuracy" not in key} for epoch in history]
-    result = {"images_per_second": measures.rounded(rates), "photographs": int(seen), "ranks": training.world_size()}
+    result = {"images_per_second": quantities.rounded(rates), "photographs": int(seen), "ranks": training.world_size()}
     return Outcome(result, curve, {})

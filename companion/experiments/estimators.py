@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from companion.experiments.distributions import Task, correlated, tasks
 from companion.experiments.plan import Outcome, Workplace
+from companion.experiments.quantities import rounded
+from companion.experiments.records import Run
 from companion.information import mutual_information
-from companion.information.benchmarks import Task, correlated, tasks
 from companion.information.estimates import TooFewExamplesError
-from companion.measures import rounded
-from companion.records import Run
 
 
 def known_information(run: Run, place: Workplace) -> Outcome:

@@ -11,10 +11,11 @@ import torch
 import torchvision
 from torch import nn
 
-from companion import data, measures, models, training
+from companion import data, models, training
+from companion.experiments import quantities
 from companion.experiments.plan import Outcome, Workplace
+from companion.experiments.records import Run
 from companion.experiments.trainings import score
-from companion.records import Run
 from companion.similarity import cka_map
 
 
@@ -43,13 +44,13 @@ def published_cka(run: Run, place: Workplace) -> Outcome:
     if "other" in s:
         other = _network(run, place, s["other"], s["weights"])
         return Outcome(
-            result, [], {"cka": measures.matrix(cka_map(model, loader, measures.block_outputs, other=other))}
+            result, [], {"cka": quantities.matrix(cka_map(model, loader, quantities.block_outputs, other=other))}
         )
     maps = {
-        "cka": cka_map(model, loader, measures.block_outputs),
-        "cka_biased": cka_map(model, loader, measures.block_outputs, unbiased=False),
-        "cka_pooled": cka_map(model, loader, measures.block_outputs, reduce="average_pool", estimator="exact"),
-        "cka_convs": cka_map(model, loader, measures.convolutions),
+        "cka": cka_map(model, loader, quantities.block_outputs),
+        "cka_biased": cka_map(model, loader, quantities.block_outputs, unbiased=False),
+        "cka_pooled": cka_map(model, loader, quantities.block_outputs, reduce="average_pool", estimator="exact"),
+        "cka_convs": cka_map(model, loader, quantities.convolutions),
     }
     # The same number of images of every class, the first ones of the test set.
     chosen = (
@@ -58,23 +59,25 @@ def published_cka(run: Run, place: Workplace) -> Outcome:
         .values
     )
     inputs = next(iter(data.DeviceLoader(images.subset(chosen), len(chosen), device=place.device)))[0]
-    geometry = measures.geometry(model, inputs) | {
+    geometry = quantities.geometry(model, inputs) | {
         "images": chosen.tolist(),
         "labels": images.labels[chosen].tolist(),
         "classes": list(images.classes),
     }
-    return Outcome(result, [], {name: measures.matrix(table) for name, table in maps.items()} | {"geometry": geometry})
+    return Outcome(
+        result, [], {name: quantities.matrix(table) for name, table in maps.items()} | {"geometry": geometry}
+    )
 
 
 def published_flow(run: Run, place: Workplace) -> Outcome:
-    """Paths of test images through a network with published (or untrained) weights: `measures.flow_by_example`."""
+    """Paths of test images through a network with published (or untrained) weights: `quantities.flow_by_example`."""
     s = run.settings
     images = _published_images(s, place)
     loader = data.DeviceLoader(images, 256, device=place.device)
     model = _network(run, place, s["model"], s["weights"])
     inputs, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
     result = {"test": score(**training.evaluate(model, loader))}
-    return Outcome(result, [], {"flow": measures.flow_by_example(model, inputs, labels)})
+    return Outcome(result, [], {"flow": quantities.flow_by_example(model, inputs, labels)})
 
 
 def throughput(run: Run, place: Workplace) -> Outcome:
@@ -114,7 +117,7 @@ def throughput(run: Run, place: Workplace) -> Outcome:
             rates.append(batch / (time.perf_counter() - clock))
     low, median, high = torch.tensor(rates).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
     found = {"low": low, "median": median, "high": high, "steps": s["steps"]}
-    return Outcome({"images_per_second": measures.rounded(found)}, [], {})
+    return Outcome({"images_per_second": quantities.rounded(found)}, [], {})
 
 
 def pace_of_steps(size: int, batch: int = 128, steps: int = 20, rounds: int = 3) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from companion.records import Run
+from companion.experiments.records import Run
 
 TIERS = ("smoke", "laptop", "paper")
 

@@ -12,11 +12,10 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from companion import records
-from companion.experiments import registry
+from companion._ranks import on_rank_zero, world_size
+from companion.experiments import records, registry
 from companion.experiments.plan import Experiment, Workplace, identity
-from companion.records import Record, Records, Run
-from companion.training.ranks import on_rank_zero, world_size
+from companion.experiments.records import Record, Records, Run
 
 
 class OtherBlockError(RuntimeError):

@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
-from companion import data, measures, models, training
+from companion import data, models, training
+from companion._ranks import buffers_of_rank_zero
+from companion.experiments import quantities
 from companion.experiments.controls import PlaceboAugmentedCKASparsity, PlaceboCKASparsity
 from companion.experiments.plan import Outcome, Workplace, completed
+from companion.experiments.records import Run, packed
 from companion.features import batches
 from companion.pruning import (
     SET,
@@ -34,7 +37,6 @@ from companion.pruning import (
     cost,
     prune_filters,
 )
-from companion.records import Run, packed
 from companion.regularizers import (
     L1,
     AugmentedCKASparsity,
@@ -45,7 +47,6 @@ from companion.regularizers import (
     NetworkSlimming,
     Orthogonality,
 )
-from companion.training.ranks import buffers_of_rank_zero
 
 
 def _shrink(images: data.Images, settings: Mapping[str, Any]) -> data.Images:
@@ -63,7 +64,7 @@ def score(accuracy: float, examples: float, loss: float) -> dict[str, Any]:
     >>> score(accuracy=0.9, examples=10, loss=0.5)
     {'correct': 9, 'examples': 10, 'loss': 0.5}
     """
-    return {"correct": round(accuracy * examples), "examples": int(examples), "loss": measures.rounded(loss, 6)}
+    return {"correct": round(accuracy * examples), "examples": int(examples), "loss": quantities.rounded(loss, 6)}
 
 
 def scored(model: nn.Module, loader: Loader) -> dict[str, Any]:
@@ -179,7 +180,7 @@ class Task(NamedTuple):
         def on_epoch(entry: dict[str, Any]) -> None:
             if penalties:
                 named = {p.name: p for p in penalties}
-                entry |= measures.gradient_cosines(model, probe[0][:128], probe[1][:128], named)
+                entry |= quantities.gradient_cosines(model, probe[0][:128], probe[1][:128], named)
 
         history = training.fit(
             model,
@@ -203,7 +204,7 @@ class Task(NamedTuple):
             if isinstance(penalty, FeaturePenalty):
                 penalty.remove()  # measuring is no training pass
         named = ({key.replace("validation", self.split): value for key, value in entry.items()} for entry in history)
-        return measures.rounded(list(named), 6)
+        return quantities.rounded(list(named), 6)
 
     def outcome(self, model: nn.Module, history: Sequence[Mapping[str, Any]]) -> Outcome:
         """The net of the last epoch on `test` and on what was held out, and which epoch was best on the images that
@@ -220,13 +221,13 @@ class Task(NamedTuple):
         return Outcome(result, history, self.measured(model))
 
     def measured(self, model: nn.Module) -> dict[str, Any]:
-        """`measures.of_network` of the first test images."""
-        return measures.of_network(model, torch.cat(list(itertools.islice(batches(self.tested), 2))))
+        """`quantities.of_network` of the first test images."""
+        return quantities.of_network(model, torch.cat(list(itertools.islice(batches(self.tested), 2))))
 
     def knowledge(self, model: nn.Module) -> dict[str, Any]:
-        """`measures.information` of the images that `outcome` measures with."""
+        """`quantities.information` of the images that `outcome` measures with."""
         images, labels = (torch.cat(parts) for parts in zip(*itertools.islice(self.tested, 2), strict=True))
-        return {"information": measures.information(model, images, labels)}
+        return {"information": quantities.information(model, images, labels)}
 
 
 def train(run: Run, place: Workplace, kind: type[Task] = Task) -> Outcome:
@@ -265,7 +266,7 @@ def train_and_prune(run: Run, place: Workplace, kind: type[Task] = Task) -> Outc
     outcome = task.outcome(model, task.fit(run, place, model))
     after = _Afterwards(task, run, place)
     parts = {"weights": weights_removed, "filters": filters_removed, "blocks": blocks_removed}
-    found = {name: measures.rounded(remove(model, after), 6) for name, remove in parts.items()}
+    found = {name: quantities.rounded(remove(model, after), 6) for name, remove in parts.items()}
     found = {name: entries for name, entries in found.items() if entries or name != "blocks"}
     return outcome._replace(result={**outcome.result, **found}, measures={**outcome.measures, **task.knowledge(model)})
 
@@ -335,7 +336,7 @@ def scale_free(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     True
     """
     factors = {}
-    for name, (entering, leaving) in measures.deviations(model, images).items():
+    for name, (entering, leaving) in quantities.deviations(model, images).items():
         weight = model.get_submodule(name).weight
         rest = [1] * (weight.ndim - 2)  # type: ignore[operator]
         factors[name] = entering.view(1, -1, *rest) / leaving.clamp(min=1e-12).view(-1, 1, *rest)
@@ -462,7 +463,7 @@ def lottery(run: Run, place: Workplace) -> Outcome:
         levels += saved["levels"]
     ticket.run()
     outcome = task.outcome(model, history)
-    return outcome._replace(result={**outcome.result, "levels": measures.rounded(levels, 6)})
+    return outcome._replace(result={**outcome.result, "levels": quantities.rounded(levels, 6)})
 
 
 def _seed(chosen: Mapping[str, Any], run: Run) -> dict[str, int]:

@@ -28,10 +28,10 @@ On many GPUs the same script runs under `torchrun`; each rank reads its slice of
 
 from __future__ import annotations
 
+from companion._ranks import Place, distributed, rank, world_size
 from companion.training.checkpoints import load_checkpoint, save_checkpoint, seed_everything
 from companion.training.loop import Penalty, Sparsity, fit
 from companion.training.measuring import History, evaluate
-from companion.training.ranks import Place, distributed, rank, world_size
 from companion.training.recipes import Schedule, adamw, cosine, multistep, one_cycle, sgd
 
 __all__ = [

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
+from companion._ranks import buffers_of_rank_zero, from_ranks, on_rank_zero, rank, world_size
 from companion.training.checkpoints import claim, random_state, save_checkpoint, seed_everything, set_random_state
 from companion.training.measuring import (
     Batch,
@@ -34,7 +35,6 @@ from companion.training.measuring import (
     full_precision,
     move,
 )
-from companion.training.ranks import buffers_of_rank_zero, from_ranks, on_rank_zero, rank, world_size
 from companion.training.recipes import Schedule
 
 STEPS_BETWEEN_CHECKS = 25  # so often the device is asked for its losses: progress and NaN cost no wait in every step

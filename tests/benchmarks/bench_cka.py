@@ -38,9 +38,9 @@ import torch
 import torch_cka
 from torch import Tensor, nn
 
+from companion.experiments.records import provenance
 from companion.features import find_layers
 from companion.models import resnet20
-from companion.records import provenance
 from companion.similarity import cka_map
 
 LAYERS = (nn.Conv2d, nn.Linear)

@@ -31,11 +31,11 @@ from scipy.stats import binom
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
+from companion.experiments.records import provenance
 from companion.features import evaluating
 from companion.models import resnet20, resnet56, vgg16_bn
 from companion.pruning import couple, latencies, prune_filters, zero_filters
 from companion.pruning.filters_removal import constants, remove
-from companion.records import provenance
 
 
 def seconds(task: Callable[[], Any], device: torch.device) -> tuple[float, Any]:

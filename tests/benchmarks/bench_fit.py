@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 from companion.data import DeviceLoader, Images
+from companion.experiments.records import provenance
 from companion.models import resnet20
-from companion.records import provenance
 from companion.training import fit, sgd
 
 FAST = {"precision": "bfloat16", "channels_last": True, "compile": True}

@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
+from companion.experiments.distributions import correlated, tasks
 from companion.information import ksg
-from companion.information.benchmarks import correlated, tasks
 
 ROUNDS = 3
 

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from companion.data import DeviceLoader, Images, cifar10
-from companion.records import provenance
+from companion.experiments.records import provenance
 
 EXAMPLES, BATCH = 20_000, 128
 

@@ -22,9 +22,9 @@ from bench_pruning import interval
 from torch import nn
 from torch.nn import functional as F
 
+from companion.experiments.records import provenance
 from companion.models import resnet20
 from companion.pruning import RandomPruning
-from companion.records import provenance
 from companion.regularizers import AugmentedCKASparsity, CKASparsity, FeatureFlow, GroupLasso, NetworkSlimming
 from companion.training import sgd
 

@@ -25,9 +25,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet18, resnet50
 
+from companion.experiments.records import provenance
 from companion.models import resnet20, resnet56
 from companion.pruning import GraNet, Masks, RandomPruning, RigL
-from companion.records import provenance
 from companion.training import sgd
 
 

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from companion import measures, readings, records
-from companion.experiments import replay
+from companion.experiments import quantities, records, replay
+from companion.experiments.records import Record, Run
 from companion.models import digits_net
-from companion.records import Record, Run
 
 
 def scores(test: int, validation: int = 50) -> dict:
@@ -29,7 +28,7 @@ def record() -> Record:
     cka = np.eye(6)
     for (i, j), value in zip(itertools.combinations(range(1, 5), 2), (0.9, 0.5, 0.1, 0.7, 0.3, 0.8), strict=True):
         cka[i, j] = cka[j, i] = value
-    histogram = [0] * len(measures.WEIGHT_EDGES)
+    histogram = [0] * len(quantities.WEIGHT_EDGES)
     histogram[0], histogram[-1] = 40, 60
     layer = {"shape": [100, 1, 1, 1], "rms": 1.0, "zeros": 0, "histogram": histogram}
     convolutions = [
@@ -50,7 +49,7 @@ def record() -> Record:
         [{"epoch": 1, "cosine_loss_cka": 0.25}, {"epoch": 2, "cosine_loss_cka": -0.75}],
         {
             "cka": {"layers": layers, "columns": layers, "values": cka.tolist()},
-            "weights": {"edges": measures.WEIGHT_EDGES, "layers": convolutions},
+            "weights": {"edges": quantities.WEIGHT_EDGES, "layers": convolutions},
             "trajectory": {"relative_length": [0.5, 0.7], "angle": [1.0, 2.0], "straightness": [0.25, 0.75]},
             "information": {
                 "layers": layers,
@@ -64,37 +63,37 @@ def record() -> Record:
 
 
 def test_accuracies(record):
-    assert readings.percent(record) == 80
-    assert readings.after_pruning(0.8)(record) == 69
-    assert readings.after_removal(0.25)(record) == 60 and readings.after_removal(0.25, "pruned")(record) == 12
-    assert readings.pruned_on_average(record) == pytest.approx((79 + 69 + 40 + 30 + 12) / 5)
+    assert quantities.percent(record) == 80
+    assert quantities.after_pruning(0.8)(record) == 69
+    assert quantities.after_removal(0.25)(record) == 60 and quantities.after_removal(0.25, "pruned")(record) == 12
+    assert quantities.pruned_on_average(record) == pytest.approx((79 + 69 + 40 + 30 + 12) / 5)
     with pytest.raises(ValueError, match=r"weights at \[0\.5, 0\.8, 0\.9\], not at 0\.7"):
-        readings.after_pruning(0.7)(record)
+        quantities.after_pruning(0.7)(record)
     with pytest.raises(ValueError, match=r"\[0\.5, 0\.25\] of the multiply-adds, not to 0\.1"):
-        readings.after_removal(0.1)(record)
+        quantities.after_removal(0.1)(record)
 
 
 def test_sparsity_at_a_fixed_loss_of_accuracy(record):
-    assert readings.sparsity_kept(6)(record) == pytest.approx(0.5 + 0.3 * 5 / 10)  # 74 lies halfway from 79 to 69
-    assert readings.sparsity_kept(0.5)(record) == pytest.approx(0.25)  # halfway from 80 to 79
-    assert readings.sparsity_kept(50)(record) == 0.9  # never beyond the last level
+    assert quantities.sparsity_kept(6)(record) == pytest.approx(0.5 + 0.3 * 5 / 10)  # 74 lies halfway from 79 to 69
+    assert quantities.sparsity_kept(0.5)(record) == pytest.approx(0.25)  # halfway from 80 to 79
+    assert quantities.sparsity_kept(50)(record) == 0.9  # never beyond the last level
 
 
 def test_similarity_path_and_information(record):
-    assert readings.cka_in_stages(record) == pytest.approx((0.9 + 0.8) / 2)
-    assert readings.cka_of_neighbours(record) == pytest.approx((0.9 + 0.7 + 0.8) / 3)
-    assert readings.cka_of_blocks(record) == pytest.approx((0.9 + 0.5 + 0.1 + 0.7 + 0.3 + 0.8) / 6)
-    assert (readings.path_length(record), readings.path_angle(record)) == pytest.approx((0.6, 1.5))
-    assert readings.straightness(record) == 0.5
-    assert (readings.about_image(record), readings.about_label(record)) == pytest.approx((2.5, 0.25))
-    assert readings.shared_information(record) == pytest.approx(np.mean([6 + 2, 12 + 3, 18 + 4]))
+    assert quantities.cka_in_stages(record) == pytest.approx((0.9 + 0.8) / 2)
+    assert quantities.cka_of_neighbours(record) == pytest.approx((0.9 + 0.7 + 0.8) / 3)
+    assert quantities.cka_of_blocks(record) == pytest.approx((0.9 + 0.5 + 0.1 + 0.7 + 0.3 + 0.8) / 6)
+    assert (quantities.path_length(record), quantities.path_angle(record)) == pytest.approx((0.6, 1.5))
+    assert quantities.straightness(record) == 0.5
+    assert (quantities.about_image(record), quantities.about_label(record)) == pytest.approx((2.5, 0.25))
+    assert quantities.shared_information(record) == pytest.approx(np.mean([6 + 2, 12 + 3, 18 + 4]))
 
 
 def test_filters_as_they_act(record):
-    assert readings.raw_norms(record) == 2 and readings.folded_norms(record) == pytest.approx((2 + 1.5) / 2)
-    assert readings.inner_scale(record) == 1.5 and readings.inner_deviation(record) == 1.5  # of −2 and 1, of 1 and 2
-    assert readings.branch_scale(record) == 0.5 and readings.folded_norms(record, "conv2") == pytest.approx(8)
-    assert readings.small_weights(record) == pytest.approx(40)  # the first bin lies whole below a tenth of the RMS
+    assert quantities.raw_norms(record) == 2 and quantities.folded_norms(record) == pytest.approx((2 + 1.5) / 2)
+    assert quantities.inner_scale(record) == 1.5 and quantities.inner_deviation(record) == 1.5  # of −2, 1; of 1, 2
+    assert quantities.branch_scale(record) == 0.5 and quantities.folded_norms(record, "conv2") == pytest.approx(8)
+    assert quantities.small_weights(record) == pytest.approx(40)  # the first bin lies whole below a tenth of the RMS
 
 
 @torch.no_grad()
@@ -112,15 +111,15 @@ def test_which_size_sees_a_smaller_input():
     assert torch.allclose(model(images), halved(images), atol=1e-4)
     found = {
         reading.__name__: [
-            reading(Record(Run("toy", "smoke", "none", 0), {}, [], {"weights": measures.weights(net)}, {}))
+            reading(Record(Run("toy", "smoke", "none", 0), {}, [], {"weights": quantities.weights(net)}, {}))
             for net in (model, halved)
         ]
         for reading in (
-            readings.raw_norms,
-            readings.folded_norms,
-            readings.inner_scale,
-            readings.inner_deviation,
-            readings.branch_scale,
+            quantities.raw_norms,
+            quantities.folded_norms,
+            quantities.inner_scale,
+            quantities.inner_deviation,
+            quantities.branch_scale,
         )
     }
     ratios = {name: after / before for name, (before, after) in found.items()}
@@ -129,21 +128,21 @@ def test_which_size_sees_a_smaller_input():
 
 
 def test_cosines(record):
-    assert readings.mean_cosine("cosine_loss_cka")(record) == pytest.approx(-0.25)
+    assert quantities.mean_cosine("cosine_loss_cka")(record) == pytest.approx(-0.25)
     with pytest.raises(ValueError, match=r"no 'cosine_a_b'; it has \['cosine_loss_cka'\]"):
-        readings.mean_cosine("cosine_a_b")(record)
+        quantities.mean_cosine("cosine_a_b")(record)
 
 
 def test_small_weights_do_not_depend_on_zeros_under_a_mask(record):
     """Exact zeros are not small weights, and the RMS is that of the weights alive."""
     for layer in record.measures["weights"]["layers"]:
         layer["zeros"], layer["histogram"][0] = 40, 40
-    assert readings.small_weights(record) == 0
+    assert quantities.small_weights(record) == 0
 
 
 def test_readings_of_the_books_records():
     made = replay("random_masks")
     for record in made:
-        assert 10 < readings.percent(record) < 100 and 0 < readings.cka_in_stages(record) < 1
-        assert 0 < readings.small_weights(record) < 50 and readings.path_length(record) > 0
-        assert readings.raw_norms(record) > 0
+        assert 10 < quantities.percent(record) < 100 and 0 < quantities.cka_in_stages(record) < 1
+        assert 0 < quantities.small_weights(record) < 50 and quantities.path_length(record) > 0
+        assert quantities.raw_norms(record) > 0

@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from companion.data.datasets import write_aside
+from companion._files import write_aside
 
 if TYPE_CHECKING:
     from companion.experiments.statistics import Mean
@@ -192,9 +192,9 @@ def results_root(root: str | Path | None = None) -> Path:
         return Path(root)
     if given := os.environ.get("COMPANION_RESULTS"):
         return Path(given)
-    here = Path(__file__).resolve().parent
-    checkout = here.parent / "book" / "results"
-    return checkout if checkout.is_dir() else here / "results"
+    package = Path(__file__).resolve().parent.parent
+    checkout = package.parent / "book" / "results"
+    return checkout if checkout.is_dir() else package / "results"
 
 
 # ---------------------------------------------------------------------------------------------------------------- index
@@ -406,12 +406,12 @@ def _processor() -> str:
 
 def _commit() -> tuple[str | None, bool | None]:
     """The checkout's commit and whether the package's files are as committed; None for an installed package."""
-    here = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     try:
 
         def git(*args: str) -> str:
             return subprocess.run(
-                ["git", "-C", str(here), *args], capture_output=True, text=True, check=True
+                ["git", "-C", str(package), *args], capture_output=True, text=True, check=True
             ).stdout.strip()
 
         return git("rev-parse", "HEAD"), git("status", "--porcelain", "--", ".") == ""

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from companion import information, published, readings, records
-from companion.experiments import TITLES, registry, runner
+from companion import information
+from companion.experiments import TITLES, published, quantities, records, registry, runner
+from companion.experiments.quantities import Reading
+from companion.experiments.records import Records, Run
 from companion.experiments.statistics import (
     QUANTITIES,
     Mean,
@@ -28,8 +30,6 @@ from companion.experiments.statistics import (
     mean,
     stratified,
 )
-from companion.readings import Reading
-from companion.records import Records, Run
 
 Pairs = Mapping[tuple[str, int], float]  # (experiment, seed) → a difference of two runs of that seed
 
@@ -37,11 +37,11 @@ Pairs = Mapping[tuple[str, int], float]  # (experiment, seed) → a difference o
 # ------------------------------------------------------------------------------------------------------------ penalties
 # What each penalty penalises: by this it is seen to act.
 TARGETS: Mapping[str, tuple[Reading, str]] = {
-    "cka_sr": (readings.cka_in_stages, "CKA in stages"),
-    "aug_cka_sr": (readings.cka_of_blocks, "CKA of all blocks"),
-    "ffr_length": (readings.path_length, "relative step"),
-    "ffr_curvature": (readings.path_angle, "turning angle"),
-    "ffr_length_curvature": (readings.path_length, "relative step"),
+    "cka_sr": (quantities.cka_in_stages, "CKA in stages"),
+    "aug_cka_sr": (quantities.cka_of_blocks, "CKA of all blocks"),
+    "ffr_length": (quantities.path_length, "relative step"),
+    "ffr_curvature": (quantities.path_angle, "turning angle"),
+    "ffr_length_curvature": (quantities.path_length, "relative step"),
 }
 SYMBOLS = {"beta": "β", "length": "k₁", "curvature": "k₂", "strength": "strength"}
 
@@ -93,7 +93,7 @@ class Comparison:
     Attributes:
         title: what is compared, in words.
         experiments: where it was run; several are rounds of the same comparison, on seeds of their own.
-        reading: the number compared, see `companion.readings`.
+        reading: the number compared, see `companion.experiments.quantities`.
         quantity: what that number is, a key of `experiments.statistics.QUANTITIES`.
     """
 
@@ -101,7 +101,7 @@ class Comparison:
     experiments: tuple[str, ...]
     method: str
     baseline: str
-    reading: Reading = readings.percent
+    reading: Reading = quantities.percent
     quantity: str = "accuracy"
     sparsity: float | None = None
     tier: str = "laptop"
@@ -396,7 +396,7 @@ DENSE = ("dense_penalties", "dense_penalties_again")  # two rounds of one experi
 
 
 def _hosted(
-    experiment: str, penalty: str, reading: Reading = readings.percent, quantity: str = "accuracy"
+    experiment: str, penalty: str, reading: Reading = quantities.percent, quantity: str = "accuracy"
 ) -> list[Comparison]:
     """A penalty against its host alone, at every recorded sparsity."""
     host, sparsities, title, images = HOSTS[experiment]
@@ -417,7 +417,7 @@ def _hosted(
 def _dense(
     method: str,
     where: str,
-    reading: Reading = readings.percent,
+    reading: Reading = quantities.percent,
     quantity: str = "accuracy",
     experiments: tuple[str, ...] = DENSE,
     baseline: str = "none",
@@ -428,7 +428,7 @@ def _dense(
     return Comparison(f"{TITLES[method]}{less}, {where}", had, method, baseline, reading, quantity)
 
 
-def _swept(reading: Reading = readings.percent, quantity: str = "accuracy") -> list[Comparison]:
+def _swept(reading: Reading = quantities.percent, quantity: str = "accuracy") -> list[Comparison]:
     """CKA-SR at every strength of the sweep against none."""
     plan = registry.find("random_masks_beta").tiers["laptop"]
     return [
@@ -447,7 +447,7 @@ def _pruned(methods: Iterable[str], baseline: str = "none", levels: Iterable[flo
         _dense(
             method,
             f"weights pruned to {_short(s)}",
-            readings.after_pruning(s),
+            quantities.after_pruning(s),
             "accuracy after pruning",
             baseline=baseline,
         )
@@ -465,7 +465,11 @@ def _removed(method: str) -> list[Comparison]:
         places["dense_penalties_tiny",] = "20 classes of Tiny ImageNet"
     return [
         _dense(
-            method, f"{place}, {share} of the MACs", readings.after_removal(macs), "accuracy after pruning", experiments
+            method,
+            f"{place}, {share} of the MACs",
+            quantities.after_removal(macs),
+            "accuracy after pruning",
+            experiments,
         )
         for experiments, place in places.items()
         for share, macs in (("½", 0.5), ("¼", 0.25))
@@ -562,7 +566,7 @@ def _strongest(judged: Judgement) -> str:
     last = judged.tests[-1]
     plan = last.test.run()
     seen = [
-        readings.cka_in_stages(record)
+        quantities.cka_in_stages(record)
         for name in ("random_masks_beta", "random_masks_strengths")
         for record in runner.replay(name).where(method=plan.method)
     ]
@@ -575,7 +579,7 @@ def _strongest(judged: Judgement) -> str:
     )
 
 
-_SMALL: Any = (readings.small_weights, "small weights")
+_SMALL: Any = (quantities.small_weights, "small weights")
 _RANDOM = {penalty: _hosted("random_masks", penalty) for penalty in IDENTITY}
 _HUNDRED = {penalty: _hosted("random_masks_cifar100", penalty) for penalty in IDENTITY}
 _OTHERS = [method for method in registry.PENALISED if method not in ("none", *IDENTITY)]
@@ -588,9 +592,9 @@ MOVED: Mapping[str, tuple[Comparison, ...]] = {
     method: tuple(
         _dense(method, quantity, reading, quantity)
         for reading, quantity in (
-            (readings.path_length, "relative step"),
-            (readings.cka_in_stages, "CKA in stages"),
-            (readings.cka_of_blocks, "CKA of all blocks"),
+            (quantities.path_length, "relative step"),
+            (quantities.cka_in_stages, "CKA in stages"),
+            (quantities.cka_of_blocks, "CKA of all blocks"),
         )
     )
     for method in registry.PENALISED
@@ -665,10 +669,10 @@ CLAIMS: tuple[Claim, ...] = (
         "abstract, figures",
         "07_identity_layers",
         (
-            *_hosted("random_masks", "cka_sr", readings.cka_in_stages, "CKA in stages"),
-            _dense("cka_sr", "dense", readings.cka_in_stages, "CKA in stages"),
-            _dense("aug_cka_sr", "dense", readings.cka_of_blocks, "CKA of all blocks"),
-            *_swept(readings.cka_in_stages, "CKA in stages"),
+            *_hosted("random_masks", "cka_sr", quantities.cka_in_stages, "CKA in stages"),
+            _dense("cka_sr", "dense", quantities.cka_in_stages, "CKA in stages"),
+            _dense("aug_cka_sr", "dense", quantities.cka_of_blocks, "CKA of all blocks"),
+            *_swept(quantities.cka_in_stages, "CKA in stages"),
         ),
         direction=-1,
         published="CKA maps become darker off the diagonal as β rises to .08",
@@ -750,9 +754,9 @@ CLAIMS: tuple[Claim, ...] = (
         "both abstracts",
         "11_cifar_flow",
         (
-            _dense("ffr_length", "length of a step", readings.path_length, "relative step"),
-            _dense("ffr_curvature", "turning angle", readings.path_angle, "turning angle"),
-            _dense("ffr_length_curvature", "length of a step", readings.path_length, "relative step"),
+            _dense("ffr_length", "length of a step", quantities.path_length, "relative step"),
+            _dense("ffr_curvature", "turning angle", quantities.path_angle, "turning angle"),
+            _dense("ffr_length_curvature", "length of a step", quantities.path_length, "relative step"),
         ),
         direction=-1,
     ),

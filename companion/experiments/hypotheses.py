@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from companion import readings
+from companion.experiments import quantities
+from companion.experiments.quantities import Reading
+from companion.experiments.records import Record, Records
 from companion.experiments.registry import TITLES
 from companion.experiments.runner import replay
 from companion.experiments.statistics import (
@@ -32,44 +34,42 @@ from companion.experiments.statistics import (
     tally,
     verdict,
 )
-from companion.readings import Reading
-from companion.records import Record, Records
 
 FEATURES = ("cka_sr", "aug_cka_sr", "ffr_length", "ffr_curvature")
 CLASSICS = ("group_lasso", "slimming")
 
 MEASURES: Mapping[str, Mapping[str, Reading]] = {
     "accuracy after pruning": {
-        "accuracy, dense (%)": readings.percent,
-        "… 80 % of the weights out": readings.after_pruning(0.8),
-        "… 90 % of the weights out": readings.after_pruning(0.9),
-        "sparsity kept for 5 points": readings.sparsity_kept(5),
-        "… filters to ½, fine-tuned": readings.after_removal(0.5),
-        "… filters to ¼, fine-tuned": readings.after_removal(0.25),
+        "accuracy, dense (%)": quantities.percent,
+        "… 80 % of the weights out": quantities.after_pruning(0.8),
+        "… 90 % of the weights out": quantities.after_pruning(0.9),
+        "sparsity kept for 5 points": quantities.sparsity_kept(5),
+        "… filters to ½, fine-tuned": quantities.after_removal(0.5),
+        "… filters to ¼, fine-tuned": quantities.after_removal(0.25),
     },
     "similarity and flow": {
-        "CKA of neighbours": readings.cka_of_neighbours,
-        "CKA inside stages": readings.cka_in_stages,
-        "CKA of all blocks": readings.cka_of_blocks,
-        "relative step": readings.path_length,
-        "turning angle (rad)": readings.path_angle,
-        "straightness": readings.straightness,
+        "CKA of neighbours": quantities.cka_of_neighbours,
+        "CKA inside stages": quantities.cka_in_stages,
+        "CKA of all blocks": quantities.cka_of_blocks,
+        "relative step": quantities.path_length,
+        "turning angle (rad)": quantities.path_angle,
+        "straightness": quantities.straightness,
     },
     "weights": {
-        "inner |γ|": readings.inner_scale,
-        "last |γ|": readings.branch_scale,
-        "inner filters, ‖w‖": readings.raw_norms,
-        "weights under RMS/10 (%)": readings.small_weights,
+        "inner |γ|": quantities.inner_scale,
+        "last |γ|": quantities.branch_scale,
+        "inner filters, ‖w‖": quantities.raw_norms,
+        "weights under RMS/10 (%)": quantities.small_weights,
     },
     "information (nats)": {
-        "information on the image": readings.about_image,
-        "information on the label": readings.about_label,
-        "information of neighbours": readings.shared_information,
+        "information on the image": quantities.about_image,
+        "information on the label": quantities.about_label,
+        "information of neighbours": quantities.shared_information,
     },
 }
 FOLDED: Mapping[str, Reading] = {
-    "inner filters, ‖w‖·|γ|/σ": readings.folded_norms,
-    "last filters, ‖w‖·|γ|/σ": functools.partial(readings.folded_norms, ending="conv2"),
+    "inner filters, ‖w‖·|γ|/σ": quantities.folded_norms,
+    "last filters, ‖w‖·|γ|/σ": functools.partial(quantities.folded_norms, ending="conv2"),
 }
 
 
@@ -317,8 +317,8 @@ def _said(finding: Finding, p: float) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- findings
-PRUNED = {f"accuracy, {100 * s:.0f} % of weights out": readings.after_pruning(s) for s in (0.8, 0.9)}
-REMOVED = {f"accuracy, filters to {s:g}": readings.after_removal(s) for s in (0.5, 0.25)}
+PRUNED = {f"accuracy, {100 * s:.0f} % of weights out": quantities.after_pruning(s) for s in (0.8, 0.9)}
+REMOVED = {f"accuracy, filters to {s:g}": quantities.after_removal(s) for s in (0.5, 0.25)}
 
 
 def _shown(difference: Mean | None) -> str:
@@ -344,7 +344,7 @@ def _no_gain(records: Records, method: str, levels: Mapping[str, Reading]) -> li
 
 
 def _fallen(records: Records) -> Difference:
-    fell = _to_none(records, "aug_cka_sr", readings.cka_of_blocks)
+    fell = _to_none(records, "aug_cka_sr", quantities.cka_of_blocks)
     return Difference("CKA of all blocks", fell, -1, True, QUANTITIES["CKA of all blocks"].delta)
 
 
@@ -365,7 +365,7 @@ def _logarithm(reading: Reading) -> Reading:
 
 def _shorter(records: Records, method: str) -> list[Difference]:
     """Shorter steps, and a smaller last γ of every branch."""
-    step, scale = readings.path_length, _logarithm(readings.branch_scale)
+    step, scale = quantities.path_length, _logarithm(quantities.branch_scale)
     delta = _delta("relative step", records, step)
     return [
         Difference("relative step", _to_none(records, method, step), -1, delta=delta),
@@ -373,15 +373,15 @@ def _shorter(records: Records, method: str) -> list[Difference]:
     ]
 
 
-def _short_branches(records: Records, inner: Reading = readings.inner_scale, name: str = "γ") -> list[Difference]:
+def _short_branches(records: Records, inner: Reading = quantities.inner_scale, name: str = "γ") -> list[Difference]:
     """FFR's length: shorter steps, a smaller last γ, and an inner size that falls less than it."""
-    inside, scale = _logarithm(inner), _logarithm(readings.branch_scale)
+    inside, scale = _logarithm(inner), _logarithm(quantities.branch_scale)
     gap = _to_none(records, "ffr_length", lambda record: inside(record) - scale(record))
     kept = Difference(f"ln of the inner {name} − ln of the last γ", gap, +1, by_mean=True)
     return [*_shorter(records, "ffr_length"), kept]
 
 
-def _larger_filters(records: Records, inner: Reading = readings.inner_scale, name: str = "γ") -> list[Difference]:
+def _larger_filters(records: Records, inner: Reading = quantities.inner_scale, name: str = "γ") -> list[Difference]:
     """FFR both: shorter steps, a smaller last γ, and a larger inner size."""
     size = _to_none(records, "ffr_length_curvature", _logarithm(inner))
     grown = Difference(f"ln of the inner {name}", size, +1, by_mean=True)
@@ -389,19 +389,19 @@ def _larger_filters(records: Records, inner: Reading = readings.inner_scale, nam
 
 
 def _costly(records: Records) -> list[Difference]:
-    worse = _to_none(records, "aug_cka_sr", readings.percent)
+    worse = _to_none(records, "aug_cka_sr", quantities.percent)
     return [_fallen(records), Difference("accuracy, dense", worse, -1, True, QUANTITIES["accuracy"].delta)]
 
 
 def _straight(records: Records) -> list[Difference]:
-    straighter = _to_none(records, "ffr_curvature", readings.straightness)
+    straighter = _to_none(records, "ffr_curvature", quantities.straightness)
     return [Difference("straightness", straighter, +1), *_no_gain(records, "ffr_curvature", REMOVED)]
 
 
 def _opposed(records: Records) -> list[Difference]:
     both = records.where(method="cka_sr+ffr_length")
-    cosine = both.mean(readings.mean_cosine("cosine_cka_feature_flow")) if both else None
-    alike = _to_none(records, "ffr_length", readings.cka_of_neighbours)
+    cosine = both.mean(quantities.mean_cosine("cosine_cka_feature_flow")) if both else None
+    alike = _to_none(records, "ffr_length", quantities.cka_of_neighbours)
     return [
         Difference("cosine of CKA-SR and length", cosine, -1, by_mean=True),
         Difference("CKA of neighbours, FFR's length", alike, +1, by_mean=True),
@@ -479,11 +479,11 @@ AGAIN: Mapping[str, Hypothesis] = {
 # "what grows is not removable".)
 MISJUDGED: Mapping[str, Hypothesis] = {
     "H3": replace(
-        HYPOTHESES["H3"], findings=functools.partial(_short_branches, inner=readings.folded_norms, name="folded norm")
+        HYPOTHESES["H3"], findings=functools.partial(_short_branches, inner=quantities.folded_norms, name="folded norm")
     ),
     "H7": replace(HYPOTHESES["H7"], findings=functools.partial(_in_between, folded=True)),
     "R4": replace(
-        AGAIN["R4"], findings=functools.partial(_larger_filters, inner=readings.folded_norms, name="folded norm")
+        AGAIN["R4"], findings=functools.partial(_larger_filters, inner=quantities.folded_norms, name="folded norm")
     ),
 }
 
@@ -492,7 +492,7 @@ MISJUDGED: Mapping[str, Hypothesis] = {
 ACCURACY, PRUNED_BY, CKA = (
     QUANTITIES[name].delta or 0.0 for name in ("accuracy", "accuracy after pruning", "CKA in stages")
 )
-OUT = readings.after_pruning(0.9)
+OUT = quantities.after_pruning(0.9)
 
 
 def _masked(records: Records, penalty: str, reading: Reading, sparsity: float) -> Mean | None:
@@ -501,13 +501,13 @@ def _masked(records: Records, penalty: str, reading: Reading, sparsity: float) -
 
 
 def _idle(records: Records) -> list[Same]:
-    cka = readings.cka_in_stages
+    cka = quantities.cka_in_stages
     return [Same(f"CKA inside stages, masks {s:g}", _masked(records, "cka_sr_0.01", cka, s), CKA) for s in (0.9, 0.95)]
 
 
 def _dear(records: Records) -> list[Difference]:
     return [
-        Difference(f"accuracy, {title}, masks {s:g}", _masked(records, penalty, readings.percent, s), -1)
+        Difference(f"accuracy, {title}, masks {s:g}", _masked(records, penalty, quantities.percent, s), -1)
         for penalty, title in (("cka_sr_0.1", "CKA-SR .1"), ("aug_cka_sr_1", "AugCKA-SR 1"))
         for s in (0.9, 0.95)
     ]
@@ -521,7 +521,7 @@ def _specific(records: Records, penalty: str) -> list[Same]:
 def _turned_round(records: Records) -> list[Difference]:
     method = "aug_cka_sr_negated"
     return [
-        Difference("CKA of all blocks", _to_none(records, method, readings.cka_of_blocks), +1, delta=CKA),
+        Difference("CKA of all blocks", _to_none(records, method, quantities.cka_of_blocks), +1, delta=CKA),
         Difference("accuracy, 90 % out", _to_none(records, method, OUT), +1, delta=PRUNED_BY),
     ]
 
@@ -529,7 +529,7 @@ def _turned_round(records: Records) -> list[Difference]:
 def pooled(rounds: Sequence[Records], method: str, reading: Reading, baseline: str = "none") -> Mean | None:
     """A method less its baseline over several rounds, each on seeds of its own: `statistics.stratified`.
 
-    >>> pooled([Records([])], "aug_cka_sr", readings.percent) is None
+    >>> pooled([Records([])], "aug_cka_sr", quantities.percent) is None
     True
     """
     strata = []
@@ -545,8 +545,8 @@ def _came_twice(records: Records) -> list[Difference]:
     earlier = [replay("dense_penalties"), replay("dense_penalties_again")]
     rounds = [*earlier, records] if records.where(method="aug_cka_sr") else []
     expected = (
-        ("accuracy, dense", readings.percent, -1, ACCURACY),
-        ("accuracy, 80 % out", readings.after_pruning(0.8), -1, PRUNED_BY),
+        ("accuracy, dense", quantities.percent, -1, ACCURACY),
+        ("accuracy, 80 % out", quantities.after_pruning(0.8), -1, PRUNED_BY),
         ("accuracy, 90 % out", OUT, +1, PRUNED_BY),
     )
     return [
@@ -557,7 +557,7 @@ def _came_twice(records: Records) -> list[Difference]:
 
 def _scale(records: Records) -> list[Difference]:
     """The gain of AugCKA-SR at .9 by the scale-free order, less that by raw magnitude."""
-    free = readings.after_pruning(0.9, "scale_free")
+    free = quantities.after_pruning(0.9, "scale_free")
     gap = _to_none(records, "aug_cka_sr", lambda record: free(record) - OUT(record))
     return [Difference("gain by the scale-free order less the raw gain", gap, -1)]
 
@@ -566,57 +566,60 @@ def _stronger_flow(records: Records) -> list[Difference]:
     def more(reading: Reading) -> Mean | None:
         return records.difference("ffr_strong", "ffr", reading)
 
-    delta = _delta("relative step", records, readings.path_length)
+    delta = _delta("relative step", records, quantities.path_length)
     return [
-        Difference("CKA inside stages, .05 less .01", more(readings.cka_in_stages), +1, delta=CKA),
-        Difference("relative step, .05 less .01", more(readings.path_length), -1, delta=delta),
+        Difference("CKA inside stages, .05 less .01", more(quantities.cka_in_stages), +1, delta=CKA),
+        Difference("relative step, .05 less .01", more(quantities.path_length), -1, delta=delta),
     ]
 
 
 def _longer_steps(records: Records) -> list[Difference]:
-    delta = _delta("relative step", records, readings.path_length)
-    return [Difference("relative step", _to_none(records, "cka_sr", readings.path_length), +1, delta=delta)]
+    delta = _delta("relative step", records, quantities.path_length)
+    return [Difference("relative step", _to_none(records, "cka_sr", quantities.path_length), +1, delta=delta)]
 
 
 LONGEST, LENGTHS = "ffr_length_0.1", ("none", "ffr_length_0.01", "ffr_length_0.03", "ffr_length_0.1")
 
 
 def _shorter_nets(records: Records) -> list[Difference]:
-    gain = _to_none(records, LONGEST, readings.without_blocks(3))
+    gain = _to_none(records, LONGEST, quantities.without_blocks(3))
     return [Difference("accuracy, 3 of 9 blocks out", gain, +1, delta=PRUNED_BY, small_refutes=True)]
 
 
 def _tuned_nets(records: Records) -> list[Same]:
-    gain = _to_none(records, LONGEST, readings.without_blocks(4, "fine_tuned"))
+    gain = _to_none(records, LONGEST, quantities.without_blocks(4, "fine_tuned"))
     return [Same("accuracy, 4 of 9 blocks out, fine-tuned", gain, PRUNED_BY)]
 
 
 def _by_dose(records: Records) -> list[Difference]:
-    delta = _delta("relative step", records, readings.path_length)
+    delta = _delta("relative step", records, quantities.path_length)
     return [
         Difference(
-            f"relative step, {more} less {less}", records.difference(more, less, readings.path_length), -1, delta=delta
+            f"relative step, {more} less {less}",
+            records.difference(more, less, quantities.path_length),
+            -1,
+            delta=delta,
         )
         for less, more in itertools.pairwise(LENGTHS)
     ]
 
 
 def _damage(records: Records) -> list[Difference]:
-    less = _to_none(records, LONGEST, readings.block_damage)
+    less = _to_none(records, LONGEST, quantities.block_damage)
     return [Difference("accuracy lost with one block, mean of nine", less, -1, delta=PRUNED_BY)]
 
 
 def _same_filters(records: Records) -> list[Same]:
-    tuned = readings.after_removal(0.5)
+    tuned = quantities.after_removal(0.5)
     return [Same(f"filters to ½, {method}", _to_none(records, method, tuned), PRUNED_BY) for method in LENGTHS[1:]]
 
 
 def _hosts_again(records: Records) -> list[Same]:
-    return [Same("accuracy, masks 0.9", _masked(records, "cka_sr", readings.percent, 0.9), ACCURACY)]
+    return [Same("accuracy, masks 0.9", _masked(records, "cka_sr", quantities.percent, 0.9), ACCURACY)]
 
 
 def _published_idle(records: Records) -> list[Same]:
-    cka = _masked(records, "cka_sr", readings.cka_in_stages, 0.95)
+    cka = _masked(records, "cka_sr", quantities.cka_in_stages, 0.95)
     return [Same("CKA inside stages", cka, CKA)]
 
 

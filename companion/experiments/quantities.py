@@ -1,0 +1,791 @@
+"""Quantities: every number that a record keeps of a trained network, so that no figure needs the network again.
+
+How it is measured (a network → plain JSON, rounded to the digits that a figure can show) and how it is read back (a
+record → one number, a `Reading`, by whose name runs are compared over seeds) stand side by side.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.models import resnet
+
+from companion import flow
+from companion.experiments.records import Record
+from companion.features import batches, device_of, evaluating, extract
+from companion.information import gaussian_estimate, kolchinsky_tracey, noisy_label_information
+from companion.models import BasicBlock
+from companion.regularizers import FeaturePenalty
+from companion.similarity import cka_map
+
+Reading = Callable[[Record], float]
+BLOCKS = (BasicBlock, resnet.BasicBlock, resnet.Bottleneck)
+
+
+def block_outputs(name: str, module: nn.Module) -> bool:
+    """Layers whose outputs are compared: of a ResNet (torchvision's too) stem, every block and logits; of VGG every
+    activation and the logits.
+
+    >>> from companion.models import digits_net
+    >>> [name for name, module in digits_net(blocks=2).named_modules() if block_outputs(name, module)]
+    ['relu', 'layer1.0', 'layer1.1', 'linear']
+    """
+    return isinstance(module, BLOCKS) or name in ("relu", "linear", "fc") or name.startswith("features.relu")
+
+
+def convolutions(name: str, module: nn.Module) -> bool:
+    """Every convolution and linear layer of a network.
+
+    >>> from companion.models import mlp
+    >>> [name for name, module in mlp([64, 32, 10]).named_modules() if convolutions(name, module)]
+    ['linear1', 'linear2']
+    """
+    return isinstance(module, nn.Conv2d | nn.Linear)
+
+
+def rounded(value: Any, digits: int = 4) -> Any:
+    """Numbers with `digits` significant digits; tensors become lists.
+
+    >>> rounded({"values": torch.tensor([0.123456, 1234.56])}, digits=3)
+    {'values': [0.123, 1230.0]}
+    """
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}")
+    if isinstance(value, Mapping):
+        return {key: rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [rounded(item, digits) for item in value]
+    return value
+
+
+def matrix(table: pd.DataFrame) -> dict[str, Any]:
+    """A table layers × layers as `{"layers", "columns", "values"}`, four decimals.
+
+    >>> matrix(pd.DataFrame([[1.0, 0.5]], index=["a"], columns=["a", "b"]))
+    {'layers': ['a'], 'columns': ['a', 'b'], 'values': [[1.0, 0.5]]}
+    """
+    return {"layers": list(table.index), "columns": list(table.columns), "values": table.round(4).to_numpy().tolist()}
+
+
+# ------------------------------------------------------------------------------------------------------------- accuracy
+def percent(record: Record) -> float:
+    """Test images classified correctly, in %, by the net of the last epoch.
+
+    >>> from companion.experiments.records import Run
+    >>> record = Record(Run("any", "smoke", "none", 0), {"test": {"correct": 9, "examples": 10}}, [], {}, {})
+    >>> percent(record)
+    90.0
+    """
+    return 100 * record.accuracy()
+
+
+def after_pruning(sparsity: float, criterion: str = "magnitude") -> Reading:
+    """Test accuracy in % once the smallest weights are gone, in one shot; of runs that prune after training.
+
+    `criterion`: by which they are the smallest, `"magnitude"` or `"scale_free"`, see `experiments.train_and_prune`.
+
+    Raises:
+        ValueError: when read, a record without that level.
+
+    >>> from companion.experiments.records import Run
+    >>> levels = [{"sparsity": 0.8, "pruned": {"test": {"correct": 6, "examples": 10}}}]
+    >>> record = Record(Run("any", "smoke", "none", 0), {"weights": levels}, [], {}, {})
+    >>> after_pruning(0.8)(record)
+    60.0
+    """
+
+    def value(record: Record) -> float:
+        return _score(_level(record, "weights", "sparsity", sparsity, criterion)["pruned"])
+
+    return value
+
+
+def after_removal(macs: float, stage: str = "fine_tuned") -> Reading:
+    """Test accuracy in % once whole filters are gone, at this share of the multiply-adds; of runs that prune after
+    training. `stage` is `"pruned"` or `"fine_tuned"`.
+
+    Raises:
+        ValueError: when read, a record without that level.
+
+    >>> from companion.experiments.records import Run
+    >>> levels = [{"fine_tuned": {"test": {"correct": 6, "examples": 10}}}]
+    >>> run = Run("any", "smoke", "none", 0, settings={"prune": {"macs": [0.5]}})
+    >>> record = Record(run, {"filters": levels}, [], {}, {})
+    >>> after_removal(macs=0.5)(record)
+    60.0
+    """
+
+    def value(record: Record) -> float:
+        shares = record.run.settings.get("prune", {}).get("macs", [])
+        if macs not in shares:
+            raise ValueError(f"record {record.run} has filters pruned to {shares} of the multiply-adds, not to {macs}")
+        return _score(record.result["filters"][shares.index(macs)][stage])
+
+    return value
+
+
+def without_blocks(number: int, stage: str = "pruned") -> Reading:
+    """Test accuracy in % once so many residual branches are gone, in greedy order; of runs that take out blocks.
+    `stage` is `"pruned"` or `"fine_tuned"`.
+
+    Raises:
+        ValueError: when read, a record that did not go so far, or was not fine-tuned there.
+
+    >>> greedy = [{"gone": ["layer1.1"], "pruned": {"test": {"correct": 6, "examples": 10}}}]
+    >>> from companion.experiments.records import Run
+    >>> record = Record(Run("any", "smoke", "none", 0), {"blocks": {"single": [], "greedy": greedy}}, [], {}, {})
+    >>> without_blocks(1)(record)
+    60.0
+    """
+
+    def value(record: Record) -> float:
+        there = {len(entry["gone"]): entry for entry in record.result.get("blocks", {}).get("greedy", [])}
+        if stage not in there.get(number, {}):
+            have = [count for count, entry in there.items() if stage in entry]
+            raise ValueError(f"record {record.run} has blocks out, {stage}, at {have}, not at {number}")
+        return _score(there[number][stage])
+
+    return value
+
+
+def block_damage(record: Record, stage: str = "refreshed") -> float:
+    """Points of test accuracy lost by taking out one residual branch, mean over all; with batch norm `"refreshed"` or
+    `"raw"`.
+
+    >>> from companion.experiments.records import Run
+    >>> single = [{"block": "layer1.1", "refreshed": {"correct": 6, "examples": 10}}]
+    >>> scores = {"test": {"correct": 9, "examples": 10}, "blocks": {"single": single, "greedy": []}}
+    >>> block_damage(Record(Run("any", "smoke", "none", 0), scores, [], {}, {}))
+    30.0
+    """
+    left = [100 * entry[stage]["correct"] / entry[stage]["examples"] for entry in record.result["blocks"]["single"]]
+    return percent(record) - float(np.mean(left))
+
+
+def pruned_on_average(record: Record, split: str = "validation") -> float:
+    """Accuracy in %, mean over all levels of pruning and before any fine-tuning: by this, strengths are chosen.
+
+    >>> from companion.experiments.records import Run
+    >>> weights, filters = ([{"pruned": {"validation": {"correct": n, "examples": 10}}}] for n in (8, 6))
+    >>> record = Record(Run("any", "smoke", "none", 0), {"weights": weights, "filters": filters}, [], {}, {})
+    >>> pruned_on_average(record)
+    70.0
+    """
+    levels = [*record.result["weights"], *record.result["filters"]]
+    return float(np.mean([_score(level["pruned"], split) for level in levels]))
+
+
+def sparsity_kept(points: float = 5.0) -> Reading:
+    """The largest share of weights that one-shot pruning can take for at most so many points of test accuracy, linear
+    between the recorded levels; 0 where not even the first level is that cheap, and never beyond the last.
+
+    >>> from companion.experiments.records import Run
+    >>> pruned = [{"sparsity": 0.8, "pruned": {"test": {"correct": 5, "examples": 10}}}]
+    >>> scores = {"test": {"correct": 9, "examples": 10}, "weights": pruned}
+    >>> record = Record(Run("any", "smoke", "none", 0), scores, [], {}, {})
+    >>> sparsity_kept(points=10)(record)
+    0.2
+    """
+
+    def value(record: Record) -> float:
+        dense = percent(record)
+        raw = [w for w in record.result["weights"] if w.get("criterion", "magnitude") == "magnitude"]
+        levels = [(0.0, dense)] + [(w["sparsity"], _score(w["pruned"])) for w in raw]
+        for (s, a), (after, b) in itertools.pairwise(levels):
+            if b < dense - points:
+                return s + (after - s) * (a - (dense - points)) / (a - b)
+        return levels[-1][0]
+
+    return value
+
+
+def _level(record: Record, part: str, key: str, wanted: float, criterion: str = "magnitude") -> dict:
+    there = [level for level in record.result.get(part, []) if level.get("criterion", "magnitude") == criterion]
+    for level in there:
+        if level[key] == wanted:
+            return level
+    raise ValueError(f"record {record.run} has {part} at {[level[key] for level in there]}, not at {wanted}")
+
+
+def _score(scores: dict, split: str = "test") -> float:
+    return 100 * scores[split]["correct"] / scores[split]["examples"]
+
+
+# ----------------------------------------------------------------------------------------------------------- similarity
+def cka_in_stages(record: Record) -> float:
+    """Mean CKA between different blocks of the same stage.
+
+    >>> from companion.experiments.records import Run
+    >>> names = ["layer1.0", "layer1.1", "layer2.0"]
+    >>> cka = {"layers": names, "values": [[1, 0.75, 0.25], [0.75, 1, 0.5], [0.25, 0.5, 1]]}
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"cka": cka}, {})
+    >>> cka_in_stages(record)
+    0.75
+    """
+    return _mean_cka(record, lambda a, b: a[:6] == b[:6])
+
+
+def cka_of_neighbours(record: Record) -> float:
+    """Mean CKA between each block and the next, across stages too.
+
+    >>> from companion.experiments.records import Run
+    >>> names = ["layer1.0", "layer1.1", "layer2.0"]
+    >>> cka = {"layers": names, "values": [[1, 0.75, 0.25], [0.75, 1, 0.5], [0.25, 0.5, 1]]}
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"cka": cka}, {})
+    >>> cka_of_neighbours(record)
+    0.625
+    """
+    blocks = [name for name in record.frame("cka").index if name.startswith("layer")]
+    follows = set(itertools.pairwise(blocks))
+    return _mean_cka(record, lambda a, b: (a, b) in follows)
+
+
+def cka_of_blocks(record: Record) -> float:
+    """Mean CKA between all different blocks.
+
+    >>> from companion.experiments.records import Run
+    >>> names = ["layer1.0", "layer1.1", "layer2.0"]
+    >>> cka = {"layers": names, "values": [[1, 0.75, 0.25], [0.75, 1, 0.5], [0.25, 0.5, 1]]}
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"cka": cka}, {})
+    >>> cka_of_blocks(record)
+    0.5
+    """
+    return _mean_cka(record, lambda a, b: True)
+
+
+def _mean_cka(record: Record, chosen: Callable[[str, str], bool]) -> float:
+    table = record.frame("cka")
+    blocks = [name for name in table.index if name.startswith("layer")]
+    return float(np.mean([table.loc[a, b] for a, b in itertools.combinations(blocks, 2) if chosen(a, b)]))
+
+
+# ----------------------------------------------------------------------------------------------------------------- flow
+def trajectory(model: nn.Module, images: Tensor) -> dict[str, Any]:
+    """The path through the blocks, stage by stage: means of ‖d_l‖, ‖d_l‖/‖x_l‖, turning angles (radians), and of every
+    piece's straightness.
+
+    >>> from companion.models import digits_net
+    >>> found = trajectory(digits_net(), torch.randn(20, 1, 8, 8))
+    >>> found["steps"], found["turns"], len(found["angle"])
+    (['layer1.1', 'layer1.2', 'layer1.3'], ['layer1.1', 'layer1.2'], 2)
+    """
+    path = flow.trajectory(model, images)
+    return rounded(
+        {
+            "steps": path.steps,
+            "length": path.length.mean(1),
+            "relative_length": (path.length / path.size.clamp(min=1e-12)).mean(1),
+            "turns": path.turns,
+            "angle": path.angle.mean(1),
+            "straightness": path.straightness.mean(1),
+        }
+    )
+
+
+def path_length(record: Record) -> float:
+    """Mean over steps inside the stages of ‖d_l‖/‖x_l‖, a step relative to where it starts.
+
+    >>> from companion.experiments.records import Run
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"trajectory": {"relative_length": [0.25, 0.75]}}, {})
+    >>> path_length(record)
+    0.5
+    """
+    return float(np.mean(record.measures["trajectory"]["relative_length"]))
+
+
+def path_angle(record: Record) -> float:
+    """Mean turning angle inside the stages, in radians.
+
+    >>> from companion.experiments.records import Run
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"trajectory": {"angle": [1.0, 2.0]}}, {})
+    >>> path_angle(record)
+    1.5
+    """
+    return float(np.mean(record.measures["trajectory"]["angle"]))
+
+
+def straightness(record: Record) -> float:
+    """Chord through length, mean over stages; 1 is straight.
+
+    >>> from companion.experiments.records import Run
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"trajectory": {"straightness": [0.5, 0.75]}}, {})
+    >>> straightness(record)
+    0.625
+    """
+    return float(np.mean(record.measures["trajectory"]["straightness"]))
+
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def flow_by_example(model: nn.Module, images: Tensor, labels: Tensor, margins: int = 4) -> dict[str, Any]:
+    """The path of every image through all blocks, across stages: by depth, by class, and by how hard the image is.
+
+    An image is as hard as its margin is small: the logit of its class less the largest other one, below 0 where the
+    network errs. The relative length of a step is ‖d_l‖/‖x_l‖, angles are in radians.
+
+    Returns:
+        `layers`: `steps` and `turns` by name, and of `relative_length` and `angle` at each the `QUANTILES` over images;
+        `classes`: means of both, class × layer; `margins`: the same for so many groups of equal size, the hardest
+        first; `examples`: `label`, `margin`, sum of the relative lengths, sum of the angles, straightness.
+
+    >>> from companion.models import digits_net
+    >>> found = flow_by_example(digits_net(), torch.randn(40, 1, 8, 8), torch.arange(40) % 10)
+    >>> found["layers"]["steps"], len(found["examples"]["angle"])
+    (['layer1.1', 'layer1.2', 'layer1.3'], 40)
+    """
+    path = flow.trajectory(model, images, across_stages=True)
+    relative = path.length / path.size.clamp(min=1e-12)
+    with evaluating(model):
+        logits = torch.cat([model(x.to(device_of(model, x))) for x in batches(images)]).float()
+    labels = labels.to(logits.device)
+    own = logits.gather(1, labels[:, None])[:, 0]
+    margin = own - logits.scatter(1, labels[:, None], -torch.inf).max(1).values
+    levels = torch.tensor(QUANTILES, device=relative.device)
+    groups = {
+        "classes": [labels == label for label in range(int(labels.max()) + 1)],
+        "margins": list(margin.argsort().chunk(margins)),
+    }
+    values = {"relative_length": relative, "angle": path.angle}
+    found: dict[str, Any] = {
+        "layers": {
+            "steps": path.steps,
+            "turns": path.turns,
+            **{name: value.quantile(levels, dim=1).T for name, value in values.items()},
+        },
+        **{
+            kind: {name: [value[:, group].mean(1) for group in of] for name, value in values.items()}
+            for kind, of in groups.items()
+        },
+        "examples": {
+            "label": labels,
+            "margin": margin,
+            "relative_length": relative.sum(0),
+            "angle": path.angle.sum(0),
+            "straightness": path.straightness[0],
+        },
+    }
+    return rounded(found, 3)
+
+
+# -------------------------------------------------------------------------------------------------------------- weights
+# Edges of the histogram of abs(w) / RMS(layer): 1 is a typical weight, whatever the layer's scale.
+WEIGHT_EDGES = [0.0, *(round(10 ** (k / 4), 6) for k in range(-16, 5))]
+
+
+@torch.no_grad()
+def deviations(
+    model: nn.Module, images: Tensor
+) -> dict[str, tuple[Float[Tensor, " inputs"], Float[Tensor, " outputs"]]]:
+    """Standard deviations, over examples and positions, of every channel that goes into a convolution or linear layer,
+    and of every channel that comes out, on `images` in eval mode.
+
+    >>> double = nn.Sequential(nn.Linear(1, 1))
+    >>> _ = nn.init.constant_(double[0].weight, 2.0)
+    >>> deviations(double, torch.tensor([[1.0], [-1.0]]))
+    {'0': (tensor([1.]), tensor([2.]))}
+    """
+    sums: dict[str, list[Tensor]] = {}
+
+    def note(name: str, x: Tensor, at: int) -> None:
+        x = x.detach().movedim(1, -1).flatten(0, -2).double()
+        new = torch.stack([torch.full_like(x[0], len(x)), x.sum(0), x.square().sum(0)])
+        kept = sums.setdefault(name, [torch.zeros(()), torch.zeros(())])
+        kept[at] = kept[at].to(new) + new
+
+    def hook(name: str) -> Callable[..., None]:
+        def seen(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            note(name, inputs[0], 0)
+            note(name, output, 1)
+
+        return seen
+
+    handles = [
+        module.register_forward_hook(hook(name)) for name, module in model.named_modules() if convolutions(name, module)
+    ]
+    try:
+        with evaluating(model):
+            for x in batches(images):
+                model(x.to(device_of(model, x)))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    def deviation(total: Tensor) -> Tensor:
+        n, first, second = total
+        return (second / n - (first / n).square()).clamp(min=0).sqrt().float()
+
+    return {name: (deviation(of[0]), deviation(of[1])) for name, of in sums.items()}
+
+
+def weights(model: nn.Module, images: Tensor | None = None) -> dict[str, Any]:
+    """Of every convolution and linear layer: scale, zeros, histogram of its weights, filter norms, batch norm's scales;
+    with `images` also the deviation of what goes in.
+
+    Returns:
+        `edges` of the histograms of abs(w) / RMS(layer), the last bin open, and `layers`, one entry a layer: `name`,
+        `shape`, `rms`, `zeros` (exact ones), `histogram` (counts), `filter_norms` (L2, one a filter) and, where a batch
+        norm comes right after, `bn_scale` (its γ) and `bn_deviation` (its running σ, that of the layer's output before
+        it is normalised: it changes with the size of the filter and with that of the layer's input). Of these three
+        `bn_scale` alone sees neither; see `inner_scale`. `input_deviation` is the root mean square of its
+        input channels' deviations.
+
+    >>> found = weights(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)))["layers"][0]
+    >>> found["shape"], sum(found["histogram"]), len(found["filter_norms"]), found["bn_scale"]
+    ([4, 1, 3, 3], 36, 4, [1.0, 1.0, 1.0, 1.0])
+    """
+    modules = list(model.named_modules())
+    entering = {} if images is None else {name: sigma for name, (sigma, _) in deviations(model, images).items()}
+    layers = []
+    for index, (name, module) in enumerate(modules):
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        w = module.weight.detach().float().cpu()
+        rms = float(w.square().mean().sqrt())
+        edges = torch.tensor([*WEIGHT_EDGES, torch.inf])
+        counts = (
+            torch.histogram(w.abs().flatten() / (rms or 1.0), bins=edges).hist
+            if rms
+            else torch.zeros(len(WEIGHT_EDGES))
+        )
+        layer = {
+            "name": name,
+            "shape": list(w.shape),
+            "rms": rms,
+            "zeros": int((w == 0).sum()),
+            "histogram": [int(c) for c in counts] if rms else [w.numel()] + [0] * (len(WEIGHT_EDGES) - 1),
+            "filter_norms": w.flatten(1).norm(dim=1),
+        }
+        if name in entering:
+            layer["input_deviation"] = float(entering[name].square().mean().sqrt())
+        follower = modules[index + 1][1] if index + 1 < len(modules) else None
+        if isinstance(module, nn.Conv2d) and isinstance(follower, nn.BatchNorm2d) and follower.weight is not None:
+            layer["bn_scale"] = follower.weight.detach().float().cpu()
+            layer["bn_deviation"] = (
+                (follower.running_var + follower.eps).sqrt().float().cpu() if follower.running_var is not None else []
+            )
+        layers.append(rounded(layer, 3))
+    return {"edges": WEIGHT_EDGES, "layers": layers}
+
+
+def small_weights(record: Record, epsilon: float = 0.1) -> float:
+    """Percentage of the weights alive with abs(w) ≤ ε·RMS of those alive, layer by layer: ε-sparsity without scale.
+
+    >>> from companion.experiments.records import Run
+    >>> counts = [10] + [0] * (len(WEIGHT_EDGES) - 2) + [30]  # 10 of 40 weights are next to nothing
+    >>> layer = {"shape": [4, 10], "zeros": 0, "histogram": counts}
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"weights": {"layers": [layer]}}, {})
+    >>> small_weights(record)
+    25.0
+    """
+    below = alive = 0.0
+    for layer in record.measures["weights"]["layers"]:
+        counts = np.array(layer["histogram"], dtype=float)
+        counts[0] -= layer["zeros"]
+        left = counts.sum()
+        threshold = epsilon * math.sqrt(math.prod(layer["shape"]) / left)  # histograms count in the RMS of all weights
+        below += np.interp(threshold, [*WEIGHT_EDGES[1:]], np.cumsum(counts)[:-1])
+        alive += left
+    return float(100 * below / alive)
+
+
+def folded_norms(record: Record, ending: str = "conv1") -> float:
+    """Mean of ‖w‖·abs(γ)/σ over the filters of the convolutions inside blocks that end so: the filter as it acts.
+
+    `"conv1"`: the inner filters, which can be removed; `"conv2"`: the last ones of each branch.
+
+    It does not change when a filter is rescaled before its batch norm, and it doubles when the layer's *input* is
+    halved, although the layer then puts out the same: σ is halved, too. So it compares filters of one layer, which all
+    read the same input. Between networks whose features differ in size it compares their inputs; take `inner_scale`.
+
+    >>> from companion.experiments.records import Run
+    >>> layer = {"name": "layer1.0.conv1", "filter_norms": [1, 3], "bn_scale": [2, 2], "bn_deviation": [4, 4]}
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"weights": {"layers": [layer]}}, {})
+    >>> folded_norms(record)
+    1.0
+    """
+    return _of_filters(record, ending, lambda w, scale, deviation: w * scale / deviation)
+
+
+def raw_norms(record: Record, ending: str = "conv1") -> float:
+    """Mean of ‖w‖ over the same filters. It does not see the size of the input, and it changes with every rescaling of
+    a filter, which the batch norm behind it undoes: there it has no meaning by itself.
+
+    >>> from companion.experiments.records import Run
+    >>> layer = {"name": "layer1.0.conv1", "filter_norms": [1, 3], "bn_scale": [2, 2], "bn_deviation": [4, 4]}
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"weights": {"layers": [layer]}}, {})
+    >>> raw_norms(record)
+    2.0
+    """
+    return _of_filters(record, ending, lambda w, scale, deviation: w)
+
+
+def inner_scale(record: Record) -> float:
+    """Mean abs(γ) of the inner batch norms, those behind the first convolution of every block: the deviation of what
+    the inner filters put out.
+
+    It changes neither with the size of a filter before its batch norm nor with that of the layer's input, so it can be
+    compared between networks. A factor on γ and β that the weights of the next convolution undo it does see.
+
+    >>> from companion.experiments.records import Run
+    >>> layer = {"name": "layer1.0.conv1", "filter_norms": [1, 3], "bn_scale": [2, -4], "bn_deviation": [4, 4]}
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"weights": {"layers": [layer]}}, {})
+    >>> inner_scale(record)
+    3.0
+    """
+    return _of_filters(record, "conv1", lambda w, scale, deviation: scale)
+
+
+def inner_deviation(record: Record) -> float:
+    """Mean σ of the same batch norms: the deviation of what the inner filters put out *before* it is normalised. With
+    filters of unchanged `raw_norms` it follows the size of what they read.
+
+    >>> from companion.experiments.records import Run
+    >>> layer = {"name": "layer1.0.conv1", "filter_norms": [1, 3], "bn_scale": [2, -4], "bn_deviation": [4, 5]}
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"weights": {"layers": [layer]}}, {})
+    >>> inner_deviation(record)
+    4.5
+    """
+    return _of_filters(record, "conv1", lambda w, scale, deviation: deviation)
+
+
+def branch_scale(record: Record) -> float:
+    """Mean abs(γ) of the last batch norm of every branch: the scale of the residual step. It does not see the size of
+    the branch's weights or of what the branch reads.
+
+    >>> from companion.experiments.records import Run
+    >>> layer = {"name": "layer1.0.conv2", "filter_norms": [1, 3], "bn_scale": [2, 2], "bn_deviation": [4, 4]}
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"weights": {"layers": [layer]}}, {})
+    >>> branch_scale(record)
+    2.0
+    """
+    return _of_filters(record, "conv2", lambda w, scale, deviation: scale)
+
+
+def _of_filters(record: Record, ending: str, value: Callable[..., np.ndarray]) -> float:
+    layers = [
+        layer
+        for layer in record.measures["weights"]["layers"]
+        if layer["name"].startswith("layer") and layer["name"].endswith(ending)
+    ]
+    found = [
+        value(*(np.abs(np.array(layer[key])) for key in ("filter_norms", "bn_scale", "bn_deviation")))
+        for layer in layers
+    ]
+    return float(np.mean(np.concatenate(found)))
+
+
+# ---------------------------------------------------------------------------------------------------------- information
+def information(model: nn.Module, images: Tensor, labels: Tensor, noise: float = 0.25) -> dict[str, Any]:
+    """What the blocks know of each other, of the image and of the label, in nats; blocks averaged over positions.
+
+    Every block T is what it is plus Gaussian noise on each feature, whose deviation is `noise` times the root mean
+    square norm of the centred block: without noise these numbers are infinite, and a block's scale makes no difference
+    this way. `gaussian` is I(T_i; T_j) as if both were jointly Gaussian, the quantity of CKA-SR's argument;
+    `about_image` is the upper bound of I(X; T), at most ln of the number of images; `about_label` is a difference of
+    such bounds, see `information.noisy_label_information`.
+
+    Returns:
+        `gaussian`: a matrix layers × layers, its diagonal left 0; `layers`, `noise`, and one number a layer of
+        `about_image` and `about_label`.
+
+    >>> from companion.models import digits_net
+    >>> found = information(digits_net(blocks=2), torch.randn(100, 1, 8, 8), torch.arange(100) % 10)
+    >>> found["layers"], len(found["about_label"])
+    (['relu', 'layer1.0', 'layer1.1', 'linear'], 4)
+    """
+    features = extract(model, images, block_outputs, reduce="average_pool")
+    features = {name: x.double() - x.double().mean(0) for name, x in features.items()}
+    features = {name: x / x.square().sum(1).mean().sqrt().clamp(min=1e-12) for name, x in features.items()}
+    chance = torch.Generator().manual_seed(0)
+    noisy = {
+        name: x + noise * torch.randn(x.shape, generator=chance, dtype=x.dtype).to(x.device)
+        for name, x in features.items()
+    }
+    names = list(features)
+    gaussian = torch.zeros(len(names), len(names), dtype=torch.double)
+    for i, j in itertools.combinations(range(len(names)), 2):
+        gaussian[i, j] = gaussian[j, i] = gaussian_estimate(noisy[names[i]], noisy[names[j]]).value
+    about = {
+        "about_image": [kolchinsky_tracey(x, noise=noise).value for x in features.values()],
+        "about_label": [noisy_label_information(x, labels, noise=noise).value for x in features.values()],
+    }
+    found = {name: rounded([float(value) for value in values]) for name, values in about.items()}
+    table = pd.DataFrame(gaussian.numpy(), index=names, columns=names)
+    return {"gaussian": matrix(table), "layers": names, "noise": noise, **found}
+
+
+def about_image(record: Record) -> float:
+    """Upper bound of I(X;T) in nats, mean over the blocks, see `information`.
+
+    >>> from companion.experiments.records import Run
+    >>> found = {"layers": ["layer1.0", "layer1.1", "linear"], "about_image": [1.0, 2.0, 9.0]}
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"information": found}, {})
+    >>> about_image(record)
+    1.5
+    """
+    return float(np.mean(_blocks(record, "about_image")))
+
+
+def about_label(record: Record) -> float:
+    """I(T;Y) in nats between bounds, mean over the blocks, see `information`.
+
+    >>> from companion.experiments.records import Run
+    >>> found = {"layers": ["layer1.0", "layer1.1", "linear"], "about_label": [1.0, 2.0, 9.0]}
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"information": found}, {})
+    >>> about_label(record)
+    1.5
+    """
+    return float(np.mean(_blocks(record, "about_label")))
+
+
+def shared_information(record: Record) -> float:
+    """Gaussian I(T_l; T_{l+1}) in nats, mean over neighbouring blocks, see `information`.
+
+    >>> from companion.experiments.records import Run
+    >>> gaussian = {"layers": ["layer1.0", "layer1.1"], "values": [[0, 1.5], [1.5, 0]]}
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"information": {"gaussian": gaussian}}, {})
+    >>> shared_information(record)
+    1.5
+    """
+    table = record.measures["information"]["gaussian"]
+    values = np.array(table["values"])
+    at = [i for i, name in enumerate(table["layers"]) if name.startswith("layer")]
+    return float(np.mean([values[i, j] for i, j in itertools.pairwise(at)]))
+
+
+def _blocks(record: Record, name: str) -> list[float]:
+    found = record.measures["information"]
+    return [value for layer, value in zip(found["layers"], found[name], strict=True) if layer.startswith("layer")]
+
+
+# ------------------------------------------------------------------------------------------------------------- geometry
+def geometry(model: nn.Module, images: Tensor, layers: Any = block_outputs) -> dict[str, Any]:
+    """Two principal components of the examples at every layer, unit variance in all, each layer turned onto the one
+    before.
+
+    Principal components are defined up to sign and, when their variances are close, up to rotation; an orthogonal
+    Procrustes turn onto the layer before keeps the eye from reading such a flip as a change.
+
+    Returns:
+        `layers`, `points` (layers × examples × 2) and `explained`, the share of the layer's variance that the two
+        components hold.
+
+    >>> from companion.models import digits_net
+    >>> found = geometry(digits_net(blocks=2), torch.randn(20, 1, 8, 8))
+    >>> found["layers"], torch.tensor(found["points"]).shape
+    (['relu', 'layer1.0', 'layer1.1', 'linear'], torch.Size([4, 20, 2]))
+    """
+    points: list[Tensor] = []
+    explained: list[float] = []
+    features = extract(model, images, layers)
+    for x in features.values():
+        x = (x - x.mean(0)).double()
+        u, s, _ = torch.linalg.svd(x, full_matrices=False)
+        total = s.square().sum()
+        plane = u[:, :2] * s[:2] / total.sqrt().clamp(min=1e-300) * len(x) ** 0.5
+        if points:
+            a, _, b = torch.linalg.svd(plane.T @ points[-1])
+            plane = plane @ (a @ b)
+        points.append(plane)
+        explained.append(float(s[:2].square().sum() / total.clamp(min=1e-300)))
+    return {"layers": list(features), "points": rounded(points, 3), "explained": rounded(explained, 3)}
+
+
+# ------------------------------------------------------------------------------------------------------------ gradients
+def gradient_cosines(
+    model: nn.Module, x: Tensor, y: Tensor, penalties: Mapping[str, Callable[[], Tensor]]
+) -> dict[str, float]:
+    """Cosine of the angle between the gradients of the loss and of every penalty, for one batch in training mode.
+
+    Weights that are exactly 0 are left out: under a mask they do not move. Random states, batch norm's statistics and
+    the penalties' own states are left as they were; one that is due every few steps is asked as when it last was.
+
+    Returns:
+        `cosine_A_B` for every two of the terms, `loss` and the penalties by their names; 0 where a gradient is 0.
+
+    >>> model = nn.Linear(4, 2)
+    >>> shrink = {"l2": lambda: model.weight.square().sum()}
+    >>> list(gradient_cosines(model, torch.randn(8, 4), torch.arange(8) % 2, shrink))
+    ['cosine_loss_l2']
+    """
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    stateful: list[Any] = [p for p in penalties.values() if hasattr(p, "load_state_dict")]
+    states = [(p, p.state_dict()) for p in stateful]
+    weights = [p for p in model.parameters() if p.requires_grad]
+    devices = [x.device] if x.device.type == "cuda" else []
+    training = model.training
+    try:
+        for penalty in penalties.values():
+            if isinstance(penalty, FeaturePenalty):  # the last call that was due
+                penalty.load_state_dict({"calls": penalty.calls - penalty.calls % penalty.every})
+        with torch.random.fork_rng(devices):
+            model.train()
+            terms = {"loss": nn.functional.cross_entropy(model(x), y)}
+            terms |= {name: penalty() for name, penalty in penalties.items()}
+            gradients = {}
+            for name, term in terms.items():
+                found = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
+                alive = [
+                    torch.zeros_like(w) if g is None else g * (w != 0) for g, w in zip(found, weights, strict=True)
+                ]
+                whole = torch.cat([g.flatten() for g in alive]).double()
+                gradients[name] = nn.functional.normalize(whole, dim=0)
+    finally:
+        model.train(training)
+        for penalty, state in states:
+            penalty.load_state_dict(state)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+    return {
+        f"cosine_{a}_{b}": rounded(float(gradients[a] @ gradients[b])) for a, b in itertools.combinations(gradients, 2)
+    }
+
+
+def mean_cosine(key: str) -> Reading:
+    """Mean over epochs of a cosine between gradients, such as `"cosine_cka_feature_flow"`.
+
+    Raises:
+        ValueError: when read, a record without it.
+
+    >>> from companion.experiments.records import Run
+    >>> curve = [{"cosine_loss_cka": 0.5}, {"cosine_loss_cka": 0.25}]
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, curve, {}, {})
+    >>> mean_cosine("cosine_loss_cka")(record)
+    0.375
+    """
+
+    def value(record: Record) -> float:
+        found = [epoch[key] for epoch in record.curve if key in epoch]
+        if not found:
+            have = sorted(k for k in (record.curve[-1] if record.curve else {}) if k.startswith("cosine"))
+            raise ValueError(f"record {record.run} has no {key!r}; it has {have}")
+        return float(np.mean(found))
+
+    return value
+
+
+# ------------------------------------------------------------------------------------------------------ a whole network
+def of_network(model: nn.Module, images: Tensor) -> dict[str, Any]:
+    """The measures that every training run records, on held-out `images` on the model's device.
+
+    >>> from companion.models import digits_net
+    >>> list(of_network(digits_net(blocks=2), torch.randn(20, 1, 8, 8)))
+    ['cka', 'weights', 'trajectory']
+    """
+    return {
+        "cka": matrix(cka_map(model, images, block_outputs)),
+        "weights": weights(model, images[:256]),
+        "trajectory": trajectory(model, images[:256]),
+    }
