@@ -12,7 +12,8 @@ from conftest import ROOT
 PACKAGE = ROOT / "companion"
 LIBRARY = [path for path in sorted(PACKAGE.rglob("*.py")) if "experiments" not in path.parts]
 ORDER = [  # a part imports only parts before it
-    ("_files", "_ranks"),
+    ("_checks",),
+    ("_registry", "_files", "_ranks"),
     ("features",),
     ("similarity", "flow"),
     ("information",),

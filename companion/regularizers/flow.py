@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion import flow
+from companion._checks import one_of
 from companion.features import Layers
-from companion.regularizers.penalty import FeaturePenalty, Strength, check_strengths, one_of, shown, strength_at
+from companion.regularizers.penalty import FeaturePenalty, Strength, check_strengths, shown, strength_at
 
 
 class FeatureFlow(FeaturePenalty):

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from companion._checks import one_of
 from companion.features import FeatureTap, Layers, find_blocks
-from companion.regularizers.penalty import FeaturePenalty, Strength, check_strengths, one_of, shown, strength_at
+from companion.regularizers.penalty import FeaturePenalty, Strength, check_strengths, shown, strength_at
 from companion.similarity import MINIMUM, Kernel, alignment, gram
 
 Pair: TypeAlias = tuple[str, str]

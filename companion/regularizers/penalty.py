@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -50,13 +50,6 @@ def strength_at(strength: Strength, step: int) -> float:
 def shown(strength: Strength) -> str:
     """A strength in a `__repr__`."""
     return getattr(strength, "__name__", "function") if callable(strength) else f"{strength}"
-
-
-def one_of(**choices: tuple[Any, Iterable[Any]]) -> None:
-    """Refuse a choice that is not among those allowed: `one_of(norm=(norm, (1, 2)))`."""
-    for name, (given, allowed) in choices.items():
-        if given not in allowed:
-            raise ValueError(f"{name}={given!r} is unknown; use one of {list(allowed)}")
 
 
 # --------------------------------------------------------------------------------------------------------- on features
