@@ -21,7 +21,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Any, Self, TypeAlias, cast
+from typing import Any, Self, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -108,8 +108,13 @@ def resolve_reducer(reduce: Reducer) -> Callable[[Tensor], Tensor]:
 
 
 # --------------------------------------------------------------------------------------------------------------- layers
+# What wrappers write into the names of the modules that they wrap; DistributedDataParallel's stands in front.
+WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+
+
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel, DataParallel and `torch.compile` wrappers (any nesting).
+    """The module inside the wrappers of DistributedDataParallel, DataParallel, `torch.compile` and activation
+    checkpointing (any nesting).
 
     >>> model = nn.Linear(2, 2)
     >>> unwrap(nn.DataParallel(model)) is model
@@ -118,10 +123,20 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, DataParallel | DistributedDataParallel):
             model = model.module
-        elif hasattr(model, "_orig_mod"):
-            model = cast(nn.Module, model._orig_mod)
-        else:
+            continue
+        inner = next((model._modules[name] for name in WRAPPERS if name in model._modules), None)
+        if inner is None:
             return model
+        model = inner
+
+
+def bare_name(name: str) -> str:
+    """The name of a layer in the bare model, without what compiling, checkpointing and distributing put into it.
+
+    >>> bare_name("module.layer1.0._checkpoint_wrapped_module.conv1")
+    'layer1.0.conv1'
+    """
+    return ".".join(part for part in name.removeprefix("module.").split(".") if part not in WRAPPERS)
 
 
 def find_layers(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
@@ -139,12 +154,9 @@ def find_layers(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
     >>> list(find_layers(digits_net(), "layer1.?")), list(find_layers(digits_net(), nn.Linear))
     (['layer1.0', 'layer1.1', 'layer1.2', 'layer1.3'], ['linear'])
     """
-    # Names are those of the bare model; a compiled child is the module that it wraps.
-    modules = {
-        name.replace("_orig_mod.", ""): getattr(module, "_orig_mod", module)
-        for name, module in unwrap(model).named_modules()
-        if name and not name.endswith("_orig_mod")
-    }
+    # Names are those of the bare model; a wrapped child is the module that is wrapped.
+    modules = {bare_name(name): unwrap(module) for name, module in unwrap(model).named_modules()}
+    modules.pop("", None)
     kind = type(unwrap(model)).__name__
     if callable(layers) and not isinstance(layers, type | nn.Module):
         chosen = {name for name, module in modules.items() if layers(name, module)}
@@ -170,54 +182,6 @@ def find_layers(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
         kinds = sorted({type(module).__name__ for module in modules.values()})
         raise ValueError(f"layers={layers!r} chooses no layer of {kind}; it is made of {kinds}")
     return {name: module for name, module in modules.items() if name in chosen}
-
-
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Tanh, nn.Sigmoid)
-
-
-def find_blocks(model: nn.Module) -> list[str]:
-    """The blocks whose outputs the papers compare, found by the model's structure.
-
-    They are the composite children (modules with layers of their own) of the outermost `nn.Sequential` and
-    `nn.ModuleList` that have any: residual blocks of ours and torchvision's ResNets, encoder blocks of a ViT. A plain
-    net, such as VGG or a sequence of layers, has none; its blocks are its activations, those on maps where it has
-    convolutions.
-
-    Raises:
-        ValueError: neither kind is there; name the layers.
-
-    >>> from companion.models import digits_net, mlp
-    >>> find_blocks(digits_net()), find_blocks(mlp([64, 32, 32, 10]))
-    (['layer1.0', 'layer1.1', 'layer1.2', 'layer1.3'], ['relu1', 'relu2'])
-    """
-    net = unwrap(model)
-    blocks: list[str] = []
-
-    def collect(module: nn.Module, prefix: str) -> None:
-        holds_blocks = isinstance(module, nn.Sequential | nn.ModuleList)
-        for name, child in module.named_children():
-            child = unwrap(child)
-            if (
-                holds_blocks
-                and not isinstance(child, nn.Sequential | nn.ModuleList)
-                and any(True for _ in child.children())
-            ):
-                blocks.append(f"{prefix}{name}")
-            else:
-                collect(child, f"{prefix}{name}.")
-
-    collect(net, "")
-    if not blocks:
-        modules = find_layers(model, lambda name, module: True)
-        blocks = [name for name, module in modules.items() if isinstance(module, ACTIVATIONS)]
-        maps = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
-        if maps:  # the activations of a classifier's linear layers come after the last convolution's own
-            order = list(modules)
-            after = [name for name in blocks if order.index(name) > order.index(maps[-1])][:1]
-            blocks = [name for name in blocks if order.index(name) < order.index(maps[-1])] + after
-    if not blocks:
-        raise ValueError(f"{type(net).__name__} has no blocks and no activation modules to find; choose layers by name")
-    return blocks
 
 
 # ----------------------------------------------------------------------------------------------------------------- taps

@@ -4,7 +4,7 @@ Each layer's features are one vertex, x₀, x₁, …, x_L; the steps are d_l = 
 identity shortcut takes such a step by itself (up to its ReLU): an Euler step of length 1 along its branch. Chapter
 *Networks as flows* derives what is measured here.
 
-A difference needs two features of one shape. `stages` cuts a network's features where the shape changes; a trajectory
+A difference needs two features of one shape. `polygons` cuts a network's features where the shape changes; a trajectory
 that crosses such a place carries its vertices, steps and directions over by `carry`.
 
 >>> import torch
@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,20 +27,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion.features import FeatureTap, Layers, batches, device_of, evaluating, find_blocks, find_layers, unwrap
+from companion.blocks import find_blocks, stages
+from companion.features import FeatureTap, Layers, batches, device_of, evaluating, find_layers, unwrap
 
 
 # ------------------------------------------------------------------------------------------------- from layers to steps
-def stages(features: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The layers in runs of equal shape, in order: the residual stages of a ResNet.
-
-    >>> wide, narrow = torch.ones(2, 8), torch.ones(2, 4)
-    >>> [list(stage) for stage in stages({"a": wide, "b": wide, "c": narrow})]
-    [['a', 'b'], ['c']]
-    """
-    return [dict(run) for _, run in groupby(features.items(), key=lambda item: item[1].shape)]
-
-
 def carry(x: Float[Tensor, "examples *feature"], shape: Sequence[int]) -> Float[Tensor, "examples *shape"]:
     """x in the shape of a later layer, without parameters: average pooling to its resolution, zeros in new channels.
 
@@ -66,7 +57,7 @@ def carry(x: Float[Tensor, "examples *feature"], shape: Sequence[int]) -> Float[
     if not (maps or len(old) == len(new) == 1) or new[0] < old[0]:
         raise ValueError(
             f"features of shape {old} cannot be carried to {new}: it takes maps (channels, height, width) or vectors, "
-            "as many channels or more, and a resolution that is not finer; cut the trajectory with `stages`"
+            "as many channels or more, and a resolution that is not finer; cut the trajectory with `polygons`"
         )
     if maps and old[1:] != new[1:]:
         x = F.adaptive_avg_pool2d(x, (new[1], new[2]))
@@ -271,7 +262,8 @@ def polygons(features: Mapping[str, Tensor], across_stages: bool = False) -> lis
     >>> [list(polygon) for polygon in polygons({"a": narrow, "b": narrow, "c": wide}, across_stages=True)]
     [['a', 'b', 'c']]
     """
-    runs = [dict(features)] if across_stages else stages(features)
+    shapes = {name: x.shape[1:] for name, x in features.items()}
+    runs = [{name: features[name] for name in run} for run in ([list(shapes)] if across_stages else stages(shapes))]
     found = [run for run in runs if len(run) > 1]
     if not found:
         hint = "choose more layers" if across_stages or len(features) < 2 else "use across_stages=True, or other layers"
@@ -323,7 +315,7 @@ def trajectory(
 
     Args:
         data: inputs (examples, …), or an iterable of `x` or `(x, y)` batches; each goes to the model's device.
-        layers: see `features.find_layers`; None: the blocks, see `features.find_blocks` (in VGG every activation).
+        layers: see `features.find_layers`; None: the blocks, see `blocks.find_blocks` (in VGG every activation).
         across_stages, norm: see `measure`.
         before_relu: take each block's sum before its last ReLU in place of its output, see `tap`.
         batch_size: examples in a forward pass; no feature outlives its own.
@@ -352,7 +344,7 @@ def tap(model: nn.Module, layers: Layers | None = None, *, before_relu: bool = F
     """A tap on the vertices of a model's trajectories, unreduced; read them by `vertices`.
 
     Args:
-        layers: see `features.find_layers`; None: the blocks, see `features.find_blocks`.
+        layers: see `features.find_layers`; None: the blocks, see `blocks.find_blocks`.
         before_relu: tap what goes into the last ReLU of each block (of a layer that is a ReLU: into it).
         options: further ones of `FeatureTap`.
 

@@ -9,8 +9,7 @@ viridis.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, SupportsFloat
 
 import matplotlib
@@ -22,6 +21,8 @@ from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+
+from companion.blocks import label, spans, stage_of
 
 # Okabe & Ito (2008), with a wine for their pink; the last two are too light for thin lines.
 BLUE, VERMILION, GREEN, WINE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#882255", "#E69F00", "#56B4E9"
@@ -90,32 +91,6 @@ def glue(**numbers: SupportsFloat | str) -> None:
         display(bundle, raw=True, metadata=metadata)
 
 
-def layer_name(layer: str) -> str:
-    """The stem and the classifier by their role, a block by its name.
-
-    >>> [layer_name(layer) for layer in ("relu", "layer1.0", "linear")]
-    ['stem', 'layer1.0', 'logits']
-    """
-    return {"relu": "stem", "linear": "logits", "fc": "logits"}.get(layer, layer)
-
-
-def stages(layers: Iterable[str]) -> list[tuple[str, int, int]]:
-    """Runs of layers that belong together, as `(label, first, length)`: blocks by stage, other layers by themselves.
-
-    >>> stages(["relu", "layer1.0", "layer1.1", "linear"])
-    [('stem', 0, 1), ('stage 1', 1, 2), ('logits', 3, 1)]
-    """
-    found: list[tuple[str, int, int]] = []
-    for index, layer in enumerate(layers):
-        block = re.match(r"layer(\d+)\.", layer)
-        label = f"stage {block[1]}" if block else layer_name(layer)
-        if found and found[-1][0] == label:
-            found[-1] = (label, found[-1][1], found[-1][2] + 1)
-        else:
-            found.append((label, index, 1))
-    return found
-
-
 def cka_heatmap(
     table: pd.DataFrame,
     *,
@@ -163,7 +138,7 @@ def cka_heatmap(
     rows, columns = (list(map(str, names)) for names in (table.index, table.columns))
     for side, names in ((axis.yaxis, rows), (axis.xaxis, columns)):
         shown = _thinned(len(names), labels)
-        side.set_ticks(shown, [layer_name(names[i]) for i in shown])
+        side.set_ticks(shown, [label(names[i]) for i in shown])
     axis.tick_params(axis="x", rotation=90)
     axis.tick_params(length=2)
     if stages:
@@ -231,9 +206,8 @@ def _thinned(count: int, most: int) -> list[int]:
 
 def _starts(names: Sequence[str]) -> list[int]:
     """Where a stage begins, the first layer excepted; nothing for names without stages."""
-    found = stages(names)
-    staged = any(label.startswith("stage") for label, _, _ in found)
-    return [first for _, first, _ in found if first > 0 and staged]
+    staged = any(stage_of(name) for name in names)
+    return [first for _, first, _ in spans(names) if first > 0 and staged]
 
 
 def mask_report(report: pd.DataFrame, *, ax: Axes | None = None, title: str | None = None) -> Axes:

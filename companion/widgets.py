@@ -25,8 +25,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from companion.blocks import label, spans, stage_of
 from companion.experiments.records import Record
-from companion.plots import BLUE, INK, ORANGE, VERMILION, layer_name, stages
+from companion.plots import BLUE, INK, ORANGE, VERMILION
 
 # Petroff's ten colours (2021, arXiv 2107.02270), made to be told apart with deficient colour vision. Vehicles are
 # squares, so that not everything hangs on colour.
@@ -134,8 +135,8 @@ def _network(record: Record, geometry: Mapping[str, Any]) -> dict[str, Any]:
     cka = record.frame("cka").loc[layers, layers]
     return {
         "name": network_name(record.run.method),
-        "layers": [layer_name(layer) for layer in layers],
-        "stages": [list(stage) for stage in stages(layers)],
+        "layers": [label(layer) for layer in layers],
+        "stages": [list(stage) for stage in spans(layers)],
         "cka": cka.to_numpy().tolist(),
         "points": [np.round(_unit(points), 2).tolist() for points in geometry["points"]],
         "explained": list(geometry["explained"]),
@@ -145,7 +146,7 @@ def _network(record: Record, geometry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _first(layers: list[str]) -> list[int]:
     """The pair to begin with: the first block against the last one, where depth has changed most."""
-    blocks = [index for index, layer in enumerate(layers) if layer.startswith("layer")] or [0, len(layers) - 1]
+    blocks = [index for index, layer in enumerate(layers) if stage_of(layer)] or [0, len(layers) - 1]
     return [blocks[0], blocks[-1]]
 
 
@@ -274,8 +275,8 @@ def _figure(data: Mapping[str, Any], network: Mapping[str, Any], i: int, j: int)
     labels = np.asarray(data["labels"])
     looks = list(zip(data["classes"], data["palette"], data["shapes"], strict=True))
     for axis, layer, p in ((axes[1], i, points[i]), (axes[2], j, turned(points[j], points[i]))):
-        for label, (name, colour, shape) in enumerate(looks):
-            x, y = p[labels == label].T
+        for kind, (name, colour, shape) in enumerate(looks):
+            x, y = p[labels == kind].T
             marker = "s" if shape == "square" else "o"
             axis.scatter(x, y, s=18, color=colour, marker=marker, edgecolor="#222222", linewidth=0.4, label=name)
         reach = 1.05 * np.abs(p).max()

@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from cells import tagged
 
-from companion import plots
+from companion.blocks import label, spans, stage_of
 from companion.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,9 +52,9 @@ def strengths_data(names: dict[str, Any]) -> dict[str, Any]:
         "none": nets["none"],
         "penalties": list(penalties.values()),
         "first": [list(penalties).index(first), labels.index(strength)],
-        "layers": list(map(plots.layer_name, layers)),
-        "stages": [list(stage) for stage in plots.stages(layers)],
-        "blocks": [layer.removeprefix("layer") for layer in layers if layer.startswith("layer")],
+        "layers": list(map(label, layers)),
+        "stages": [list(stage) for stage in spans(layers)],
+        "blocks": [layer.removeprefix("layer") for layer in layers if stage_of(layer)],
         "pruned": list(names["PRUNED"]),
         "colours": (255 * colours).round().astype(int).tolist(),
     }

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from companion import plots
+from companion.blocks import spans
 from companion.experiments import load_or_run
 from companion.experiments.records import Record, Records
 from companion.widgets import cka_explorer, explorable_script, network_name
@@ -35,7 +36,7 @@ def two_wishes(record: Record) -> Figure:
     """
     measured = record.frame("cka")
     inside = np.zeros(measured.shape, dtype=bool)
-    for _, first, length in plots.stages(measured.index):
+    for _, first, length in spans(measured.index):
         inside[first : first + length, first : first + length] = True
     different = measured.where(~inside | np.eye(len(measured), dtype=bool), 0.15 * measured)
     alike = measured.where(~inside, 0.15 * measured + 0.85)

@@ -15,6 +15,7 @@ ORDER = [  # a part imports only parts before it
     ("_checks",),
     ("_registry", "_files", "_ranks"),
     ("features",),
+    ("blocks",),
     ("similarity", "flow"),
     ("information",),
     ("data",),

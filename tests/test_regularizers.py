@@ -13,8 +13,9 @@ from torch import nn
 from torchvision.models import resnet18, vit_b_16
 
 from companion import flow, models, training
+from companion.blocks import find_blocks
 from companion.data import DeviceLoader, digits
-from companion.features import FeatureTap, find_blocks
+from companion.features import FeatureTap
 from companion.regularizers import (
     L1,
     AugmentedCKASparsity,

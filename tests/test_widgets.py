@@ -13,8 +13,8 @@ import torch
 import traitlets
 from PIL import Image
 
+from companion.blocks import label
 from companion.experiments.records import Record, Run
-from companion.plots import layer_name, stages
 from companion.widgets import (
     WORDS,
     MaskExplorer,
@@ -97,8 +97,6 @@ def test_turning_undoes_any_rotation_or_reflection() -> None:
 def test_names_and_words() -> None:
     assert network_name("resnet56") == "ResNet-56, trained"
     assert network_name("resnet20-untrained") == "ResNet-20, untrained"
-    assert [layer_name(name) for name in ("relu", "layer1.0", "linear")] == ["stem", "layer1.0", "logits"]
-    assert stages(["conv1", "conv2"]) == [("conv1", 0, 1), ("conv2", 1, 1)]
     assert [words(value) for value in (1.0, 0.9, 0.6, 0.59, -0.2)] == [WORDS[k][1] for k in (0, 0, 1, 2, 3)]
 
 
@@ -122,7 +120,7 @@ def test_explorer_offers_the_layers_of_the_chosen_network() -> None:
     explorer.controls["column"].value = "logits"
     explorer.controls["network"].value = "ResNet-32, trained"
     assert (explorer.controls["row"].value, explorer.controls["column"].value) == ("layer1.0", "layer2.2")
-    assert list(explorer.controls["row"].options) == [layer_name(name) for name in deeper]
+    assert list(explorer.controls["row"].options) == [label(name) for name in deeper]
     explorer.controls["network"].value = "ResNet-20, trained"
     assert (explorer.controls["row"].value, explorer.controls["column"].value) == ("layer1.0", "layer2.0")
     explorer.controls["column"].value = "stem"

@@ -12,6 +12,7 @@ import torchvision
 from torch import nn
 
 from companion import data, models, training
+from companion.blocks import compared_layers
 from companion.experiments import quantities
 from companion.experiments.plan import Outcome, Workplace
 from companion.experiments.records import Run
@@ -43,13 +44,13 @@ def published_cka(run: Run, place: Workplace) -> Outcome:
     result = {"test": score(**training.evaluate(model, loader))}
     if "other" in s:
         other = _network(run, place, s["other"], s["weights"])
-        return Outcome(
-            result, [], {"cka": quantities.matrix(cka_map(model, loader, quantities.block_outputs, other=other))}
-        )
+        table = cka_map(model, loader, compared_layers(model), other=other, other_layers=compared_layers(other))
+        return Outcome(result, [], {"cka": quantities.matrix(table)})
+    layers = compared_layers(model)
     maps = {
-        "cka": cka_map(model, loader, quantities.block_outputs),
-        "cka_biased": cka_map(model, loader, quantities.block_outputs, unbiased=False),
-        "cka_pooled": cka_map(model, loader, quantities.block_outputs, reduce="average_pool", estimator="exact"),
+        "cka": cka_map(model, loader, layers),
+        "cka_biased": cka_map(model, loader, layers, unbiased=False),
+        "cka_pooled": cka_map(model, loader, layers, reduce="average_pool", estimator="exact"),
         "cka_convs": cka_map(model, loader, quantities.convolutions),
     }
     # The same number of images of every class, the first ones of the test set.

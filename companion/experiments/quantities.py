@@ -16,29 +16,16 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.models import resnet
 
 from companion import flow
+from companion.blocks import compared_layers, same_stage, stage_of
 from companion.experiments.records import Record
-from companion.features import batches, device_of, evaluating, extract
+from companion.features import Layers, batches, device_of, evaluating, extract
 from companion.information import gaussian_estimate, kolchinsky_tracey, noisy_label_information
-from companion.models import BasicBlock
 from companion.regularizers import FeaturePenalty
 from companion.similarity import cka_map
 
 Reading = Callable[[Record], float]
-BLOCKS = (BasicBlock, resnet.BasicBlock, resnet.Bottleneck)
-
-
-def block_outputs(name: str, module: nn.Module) -> bool:
-    """Layers whose outputs are compared: of a ResNet (torchvision's too) stem, every block and logits; of VGG every
-    activation and the logits.
-
-    >>> from companion.models import digits_net
-    >>> [name for name, module in digits_net(blocks=2).named_modules() if block_outputs(name, module)]
-    ['relu', 'layer1.0', 'layer1.1', 'linear']
-    """
-    return isinstance(module, BLOCKS) or name in ("relu", "linear", "fc") or name.startswith("features.relu")
 
 
 def convolutions(name: str, module: nn.Module) -> bool:
@@ -232,7 +219,7 @@ def cka_in_stages(record: Record) -> float:
     >>> cka_in_stages(record)
     0.75
     """
-    return _mean_cka(record, lambda a, b: a[:6] == b[:6])
+    return _mean_cka(record, same_stage)
 
 
 def cka_of_neighbours(record: Record) -> float:
@@ -245,7 +232,7 @@ def cka_of_neighbours(record: Record) -> float:
     >>> cka_of_neighbours(record)
     0.625
     """
-    blocks = [name for name in record.frame("cka").index if name.startswith("layer")]
+    blocks = [name for name in record.frame("cka").index if stage_of(name)]
     follows = set(itertools.pairwise(blocks))
     return _mean_cka(record, lambda a, b: (a, b) in follows)
 
@@ -265,7 +252,7 @@ def cka_of_blocks(record: Record) -> float:
 
 def _mean_cka(record: Record, chosen: Callable[[str, str], bool]) -> float:
     table = record.frame("cka")
-    blocks = [name for name in table.index if name.startswith("layer")]
+    blocks = [name for name in table.index if stage_of(name)]
     return float(np.mean([table.loc[a, b] for a, b in itertools.combinations(blocks, 2) if chosen(a, b)]))
 
 
@@ -576,7 +563,7 @@ def _of_filters(record: Record, ending: str, value: Callable[..., np.ndarray]) -
     layers = [
         layer
         for layer in record.measures["weights"]["layers"]
-        if layer["name"].startswith("layer") and layer["name"].endswith(ending)
+        if stage_of(layer["name"]) and layer["name"].endswith(ending)
     ]
     found = [
         value(*(np.abs(np.array(layer[key])) for key in ("filter_norms", "bn_scale", "bn_deviation")))
@@ -604,7 +591,7 @@ def information(model: nn.Module, images: Tensor, labels: Tensor, noise: float =
     >>> found["layers"], len(found["about_label"])
     (['relu', 'layer1.0', 'layer1.1', 'linear'], 4)
     """
-    features = extract(model, images, block_outputs, reduce="average_pool")
+    features = extract(model, images, compared_layers(model), reduce="average_pool")
     features = {name: x.double() - x.double().mean(0) for name, x in features.items()}
     features = {name: x / x.square().sum(1).mean().sqrt().clamp(min=1e-12) for name, x in features.items()}
     chance = torch.Generator().manual_seed(0)
@@ -660,17 +647,17 @@ def shared_information(record: Record) -> float:
     """
     table = record.measures["information"]["gaussian"]
     values = np.array(table["values"])
-    at = [i for i, name in enumerate(table["layers"]) if name.startswith("layer")]
+    at = [i for i, name in enumerate(table["layers"]) if stage_of(name)]
     return float(np.mean([values[i, j] for i, j in itertools.pairwise(at)]))
 
 
 def _blocks(record: Record, name: str) -> list[float]:
     found = record.measures["information"]
-    return [value for layer, value in zip(found["layers"], found[name], strict=True) if layer.startswith("layer")]
+    return [value for layer, value in zip(found["layers"], found[name], strict=True) if stage_of(layer)]
 
 
 # ------------------------------------------------------------------------------------------------------------- geometry
-def geometry(model: nn.Module, images: Tensor, layers: Any = block_outputs) -> dict[str, Any]:
+def geometry(model: nn.Module, images: Tensor, layers: Layers | None = None) -> dict[str, Any]:
     """Two principal components of the examples at every layer, unit variance in all, each layer turned onto the one
     before.
 
@@ -688,7 +675,7 @@ def geometry(model: nn.Module, images: Tensor, layers: Any = block_outputs) -> d
     """
     points: list[Tensor] = []
     explained: list[float] = []
-    features = extract(model, images, layers)
+    features = extract(model, images, compared_layers(model) if layers is None else layers)
     for x in features.values():
         x = (x - x.mean(0)).double()
         u, s, _ = torch.linalg.svd(x, full_matrices=False)
@@ -785,7 +772,7 @@ def of_network(model: nn.Module, images: Tensor) -> dict[str, Any]:
     ['cka', 'weights', 'trajectory']
     """
     return {
-        "cka": matrix(cka_map(model, images, block_outputs)),
+        "cka": matrix(cka_map(model, images, compared_layers(model))),
         "weights": weights(model, images[:256]),
         "trajectory": trajectory(model, images[:256]),
     }

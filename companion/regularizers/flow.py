@@ -40,7 +40,7 @@ class FeatureFlow(FeaturePenalty):
         across_stages: one trajectory through all layers, carried over where the shape changes (`flow.carry`); else one
             in each run of layers of equal shape.
         before_relu: take each block's sum before its last ReLU in place of its output.
-        layers: the vertices, see `features.find_layers`; None: the blocks, see `features.find_blocks`.
+        layers: the vertices, see `features.find_layers`; None: the blocks, see `blocks.find_blocks`.
         examples: how many of the batch's first examples; None: all.
         every: compute the penalty at every n-th call, return 0 at the others.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from itertools import combinations, groupby, pairwise
+from itertools import combinations, pairwise
 from typing import Any, TypeAlias
 
 import pandas as pd
@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion._checks import one_of
-from companion.features import FeatureTap, Layers, find_blocks
+from companion.blocks import find_blocks, stages
+from companion.features import FeatureTap, Layers
 from companion.regularizers.penalty import FeaturePenalty, Strength, check_strengths, shown, strength_at
 from companion.similarity import MINIMUM, Kernel, alignment, gram
 
@@ -35,7 +36,7 @@ class CKASparsity(FeaturePenalty):
         beta: strength β ≥ 0, a number or a function of the optimizer steps so far.
         examples: how many of the batch's first examples are compared; None: all. A batch with fewer than 4 gives 0.
         every: compute the penalty at every n-th call, return 0 at the others. One call is one optimizer step.
-        layers: the layers to compare, see `features.find_layers`; None: the blocks, see `features.find_blocks`.
+        layers: the layers to compare, see `features.find_layers`; None: the blocks, see `blocks.find_blocks`.
         pairs: `"stage"`, `"all"`, `"adjacent"` (neighbours inside a stage), a list of pairs of names, or a mapping from
             pair to weight w_ij.
         estimator: `"unbiased"` or `"biased"`. With few examples the biased value is near 1 whatever the layers do: a
@@ -115,7 +116,7 @@ class CKASparsity(FeaturePenalty):
 
     def _pair_weights(self, layers: list[str]) -> Float[Tensor, "layers layers"]:
         """w_ij of every pair i < j; fixed by the first forward pass, which tells the shapes."""
-        stages = [[name for name, _ in run] for _, run in groupby(self._tap.shapes.items(), key=lambda item: item[1])]
+        found = stages(self._tap.shapes)
         if isinstance(self.pairs, Mapping):
             chosen = dict(self.pairs)
         elif not isinstance(self.pairs, str):
@@ -124,13 +125,13 @@ class CKASparsity(FeaturePenalty):
             chosen = dict.fromkeys(combinations(layers, 2), 1.0)
         else:
             neighbours = pairwise if self.pairs == "adjacent" else lambda stage: combinations(stage, 2)
-            chosen = dict.fromkeys((pair for stage in stages for pair in neighbours(stage)), 1.0)
+            chosen = dict.fromkeys((pair for stage in found for pair in neighbours(stage)), 1.0)
         unknown = sorted({name for pair in chosen for name in pair} - set(layers))
         if unknown or any(a == b for a, b in chosen):
             raise ValueError(f"pairs must be of two different layers among {layers}; got {unknown or list(chosen)}")
         if not chosen:
             raise ValueError(
-                f"no pair to compare: the stages {stages} hold one layer each; use pairs='all', or choose layers"
+                f"no pair to compare: the stages {found} hold one layer each; use pairs='all', or choose layers"
             )
         weights = torch.zeros(len(layers), len(layers), dtype=torch.float64)
         for (a, b), weight in chosen.items():

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion.features import FeatureTap, Layers, find_blocks, unwrap
+from companion.blocks import find_blocks
+from companion.features import FeatureTap, Layers, unwrap
 from companion.information import InformationGate, normalized_hsic
 from companion.regularizers.penalty import FeaturePenalty, Strength, check_strengths, shown, strength_at
 from companion.similarity import MINIMUM, Kernel
@@ -28,7 +29,7 @@ class HSICBottleneck(FeaturePenalty):
         beta: strength β ≥ 0, or a function of the optimizer steps so far.
         examples: how many of the batch's first examples are compared. A batch with fewer than 4 gives 0.
         every: see `FeaturePenalty`.
-        layers: the layers T, see `features.find_layers`; None: the blocks, see `features.find_blocks`.
+        layers: the layers T, see `features.find_layers`; None: the blocks, see `blocks.find_blocks`.
         kernel, ridge: see `information.normalized_hsic`.
 
     Raises:
