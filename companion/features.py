@@ -18,21 +18,27 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import functools
+import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.utils.hooks import RemovableHandle
+from torch.utils.module_tracker import ModuleTracker
+
+from companion._checks import one_of
 
 Layers: TypeAlias = (
     "str | Iterable[str] | type[nn.Module] | Iterable[type[nn.Module]] | Callable[[str, nn.Module], bool]"
 )
 Reducer: TypeAlias = "str | Callable[[Tensor], Tensor] | None"
+Select: TypeAlias = "Callable[[Any], Tensor] | Mapping[str, Callable[[Any], Tensor]] | None"
+Forward: TypeAlias = "Callable[[nn.Module, Any], Any] | None"
 
 
 def _resolution(dtype: torch.dtype) -> float:
@@ -48,42 +54,58 @@ def _resolution(dtype: torch.dtype) -> float:
 
 
 # ------------------------------------------------------------------------------------------------------------- reducers
-def flatten(x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "examples features"]:
+def flatten(
+    x: Float[Tensor, "examples *feature"], mask: Shaped[Tensor, "examples tokens"] | None = None
+) -> Float[Tensor, "examples features"]:
     """One feature per channel *and position*: (N, C, H, W) → (N, C·H·W). Shifting the image changes the features; both
-    papers compare conv maps this way. The width is large, so use the unbiased estimator.
+    papers compare conv maps this way. The width is large, so use the unbiased estimator. Masked tokens are 0.
 
     >>> flatten(torch.ones(5, 8, 4, 4)).shape
     torch.Size([5, 128])
     """
-    return x.flatten(1)
+    return x.flatten(1) if mask is None else torch.where(mask.bool()[..., None], x, 0).flatten(1)
 
 
-def average_pool(x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "examples channels"]:
+def average_pool(
+    x: Float[Tensor, "examples *feature"], mask: Shaped[Tensor, "examples tokens"] | None = None
+) -> Float[Tensor, "examples channels"]:
     """One feature per channel, averaged over positions: maps (N, C, H, W) → (N, C), tokens (N, T, C) → (N, C). Ignores
     *where* a feature occurs; narrow, hence cheap, and the exact streaming estimator fits.
 
+    Args:
+        mask: which tokens count (1 or True; 0 is padding); of an example without any the average is 0.
+
     >>> average_pool(torch.ones(5, 8, 4, 4)).shape, average_pool(torch.ones(5, 16, 8)).shape
     (torch.Size([5, 8]), torch.Size([5, 8]))
+    >>> average_pool(torch.tensor([[[1.0], [5.0]]]), mask=torch.tensor([[1, 0]]))
+    tensor([[1.]])
     """
     if x.ndim <= 2:
         return x
+    if mask is not None:
+        weights = mask.to(x)[..., None]
+        return torch.where(weights > 0, x, 0).sum(1) / weights.sum(1).clamp(min=1)
     return x.mean(dim=1) if x.ndim == 3 else x.flatten(2).mean(dim=2)
 
 
-def per_position(x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "examples_positions channels"]:
-    """Every position becomes an example: maps (N, C, H, W) → (N·H·W, C), tokens (N, T, C) → (N·T, C). Compares what the
-    channels say at a place. Both layers need the same positions, and the N·H·W rows are not independent: an interval
-    that counts them as such is too narrow.
+def per_position(
+    x: Float[Tensor, "examples *feature"], mask: Shaped[Tensor, "examples tokens"] | None = None
+) -> Float[Tensor, "examples_positions channels"]:
+    """Every position becomes an example: maps (N, C, H, W) → (N·H·W, C), tokens (N, T, C) → (N·T, C), of which a `mask`
+    keeps those that count. Compares what the channels say at a place. Both layers need the same positions, and the rows
+    are not independent: an interval that counts them as such is too narrow.
 
     >>> per_position(torch.ones(5, 8, 4, 4)).shape
     torch.Size([80, 8])
     """
     if x.ndim <= 2:
         return x
+    if mask is not None:
+        return x[mask.bool()]
     return x.flatten(0, 1) if x.ndim == 3 else x.flatten(2).transpose(1, 2).flatten(0, 1)
 
 
-REDUCERS: Mapping[str, Callable[[Tensor], Tensor]] = {
+REDUCERS: Mapping[str, Callable[..., Tensor]] = {
     "flatten": flatten,
     "average_pool": average_pool,
     "per_position": per_position,
@@ -100,11 +122,61 @@ def resolve_reducer(reduce: Reducer) -> Callable[[Tensor], Tensor]:
         return lambda x: x
     if callable(reduce):
         return reduce
-    if reduce not in REDUCERS:
-        raise ValueError(
-            f"reduce={reduce!r} is unknown; use one of {sorted(REDUCERS)}, a function of a tensor, or None"
-        )
+    one_of(reduce=(reduce, [*REDUCERS, None]))
     return REDUCERS[reduce]
+
+
+# --------------------------------------------------------------------------------------------------------------- layout
+FIRST = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)  # their channels are dimension 1
+LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)  # theirs are the last one
+WIDTHS = ("out_channels", "num_features", "num_channels", "out_features", "embedding_dim", "hidden_size", "embed_dim")
+
+
+def _sequence_first(module: Any) -> bool:
+    """Whether a layer's output is (tokens, examples, features), as `batch_first=False` says."""
+    if isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder):
+        module = module.layers[0]
+    if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+        module = module.self_attn
+    return isinstance(module, nn.RNNBase | nn.MultiheadAttention | nn.Transformer) and not module.batch_first
+
+
+def _channels(model: nn.Module, name: str, module: nn.Module, shape: torch.Size) -> int:
+    """The dimension that holds a layer's channels, 1 or −1: where the width of its last weights is found, else what its
+    kind of weights says. A layer without weights is judged by those before it.
+
+    Raises:
+        ValueError: sequences of which neither tells.
+    """
+
+    def first(part: nn.Module) -> bool:
+        return isinstance(part, FIRST) or type(part).__name__ == "LayerNorm2d"  # a LayerNorm that permutes inside
+
+    def weighted(modules: Iterable[nn.Module]) -> list[nn.Module]:
+        return [part for part in modules if isinstance(part, FIRST + LAST)]
+
+    own = weighted(module.modules())
+    parts = own or weighted(itertools.takewhile(lambda part: part is not module, model.modules()))[-1:]
+    if parts:
+        found = [getattr(parts[-1], key) for key in WIDTHS if hasattr(parts[-1], key)]
+        width = parts[-1].normalized_shape[-1] if isinstance(parts[-1], nn.LayerNorm) else found[0]
+        sides = [axis for axis in (1, -1) if shape[axis] == width]
+        kinds = {1 if first(part) else -1 for part in parts}
+        if len(sides) == 1:
+            return sides[0]
+        if len(kinds) == 1 and (own or sides):
+            return kinds.pop()
+    if len(shape) > 3:
+        return 1
+    raise ValueError(
+        f"layer {name!r} ({type(module).__name__}) gives {tuple(shape)}: are the channels dimension 1 or the last? "
+        "Neither its weights nor those before it tell; say it with reduce=lambda x: x.mean(1) for tokens (examples, "
+        "tokens, channels), x.mean(2) for (examples, channels, length)"
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- layers
@@ -185,23 +257,82 @@ def find_layers(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
 
 
 # ----------------------------------------------------------------------------------------------------------------- taps
+@contextmanager
+def hooked(
+    modules: Mapping[str, nn.Module],
+    seen: Callable[[str, nn.Module, tuple[Any, ...], Any], None],
+    *,
+    before: bool = False,
+) -> Iterator[None]:
+    """Call `seen(name, module, inputs, output)` after each run of one of the modules; the hooks are gone on exit.
+
+    Args:
+        before: call it before the module runs, with the inputs in place of the output.
+
+    >>> with hooked({"layer": (layer := nn.Linear(2, 3))}, lambda name, module, inputs, output: print(name)):
+    ...     _ = layer(torch.ones(1, 2))
+    layer
+    """
+    handles = []
+    try:
+        for name, module in modules.items():
+            if before:
+                handles.append(module.register_forward_pre_hook(functools.partial(_before, seen, name)))
+            else:
+                handles.append(module.register_forward_hook(functools.partial(seen, name)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _before(seen: Callable[..., None], name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+    seen(name, module, args, args)
+
+
+_TRACKER = ModuleTracker()  # knows whether a backward pass is running: checkpointing runs layers again there
+
+
+def _parts(output: Any) -> dict[str, Any]:
+    """What a layer's output is made of, by the expression that picks it."""
+    if isinstance(output, Mapping):
+        return {f"[{key!r}]": part for key, part in output.items()}
+    if isinstance(output, tuple | list):
+        return {f"[{i}]": part for i, part in enumerate(output)}
+    return {f".{key}": part for key, part in getattr(output, "__dict__", {}).items()}
+
+
+def _holds_tensors(part: Any) -> bool:
+    return isinstance(part, Tensor) or any(map(_holds_tensors, _parts(part).values()))
+
+
 def _one_tensor(output: Any, name: str) -> Tensor:
-    """The single tensor in a layer's output; a clear refusal when there are several or none."""
+    """The single tensor in a layer's output; a clear refusal when there are several or none, or when something else
+    that holds tensors, such as a packed sequence, comes before it."""
     if isinstance(output, Tensor):
         return output
-    if isinstance(output, Mapping):
-        parts = {f"output[{key!r}]": part for key, part in output.items()}
-    elif isinstance(output, tuple | list):
-        parts = {f"output[{i}]": part for i, part in enumerate(output)}
-    else:
-        parts = {f"output.{key}": part for key, part in getattr(output, "__dict__", {}).items()}
+    parts = {f"output{key}": part for key, part in _parts(output).items()}
     tensors = {key: part for key, part in parts.items() if isinstance(part, Tensor)}
-    if len(tensors) == 1:
-        return next(iter(tensors.values()))
+    first = next((key for key, part in parts.items() if _holds_tensors(part)), None)
+    if len(tensors) == 1 and first in tensors:
+        return tensors[first]
     raise ValueError(
         f"layer {name!r} returns a {type(output).__name__} with {len(tensors)} tensors {list(tensors)}; "
         f"say which to use with select=lambda output: {next(iter(tensors), '...')}"
     )
+
+
+def _first_tensor(*parts: Any) -> Tensor | None:
+    """The first tensor in arguments, however they are nested."""
+    for part in parts:
+        found = part if isinstance(part, Tensor) else _first_tensor(*_parts(part).values())
+        if found is not None:
+            return found
+    return None
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 class FeatureTap(Mapping[str, Tensor]):
@@ -210,7 +341,12 @@ class FeatureTap(Mapping[str, Tensor]):
     Use it as a context manager; on exit, also by an exception, every hook is gone. The tap never changes the model's
     mode, device or outputs. A module called more than once in one forward pass gives one entry for each call: `"relu"`,
     `"relu#2"`, … A layer that the forward pass does not run has none. A new forward pass of the model starts a new set
-    of features. A deep copy of a tapped model, such as an average of its weights, is not tapped.
+    of features; layers that are run outside one, as by `model.forward_features(x)`, have those of their own last call.
+    A deep copy of a tapped model, such as an average of its weights, is not tapped.
+
+    Rows are examples. Layers that say `batch_first=False` have their first two dimensions exchanged, and
+    `"average_pool"` and `"per_position"` find the channels by a layer's weights; what then has other rows than the
+    model's input is refused. An `attention_mask` that the model is given by name reaches the named reducers.
 
     Args:
         model: any module. Wrapped in DistributedDataParallel it is tapped inside the wrapper. While the tap is open,
@@ -219,16 +355,20 @@ class FeatureTap(Mapping[str, Tensor]):
             DataParallel over several devices is refused: its replicas share one set of hooks.
         layers: see `find_layers`.
         reduce: a name in `REDUCERS`, a function of the layer's output tensor, or None for the raw output.
-        select: picks the tensor from a layer's output when that is a dict or tuple with several tensors.
+        select: picks the tensor from the outputs that are no tensors, dicts or tuples with several; or by layer, a
+            mapping from names to functions of the whole output, whatever it is.
         inputs: tap what goes into the layers in place of what comes out, such as a block's sum before its ReLU.
         detach: cut the features from the autograd graph (default). Penalties keep the graph.
         when: asked at every layer whether to store its features; None: always.
+        keep: what to keep of the reduced features; None: all.
 
     Attributes:
         shapes: layer name → shape of its output for one example, of the last forward pass.
 
     Raises:
-        ValueError: unknown layers or reducer; an output with no or several tensors and no `select`.
+        ValueError: unknown layers or reducer; an output with no or several tensors and no `select`; rows that are not
+            the input's; with `detach=False`, a layer that runs without gradients inside a pass with them
+            (`checkpoint(..., use_reentrant=True)`), from which no gradient would come back.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> with FeatureTap(model, layers=nn.Linear) as features:
@@ -243,11 +383,12 @@ class FeatureTap(Mapping[str, Tensor]):
         layers: Layers,
         *,
         reduce: Reducer = "flatten",
-        select: Callable[[Any], Tensor] | None = None,
+        select: Select = None,
         inputs: bool = False,
         detach: bool = True,
         compiled: bool = False,
         when: Callable[[], bool] | None = None,
+        keep: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         for module in model.modules():
             if isinstance(module, DataParallel) and len(module.device_ids) > 1:
@@ -261,61 +402,153 @@ class FeatureTap(Mapping[str, Tensor]):
         self.detach = detach
         self._reduce = resolve_reducer(reduce)
         self._select = select
+        if isinstance(select, Mapping):
+            for name in select:
+                one_of(select=(name, self.layers))
         self._compiled = compiled
         self._when = when
+        self._keep = keep
         self.shapes: dict[str, torch.Size] = {}
         self._features: dict[str, Tensor] = {}
         self._calls: dict[str, int] = {}
-        self._handles: list[RemovableHandle] = []
+        self._attached = False
+        self._thread: int | None = None  # whose passes are tapped; None: any thread's
+        self._running = False  # inside a forward pass of the model
+        self._loose = False  # layers ran outside one since
+        self._examples: int | None = None
+        self._mask: Tensor | None = None
+        self._graph = False  # whether the pass began with gradients
+        self._selected = False
         self._stack = ExitStack()
 
     # -- the hooks
-    def _start(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _elsewhere(self) -> bool:
+        """Another thread's pass, or a layer that activation checkpointing runs again in the backward pass."""
+        if torch.compiler.is_compiling():
+            return False
+        return _TRACKER.is_bw or self._thread not in (None, threading.get_ident())
+
+    def _start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._elsewhere():
+            return
+        self._clear()
+        first = _first_tensor(args, kwargs)
+        self._examples = len(first) if first is not None and first.ndim else None
+        mask = kwargs.get("attention_mask")
+        self._mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        self._running, self._loose = True, False
+        self._graph, self._selected = torch.is_grad_enabled(), False
+
+    def _clear(self) -> None:
         self._features.clear()
         self._calls.clear()
         self.shapes.clear()
 
-    def _store(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._when is not None and not self._when():
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._elsewhere():
             return
-        tensor = self._select(output) if self._select is not None else _one_tensor(output, name)
-        features = self._reduce(tensor.detach() if self.detach else tensor)
+        self._running, self._examples, self._mask = False, None, None
+        if callable(self._select) and self._features and not self._selected and output is not None:
+            raise ValueError(
+                f"select had nothing to select: the outputs of {list(self._features)} are tensors already; to take a "
+                "part of them use reduce=..., or select={'layer': function} by layer"
+            )
+
+    def _store(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if (self._when is not None and not self._when()) or self._elsewhere():
+            return
+        if not self._running and not self._loose:
+            self._clear()
+            self._loose = True
+        tensor = self._tensor(name, module, output)
+        if not self.detach and self._running and self._graph and not torch.is_grad_enabled():
+            raise ValueError(
+                f"layer {name!r} runs without gradients inside a forward pass with them, so none would come back to "
+                "it; with activation checkpointing use checkpoint(..., use_reentrant=False)"
+            )
+        if self._running and self._examples is not None and (not tensor.ndim or len(tensor) != self._examples):
+            raise ValueError(
+                f"layer {name!r} ({type(module).__name__}) gives {tuple(tensor.shape)} for {self._examples} examples: "
+                "dimension 0 must hold the examples. If they are elsewhere, say how to get them there, for instance "
+                f"select={{{name!r}: lambda output: output.transpose(0, 1)}}"
+            )
+        if self.detach:
+            features = self._reduced(name, module, tensor.detach(), tensor)
+        elif torch.compiler.is_compiling():
+            features = self._reduced(name, module, tensor, tensor)
+        else:
+            # What the reduction saves for its gradient is none of a checkpoint's, which would not find it again.
+            with torch.autograd.graph.saved_tensors_hooks(_same, _same):
+                features = self._reduced(name, module, tensor, tensor)
+        call = self._calls.get(name, 0) + 1 if self._running else 1
+        self._calls[name] = call
+        name = name if call == 1 else f"{name}#{call}"
+        self._features.pop(name, None)  # the order is that of execution
+        self._features[name], self.shapes[name] = features, tensor.shape[1:]
+
+    def _tensor(self, name: str, module: nn.Module, output: Any) -> Tensor:
+        """The tensor of a layer's output, examples first."""
+        if isinstance(self._select, Mapping) and name in self._select:
+            return self._select[name](output)
+        if callable(self._select) and not isinstance(output, Tensor):
+            self._selected = True
+            return self._select(output)
+        tensor = _one_tensor(output, name)
+        if tensor.is_nested:
+            raise ValueError(
+                f"layer {name!r} gives nested tensors, sequences without their padding; build "
+                "nn.TransformerEncoder with enable_nested_tensor=False"
+            )
+        return tensor.transpose(0, 1) if tensor.ndim == 3 and not self.inputs and _sequence_first(module) else tensor
+
+    def _reduced(self, name: str, module: nn.Module, tensor: Tensor, output: Tensor) -> Tensor:
+        features = tensor
+        if self._reduce in (average_pool, per_position) and tensor.ndim > 2:
+            axis = _channels(unwrap(self.model), name, module, tensor.shape)
+            features = tensor.movedim(axis, -1 if tensor.ndim == 3 else 1)
+        mask = self._mask
+        if mask is not None and self._reduce in REDUCERS.values() and tensor.ndim == 3:
+            if mask.shape != features.shape[:2]:
+                raise ValueError(
+                    f"layer {name!r} gives {tuple(tensor.shape)}, the attention mask is {tuple(mask.shape)}: which "
+                    "tokens count is not known; reduce with a function of your own"
+                )
+            reducer: Callable[..., Tensor] = self._reduce
+            features = reducer(features, mask.to(features.device))
+        else:
+            features = self._reduce(features)
+        if self._keep is not None:
+            features = self._keep(features)
         # A view of the output would follow what later layers do to it in place (nn.ReLU(inplace=True)).
         if (
             torch.compiler.is_compiling()
-            or features.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+            or features.untyped_storage().data_ptr() == output.untyped_storage().data_ptr()
         ):
             features = features.clone()
-        call = self._calls[name] = self._calls.get(name, 0) + 1
-        name = name if call == 1 else f"{name}#{call}"
-        self._features[name], self.shapes[name] = features, tensor.shape[1:]
-
-    def _store_input(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self._store(name, module, args, args)
+        return features
 
     # -- life
     def attach(self) -> Self:
-        """Put the hooks on; `with` does this for you."""
-        if self._handles:
+        """Put the hooks on; `with` does this for you, and taps the passes of its own thread alone."""
+        if self._attached:
             raise RuntimeError("this tap is attached already")
-        self._handles.append(unwrap(self.model).register_forward_pre_hook(self._start))
-        for name, module in self.layers.items():
-            if self.inputs:  # before the layer runs: it may overwrite its input
-                self._handles.append(module.register_forward_pre_hook(functools.partial(self._store_input, name)))
-            else:
-                self._handles.append(module.register_forward_hook(functools.partial(self._store, name)))
+        self._attached = True
+        root = unwrap(self.model)
+        self._stack.callback(root.register_forward_pre_hook(self._start, with_kwargs=True).remove)
+        # An input is tapped before the layer runs: it may overwrite it.
+        self._stack.enter_context(hooked(self.layers, self._store, before=self.inputs))
+        self._stack.callback(root.register_forward_hook(self._end, always_call=True).remove)
         if not self._compiled and _is_compiled(self.model):
             self._stack.enter_context(torch.compiler.set_stance("force_eager"))
         return self
 
     def remove(self) -> None:
         """Take the hooks off; the features stay readable."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
         self._stack.close()
+        self._attached = False
 
     def __enter__(self) -> Self:
+        self._thread = None if self._compiled else threading.get_ident()
         return self.attach()
 
     def __exit__(
@@ -354,9 +587,15 @@ def _is_compiled(model: nn.Module) -> bool:
     )
 
 
+_OWNERS: dict[nn.Module, int] = {}  # module → the thread that evaluates it
+_FREED = threading.Condition()
+
+
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+def evaluating(model: nn.Module, *others: nn.Module) -> Iterator[nn.Module]:
     """Evaluation mode without gradients; each module's own train/eval flag is restored on exit, exception included.
+
+    One thread at a time evaluates a module: another waits for it.
 
     >>> model = nn.Dropout()
     >>> with evaluating(model):
@@ -365,24 +604,39 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     >>> model.training
     True
     """
-    flags = [(module, module.training) for module in model.modules()]
+    modules = list(dict.fromkeys(module for net in (model, *others) for module in net.modules()))
+    me = threading.get_ident()
+    with _FREED:
+        _FREED.wait_for(lambda: all(_OWNERS.get(module, me) == me for module in modules))
+        mine = [module for module in modules if module not in _OWNERS]
+        _OWNERS.update(dict.fromkeys(mine, me))
+    flags = [(module, module.training) for module in modules]
     try:
-        model.eval()
+        for net in (model, *others):
+            net.eval()
         with torch.no_grad():
             yield model
     finally:
         for module, training in flags:
             module.training = training
+        with _FREED:
+            for module in mine:
+                del _OWNERS[module]
+            _FREED.notify_all()
 
 
-def batches(data: Tensor | Iterable[Any], batch_size: int = 256, minimum: int = 1) -> Iterator[Tensor]:
+def batches(
+    data: Tensor | Iterable[Any], batch_size: int = 256, minimum: int = 1, *, whole: bool = False
+) -> Iterator[Any]:
     """The inputs of `data`, batch by batch: a tensor of examples is cut up; of an iterable's `(x, y)` batches only x is
-    kept.
+    kept, unless `whole`. x is a tensor, or a mapping of tensors.
 
-    A batch with fewer than `minimum` examples is joined to the one before it (to the one after it, if it is the first).
+    Batches with fewer than `minimum` examples are joined with each other until they have as many; what is left, with
+    the batch before it (with the one after it, if it is the first).
 
     Raises:
-        ValueError: batch_size below `minimum`, or a batch that neither is nor begins with a tensor.
+        ValueError: batch_size below `minimum`; a batch that neither is nor begins with a tensor or a mapping; batches
+            that must be joined and have different shapes.
 
     >>> [len(x) for x in batches(torch.ones(10, 3), batch_size=4, minimum=3)]
     [4, 6]
@@ -390,20 +644,73 @@ def batches(data: Tensor | Iterable[Any], batch_size: int = 256, minimum: int = 
     if batch_size < minimum or batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least {max(minimum, 1)}")
     stream: Iterable[Any] = data.split(batch_size) if isinstance(data, Tensor) else data
-    held: Tensor | None = None
+    held: Any = None  # large enough, waits for what may be left at the end
+    small: Any = None
     for batch in stream:
-        x = batch[0] if isinstance(batch, tuple | list) else batch
-        if not isinstance(x, Tensor):
-            raise ValueError(f"a batch must be a tensor or a tuple that starts with one, not {type(x).__name__}")
-        if held is None:
-            held = x
-        elif len(held) < minimum or len(x) < minimum:
-            held = torch.cat([held, x])
-        else:
-            yield held
-            held = x
+        x = batch[0] if isinstance(batch, tuple | list) and batch and not whole else batch
+        if not whole and not isinstance(x, Tensor | Mapping):
+            raise ValueError(
+                f"a batch must be a tensor, a mapping, or a tuple that starts with one, not {type(x).__name__}; "
+                "say with forward=lambda model, batch: ... how the model takes it"
+            )
+        if small is not None and (held is None or _size(x) < minimum):
+            x, small = _joined(small, x), None
+        if _size(x) < minimum:
+            small = x
+            continue
+        if held is not None:
+            yield held if small is None else _joined(held, small)
+        held, small = x, None
+    if small is not None:
+        held = small if held is None else _joined(held, small)
     if held is not None:
         yield held
+
+
+def _size(batch: Any) -> int:
+    first = _first_tensor(batch)
+    if first is None or not first.ndim:
+        raise ValueError(f"a batch holds no tensor of examples: {type(batch).__name__}")
+    return len(first)
+
+
+def _joined(a: Any, b: Any) -> Any:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if a.shape[1:] != b.shape[1:]:
+            raise ValueError(
+                f"batches of shapes {tuple(a.shape)} and {tuple(b.shape)} are too small alone and cannot be joined; "
+                "use larger batches, or pad to one length"
+            )
+        return torch.cat([a, b])
+    if isinstance(a, Mapping):
+        return {key: _joined(part, b[key]) for key, part in a.items()}
+    if isinstance(a, tuple | list):
+        return [_joined(*pair) for pair in zip(a, b, strict=True)]
+    return a  # a setting, not one value for each example
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: _moved(part, device) for key, part in batch.items()}
+    if isinstance(batch, tuple | list):
+        return [_moved(part, device) for part in batch]
+    return batch
+
+
+def run(model: nn.Module, batch: Any, forward: Forward = None) -> Any:
+    """The model's output for a batch, which goes to the model's device: `model(x)`, or `model(**x)` of a mapping, or
+    what `forward(model, batch)` does.
+
+    >>> run(nn.Identity(), torch.ones(2)), run(nn.Identity(), {"input": torch.ones(2)})
+    (tensor([1., 1.]), tensor([1., 1.]))
+    """
+    first = _first_tensor(batch)
+    moved = batch if first is None else _moved(batch, device_of(model, first))
+    if forward is not None:
+        return forward(model, moved)
+    return model(**moved) if isinstance(moved, Mapping) else model(moved)
 
 
 def device_of(model: nn.Module, x: Tensor) -> torch.device:
@@ -421,19 +728,24 @@ def extract(
     layers: Layers,
     *,
     reduce: Reducer = "flatten",
-    select: Callable[[Any], Tensor] | None = None,
+    select: Select = None,
+    forward: Forward = None,
     batch_size: int = 256,
 ) -> dict[str, Float[Tensor, "examples features"]]:
     """Features of all examples at the chosen layers, in evaluation mode; the model is left as it was.
 
     Args:
-        data: inputs (examples, …), or an iterable of `x` or `(x, y)` batches; each goes to the model's device.
+        data: inputs (examples, …), or an iterable of `x` or `(x, y)` batches, where x is a tensor or a mapping that the
+            model takes by name; each goes to the model's device.
+        reduce, select: see `FeatureTap`.
+        forward: `forward(model, batch)` runs the model on a batch as it comes, for models with several inputs.
 
     Returns:
         layer name → features of all examples, rows in the order of `data`.
 
     Raises:
-        ValueError: see `FeatureTap` and `batches`; no batch, or none of the layers ran.
+        ValueError: see `FeatureTap` and `batches`; no batch, none of the layers ran, or features of
+            other widths in other batches.
 
     >>> from companion.models import digits_net
     >>> features = extract(digits_net(), torch.randn(100, 1, 8, 8), "layer1.*.relu2", reduce="average_pool")
@@ -443,10 +755,30 @@ def extract(
     parts: dict[str, list[Tensor]] = {}
     model = unwrap(model)  # a wrapper's forward may talk to other ranks, which may have fewer batches
     with evaluating(model), FeatureTap(model, layers, reduce=reduce, select=select) as tap:
-        for x in batches(data, batch_size):
-            model(x.to(device_of(model, x)))
+        for x in batches(data, batch_size, whole=forward is not None):
+            run(model, x, forward)
+            _require_features(tap)
             for name, features in tap.items():
                 parts.setdefault(name, []).append(features)
     if not parts:
-        raise ValueError("data holds no batch, or none of the chosen layers ran in the forward pass")
+        raise ValueError("data holds no batch")
+    for name, chunks in parts.items():
+        if len({x.shape[1:] for x in chunks}) > 1:
+            raise ValueError(
+                f"layer {name!r} gives {sorted({tuple(x.shape[1:]) for x in chunks})} features in different batches, "
+                "as inputs of different lengths do; use reduce='average_pool', or pad all to one length"
+            )
     return {name: torch.cat(chunks) for name, chunks in parts.items()}
+
+
+def _require_features(tap: FeatureTap) -> None:
+    """Refuse a forward pass that ran none of the tapped layers.
+
+    Raises:
+        ValueError: with the layers that did not run.
+    """
+    if not tap:
+        raise ValueError(
+            f"none of the chosen layers ran in the forward pass: {list(tap.layers)}. A layer that is not used, or "
+            "whose weights another one uses without calling it (out_proj of nn.MultiheadAttention), has no features"
+        )

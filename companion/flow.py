@@ -28,7 +28,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion.blocks import find_blocks, stages
-from companion.features import FeatureTap, Layers, batches, device_of, evaluating, find_layers, unwrap
+from companion.features import (
+    FeatureTap,
+    Forward,
+    Layers,
+    Select,
+    _require_features,
+    batches,
+    evaluating,
+    find_layers,
+    run,
+    unwrap,
+)
 
 
 # ------------------------------------------------------------------------------------------------- from layers to steps
@@ -122,14 +133,11 @@ def turning_angles(path: Sequence[Float[Tensor, "examples *feature"]]) -> Float[
     tensor([[90.]])
     """
     _check(path)
-    angles = []
-    heading, moved = path[0], _norm(path[0]) > 0  # the last step that moved
+    angles, heading = [], path[0]  # the last step that moved
     for e in path[1:]:
-        if heading.shape != e.shape:
-            heading = carry(heading, e.shape[1:])
-            moved = moved & (_norm(heading) > 0)
-        moves = _norm(e) > 0
+        heading = carry(heading, e.shape[1:])
         angles.append(_Angle.apply(heading, e))
+        moves = _norm(e) > 0
         resting = not moves.all() if e.device.type == "cpu" else True  # elsewhere the answer would be waited for
         heading = torch.where(_as(moves, e), e, heading) if resting else e
     return torch.stack(angles) if angles else _no_turns(path)
@@ -309,13 +317,16 @@ def trajectory(
     across_stages: bool = False,
     before_relu: bool = False,
     norm: float = 2,
+    select: Select = None,
+    forward: Forward = None,
     batch_size: int = 256,
 ) -> Trajectory:
     """Measures of the trajectories of all examples, in evaluation mode; the model is left as it was.
 
     Args:
-        data: inputs (examples, …), or an iterable of `x` or `(x, y)` batches; each goes to the model's device.
+        data, forward: see `features.extract`.
         layers: see `features.find_layers`; None: the blocks, see `blocks.find_blocks` (in VGG every activation).
+        select: see `features.FeatureTap`.
         across_stages, norm: see `measure`.
         before_relu: take each block's sum before its last ReLU in place of its output, see `tap`.
         batch_size: examples in a forward pass; no feature outlives its own.
@@ -329,9 +340,10 @@ def trajectory(
     (['layer1.1', 'layer1.2', 'layer1.3'], torch.Size([2, 50]))
     """
     model, parts = unwrap(model), []  # a wrapper's forward may talk to other ranks, which may have fewer batches
-    with evaluating(model), tap(model, layers, before_relu=before_relu) as features:
-        for x in batches(data, batch_size):
-            model(x.to(device_of(model, x)))
+    with evaluating(model), tap(model, layers, before_relu=before_relu, select=select) as features:
+        for x in batches(data, batch_size, whole=forward is not None):
+            run(model, x, forward)
+            _require_features(features)
             parts.append(measure(vertices(features, before_relu), across_stages=across_stages, norm=norm))
     if not parts:
         raise ValueError("data holds no batch")

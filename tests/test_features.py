@@ -6,6 +6,7 @@ import gc
 import itertools
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch.distributed as dist
 import torchvision
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from companion.features import (
     REDUCERS,
@@ -31,6 +33,7 @@ from companion.features import (
     resolve_reducer,
     unwrap,
 )
+from companion.regularizers import CKASparsity
 
 
 def small_net() -> nn.Sequential:
@@ -310,7 +313,7 @@ def test_hooks_are_gone_after_exit_and_after_an_exception() -> None:
     model = small_net()
     model[0].register_forward_hook(lambda *args: None)  # the user's own hook stays
     with FeatureTap(model, "*"):
-        assert hooks(model) == 1 + 8 + 1  # each layer, the model itself, and the user's
+        assert hooks(model) == 1 + 8 + 2  # each layer, the model itself before and after, and the user's
     assert hooks(model) == 1
     with pytest.raises(RuntimeError), FeatureTap(model, "*"):
         model(torch.randn(2, 1, 4, 4))
@@ -556,7 +559,7 @@ def test_what_reducers_do_to_shifted_images() -> None:
 
 
 def test_unknown_reducer() -> None:
-    with pytest.raises(ValueError, match=r"reduce='mean' is unknown; use one of \['average_pool', 'flatten'"):
+    with pytest.raises(ValueError, match=r"reduce='mean' is unknown; use one of \['flatten', 'average_pool'"):
         FeatureTap(small_net(), "0", reduce="mean")
 
 
@@ -579,6 +582,8 @@ def test_extract_keeps_the_order_of_the_data() -> None:
         ([3, 4, 4], 4, [7, 4]),
         ([4, 2, 4], 4, [6, 4]),
         ([4, 1, 2, 5], 4, [7, 5]),
+        ([1] * 11, 4, [4, 7]),  # never more than one batch and what is too small for one
+        ([4, 3, 3, 4], 4, [4, 6, 4]),
         ([1, 1, 1], 4, [3]),
         ([4, 4, 3], 1, [4, 4, 3]),
         ([], 4, []),
@@ -596,5 +601,263 @@ def test_bad_batches() -> None:
         list(batches(torch.zeros(9, 2), batch_size=3, minimum=4))
     with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
         list(batches(torch.zeros(9, 2), batch_size=0))
-    with pytest.raises(ValueError, match="not dict"):
-        list(batches([{"x": torch.zeros(3)}]))
+    with pytest.raises(ValueError, match="not str"):
+        list(batches(["text"]))
+    with pytest.raises(ValueError, match=r"\(2, 5\) and \(2, 7\) are too small alone"):
+        list(batches([torch.zeros(2, 5), torch.zeros(2, 7)], minimum=4))
+
+
+# ---------------------------------------------------------------------------------------------------- rows are examples
+class Tokens(nn.Module):
+    """Tokens (examples, tokens, 16) into layers that take them as `layout` says; out come examples first again."""
+
+    def __init__(self, layer: nn.Module, first: bool) -> None:
+        super().__init__()
+        self.layer, self.first = layer, first
+
+    def forward(self, x: Tensor, **options: Tensor) -> Any:
+        return self.layer(x if self.first else x.transpose(0, 1))
+
+
+@pytest.mark.parametrize("tokens", [25, 40], ids=["25 tokens", "as many tokens as examples"])
+def test_sequence_first_layers_give_examples_first(tokens: int) -> None:
+    x = torch.randn(40, tokens, 16)
+    layer = nn.TransformerEncoderLayer(16, 2, 32).eval()
+    model = Tokens(layer, first=False)
+    with torch.no_grad():
+        expected = layer(x.transpose(0, 1)).transpose(0, 1)
+    found = extract(model, x, "layer")
+    assert found["layer"].shape == (40, tokens * 16)
+    torch.testing.assert_close(found["layer"], expected.flatten(1))
+    torch.testing.assert_close(extract(model, x, "layer", reduce="average_pool")["layer"], expected.mean(1))
+    batch_first = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    batch_first.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(extract(Tokens(batch_first, True), x, "layer")["layer"], expected.flatten(1))
+
+
+def test_rows_that_are_not_examples_are_refused_with_the_remedy() -> None:
+    x = torch.randn(40, 25, 16)
+    model = Tokens(nn.Sequential(nn.Linear(16, 8)), first=False)
+    with pytest.raises(ValueError, match=r"'layer\.0' \(Linear\) gives \(25, 40, 8\) for 40 examples.*transpose"):
+        extract(model, x, "layer.0")
+    found = extract(model, x, "layer.0", select={"layer.0": lambda output: output.transpose(0, 1)}, reduce=None)
+    torch.testing.assert_close(found["layer.0"], model.layer(x))
+    with pytest.raises(ValueError, match=r"select='layer' is unknown"):
+        extract(model, x, "layer.0", select={"layer": lambda output: output})
+
+
+def test_a_packed_sequence_is_not_its_last_state() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = nn.GRU(4, 6, batch_first=True)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.gru(nn.utils.rnn.pack_padded_sequence(x, torch.full((len(x),), 3), batch_first=True))
+
+    with pytest.raises(ValueError, match=r"'gru' returns a tuple with 1 tensors.*select"):
+        extract(Packed(), torch.randn(30, 5, 4), "gru")
+    last = extract(Packed(), torch.randn(30, 5, 4), "gru", select=lambda output: output[1][-1])
+    assert last["gru"].shape == (30, 6)
+
+
+class Swapped(nn.Module):
+    """A block that works on channels last, (examples, height, width, channels), as in a Swin Transformer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "layer", "positions"),
+    [
+        (nn.Sequential(nn.Conv1d(2, 8, 5)), (20, 2, 12), "0", (2,)),
+        (nn.Sequential(nn.Conv1d(2, 8, 5), nn.ReLU()), (20, 2, 12), "1", (2,)),  # as many positions as channels
+        (nn.Sequential(nn.Sequential(nn.Conv1d(2, 6, 5), nn.BatchNorm1d(6), nn.ReLU())), (20, 2, 12), "0", (2,)),
+        (nn.Sequential(nn.Linear(5, 6), nn.GELU()), (20, 7, 5), "1", (1,)),
+        (nn.Sequential(Swapped(6)), (20, 6, 6, 6), "0", (1, 2)),
+        (nn.Sequential(Swapped(6), nn.ReLU()), (20, 4, 4, 6), "1", (1, 2)),
+        (nn.Sequential(nn.Conv2d(3, 5, 3)), (20, 3, 7, 7), "0", (2, 3)),
+        (nn.Sequential(nn.Conv3d(2, 3, 2)), (20, 2, 5, 5, 5), "0", (2, 3, 4)),
+        (nn.Sequential(torchvision.models.convnext.CNBlock(8, 1e-6, 0.0)), (20, 8, 4, 4), "0", (2, 3)),
+        (nn.Sequential(torchvision.models.convnext.LayerNorm2d(4)), (20, 4, 4, 4), "0", (2, 3)),
+    ],
+    ids=[
+        "Conv1d",
+        "its ReLU",
+        "a block",
+        "tokens",
+        "last, square",
+        "its ReLU, last",
+        "Conv2d",
+        "Conv3d",
+        "ConvNeXt",
+        "LN2d",
+    ],
+)
+def test_channels_are_found_by_the_layer(model: nn.Module, shape: Any, layer: str, positions: tuple[int, ...]) -> None:
+    x = torch.randn(*shape)
+    raw = extract(model, x, layer, reduce=None)[layer]
+    torch.testing.assert_close(extract(model, x, layer, reduce="average_pool")[layer], raw.mean(positions))
+    rows = extract(model, x, layer, reduce="per_position")[layer]
+    torch.testing.assert_close(rows, raw.movedim(positions, tuple(range(1, 1 + len(positions)))).flatten(0, -2))
+
+
+def test_sequences_of_unknown_layout_are_refused() -> None:
+    class Folded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Identity())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    with pytest.raises(ValueError, match=r"'inner\.0' \(Identity\) gives \(5, 3, 4\): are the channels"):
+        extract(Folded(), torch.randn(5, 3, 4), "inner.0", reduce="average_pool")
+    assert extract(Folded(), torch.randn(5, 3, 4), "inner.0")["inner.0"].shape == (5, 12)  # flat it does not matter
+
+
+# ----------------------------------------------------------------------------------------- passes, threads, checkpoints
+def test_layers_that_run_alone_have_their_last_call() -> None:
+    model, a, b = small_net().eval(), images(5), images(7)
+    with FeatureTap(model, "0") as tap:
+        model[0](a)
+        for _ in range(3):
+            model[0](b)
+        assert list(tap) == ["0"] and torch.equal(tap["0"], model[0](b).flatten(1))
+        model(a)
+        assert len(tap["0"]) == 5
+        model[0](b)
+        assert list(tap) == ["0"] and len(tap["0"]) == 7
+    with FeatureTap(model, nn.Conv2d) as tap:
+        model(a)
+        model[2](model[0](b))  # as `forward_features` does
+        assert list(tap) == ["0", "2"] and {len(x) for x in tap.values()} == {7}
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3)))
+        self.head, self.reentrant = nn.Linear(6, 2), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x) if self.reentrant is None else checkpoint(block, x, use_reentrant=self.reentrant)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("layers", ["blocks.?", "blocks.?.1"])
+def test_penalties_under_activation_checkpointing_have_the_same_gradient(layers: str) -> None:
+    plain, saving = Checkpointed(None), Checkpointed(False)
+    saving.load_state_dict(plain.state_dict())
+    gradients = []
+    for model in (plain, saving):
+        penalty = CKASparsity(model, 1.0, layers=layers, pairs="all")
+        model.zero_grad()
+        for step in range(3):  # at the defaults one of five is due
+            torch.manual_seed(step)
+            (model(torch.randn(12, 6, requires_grad=True)).square().mean() + penalty()).backward()
+            names = list(penalty._tap)
+            assert names == sorted(names)  # the second run of each block leaves no trace
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert any(g.abs().max() > 1e-3 for g in gradients[0])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_checkpoint_that_gives_no_gradient_back_is_refused() -> None:
+    model = Checkpointed(True)
+    penalty = CKASparsity(model, 1.0, layers="blocks.?", pairs="all")
+    with pytest.raises(ValueError, match=r"'blocks\.0' runs without gradients.*use_reentrant=False"):
+        model(torch.randn(12, 6, requires_grad=True))
+    with torch.no_grad():  # a pass that wants no gradients, such as one that renews batch norm's statistics
+        model(torch.randn(12, 6))
+    penalty.remove()
+    assert extract(model, torch.randn(12, 6), "blocks.?")["blocks.0"].shape == (12, 6)
+
+
+def test_threads_that_share_a_model_wait_for_each_other() -> None:
+    model = nn.Sequential(nn.Linear(6, 64), nn.Dropout(), nn.Linear(64, 64), nn.Dropout(), nn.Linear(64, 4)).train()
+    data = [torch.randn(40, 6) for _ in range(4)]
+    expected = [extract(model, x, nn.Linear, batch_size=4) for x in data]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda k: extract(model, data[k % 4], nn.Linear, batch_size=4), range(24)))
+    for k, features in enumerate(found):
+        assert all(torch.equal(features[name], expected[k % 4][name]) for name in features)
+    assert all(module.training for module in model.modules()) and hooks(model) == 0
+
+
+def test_a_tap_does_not_see_another_threads_passes() -> None:
+    model, x = small_net().eval(), images(5)
+    with FeatureTap(model, "0") as tap, ThreadPoolExecutor(1) as pool:
+        model(x)
+        pool.submit(model, images(3)).result()
+        assert len(tap["0"]) == 5
+
+
+# ----------------------------------------------------------------------------------------------- inputs of real models
+class Named(nn.Module):
+    """A text model that takes its inputs by name and returns a tuple from its encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.encoder = nn.Embedding(50, 8), _Pack(lambda x: (2 * x, 3 * x))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+        return {"logits": self.head(self.encoder(self.embedding(input_ids))[0])}
+
+
+def test_mapping_batches_and_masks() -> None:
+    model, ids = Named(), torch.randint(0, 50, (6, 5))
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]] * 3)
+    batches_ = [{"input_ids": ids[i : i + 3], "attention_mask": mask[i : i + 3]} for i in (0, 3)]
+    embedded = model.embedding(ids).detach()
+    pooled = extract(model, batches_, "embedding", reduce="average_pool")["embedding"]
+    for i in range(6):
+        torch.testing.assert_close(pooled[i], embedded[i][mask[i].bool()].mean(0))
+    rows = extract(model, [(b, None) for b in batches_], "embedding", reduce="per_position")["embedding"]
+    torch.testing.assert_close(rows, torch.cat([embedded[i][mask[i].bool()] for i in range(6)]))
+    flat = extract(model, batches_, "embedding")["embedding"].view(6, 5, 8)
+    assert flat[0, 3:].abs().sum() == 0 and torch.equal(flat[1], embedded[1])
+    unmasked = extract(model, [{"input_ids": ids}], "embedding", reduce="average_pool")["embedding"]
+    torch.testing.assert_close(unmasked, embedded.mean(1))
+    by_hand = extract(
+        model, [(ids, mask)], "head", reduce="average_pool", forward=lambda net, b: net(b[0], attention_mask=b[1])
+    )
+    masked = (model.head(2 * embedded) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    torch.testing.assert_close(by_hand["head"], masked.detach())
+
+
+def test_batches_of_other_lengths() -> None:
+    model = Named()
+    data = [{"input_ids": torch.randint(0, 50, (4, length))} for length in (5, 7)]
+    assert extract(model, data, "embedding", reduce="average_pool")["embedding"].shape == (8, 8)
+    with pytest.raises(ValueError, match=r"'embedding' gives \[\(40,\), \(56,\)\] features in different batches"):
+        extract(model, data, "embedding")
+
+
+def test_select_is_for_outputs_that_are_no_tensors() -> None:
+    """A tuple and a tensor in one call: the function picks from the tuple, and the tensor stays whole."""
+    model, ids = Named(), torch.randint(0, 50, (6, 5))
+    found = extract(model, [{"input_ids": ids}], ["encoder", "head"], select=lambda output: output[0])
+    doubled = 2 * model.embedding(ids).detach()
+    torch.testing.assert_close(found["encoder"], doubled.flatten(1))
+    torch.testing.assert_close(found["head"], model.head(doubled).detach().flatten(1))
+    with pytest.raises(ValueError, match=r"nothing to select.*\['head'\] are tensors already"):
+        extract(model, [{"input_ids": ids}], "head", select=lambda output: output[:, 0])
+    by_layer = {"head": lambda output: output[:, 0], "encoder": lambda output: output[1]}
+    found = extract(model, [{"input_ids": ids}], ["encoder", "head"], select=by_layer)
+    torch.testing.assert_close(found["head"], model.head(doubled[:, 0]).detach())
+    torch.testing.assert_close(found["encoder"], (1.5 * doubled).flatten(1))
+
+
+def test_a_layer_that_another_one_bypasses() -> None:
+    attention = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True))
+    with pytest.raises(ValueError, match=r"none of the chosen layers ran.*out_proj"):
+        extract(attention, torch.randn(6, 5, 16), "0.self_attn.out_proj")

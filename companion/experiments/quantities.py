@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from companion import flow
 from companion.blocks import compared_layers, same_stage, stage_of
 from companion.experiments.records import Record
-from companion.features import Layers, batches, device_of, evaluating, extract
+from companion.features import Layers, batches, device_of, evaluating, extract, find_layers, hooked, run
 from companion.information import gaussian_estimate, kolchinsky_tracey, noisy_label_information
 from companion.regularizers import FeaturePenalty
 from companion.similarity import cka_map
@@ -390,23 +390,13 @@ def deviations(
         kept = sums.setdefault(name, [torch.zeros(()), torch.zeros(())])
         kept[at] = kept[at].to(new) + new
 
-    def hook(name: str) -> Callable[..., None]:
-        def seen(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            note(name, inputs[0], 0)
-            note(name, output, 1)
+    def seen(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        note(name, inputs[0], 0)
+        note(name, output, 1)
 
-        return seen
-
-    handles = [
-        module.register_forward_hook(hook(name)) for name, module in model.named_modules() if convolutions(name, module)
-    ]
-    try:
-        with evaluating(model):
-            for x in batches(images):
-                model(x.to(device_of(model, x)))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with evaluating(model), hooked(find_layers(model, convolutions), seen):
+        for x in batches(images):
+            run(model, x)
 
     def deviation(total: Tensor) -> Tensor:
         n, first, second = total
