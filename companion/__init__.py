@@ -4,7 +4,7 @@ The names that people type first can be imported from here; each module is loade
 
 >>> from companion import cka
 >>> cka.__module__
-'companion.similarity'
+'companion.similarity._cka'
 """
 
 from __future__ import annotations

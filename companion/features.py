@@ -25,6 +25,7 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -39,6 +40,23 @@ Layers: TypeAlias = (
 Reducer: TypeAlias = "str | Callable[[Tensor], Tensor] | None"
 Select: TypeAlias = "Callable[[Any], Tensor] | Mapping[str, Callable[[Any], Tensor]] | None"
 Forward: TypeAlias = "Callable[[nn.Module, Any], Any] | None"
+
+
+def as_tensor(x: Any, name: str) -> Tensor:
+    """x as a tensor; arrays, lists and data frames of numbers are taken too.
+
+    Raises:
+        ValueError: not numbers.
+
+    >>> as_tensor([[1.0, 2.0]], "x")
+    tensor([[1., 2.]], dtype=torch.float64)
+    """
+    if isinstance(x, Tensor):
+        return x
+    try:
+        return torch.from_numpy(np.array(x, order="C"))
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is a {type(x).__name__} without numbers; give a tensor or an array") from None
 
 
 def _resolution(dtype: torch.dtype) -> float:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from companion.features import _resolution
 from companion.information.estimates import Estimate, continuous, estimate, same_rows
-from companion.similarity import Kernel, _kernel_matrix, h_center
+from companion.similarity import Kernel, h_center
+from companion.similarity._kernels import _kernel_matrix
 
 
 def _gram(x: Any, kernel: Kernel, name: str, constant: bool = False) -> Float[Tensor, "n n"]:

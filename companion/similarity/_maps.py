@@ -1,0 +1,109 @@
+"""CKA of the layers of a model, or of two."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from companion._checks import one_of
+from companion.blocks import find_blocks
+from companion.features import (
+    FeatureTap,
+    Forward,
+    Layers,
+    Reducer,
+    Select,
+    _require_features,
+    batches,
+    evaluating,
+    run,
+    unwrap,
+)
+from companion.similarity._kernels import MINIMUM, Kernel, gram
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def cka_map(
+    model: nn.Module,
+    data: Tensor | Iterable[Any],
+    layers: Layers | None = None,
+    *,
+    other: nn.Module | None = None,
+    other_layers: Layers | None = None,
+    estimator: str = "minibatch",
+    unbiased: bool = True,
+    kernel: Kernel = "linear",
+    reduce: Reducer = "flatten",
+    select: Select = None,
+    forward: Forward = None,
+    batch_size: int = 256,
+) -> pd.DataFrame:
+    """CKA of all pairs of layers of one model, or of two on the same inputs, in one pass over the data.
+
+    The models run in evaluation mode without gradients and are left as they were. Under torch.distributed every rank
+    passes its own share of the data and gets the value for all of it. Shares may be uneven, even empty tensors; of one
+    with fewer than 4 examples the minibatch estimator sees nothing.
+
+    Args:
+        data, forward: see `features.extract`. Tensors are cut into batches of `batch_size`.
+        layers: see `features.find_layers`; None: the blocks, see `blocks.find_blocks`. `other_layers` does the same for
+            `other` (default: as `layers`; of its own blocks where that is None).
+        estimator: `"minibatch"` (any width, any kernel), or `"exact"` (linear, all examples at once, narrow features).
+        reduce, select: see `features.FeatureTap`.
+
+    Returns:
+        a table, layers × layers, rows and columns in order of execution; `.attrs` tells the number of examples and the
+        estimator.
+
+    Raises:
+        ValueError: fewer than 4 examples, NaN or infinite features, unknown layers, kernel, estimator or reducer, rows
+            that are not examples.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 3))
+    >>> cka_map(model, torch.randn(100, 4), nn.Linear).round(2).loc["0", "0"]
+    np.float64(1.0)
+    """
+    import pandas as pd
+
+    from companion.similarity._streaming import ExactCKA, MinibatchCKA
+
+    one_of(estimator=(estimator, ("minibatch", "exact")))
+    exact = estimator == "exact"
+    if exact and kernel != "linear":
+        raise ValueError(f"estimator='exact' needs kernel='linear', not {kernel!r}")
+    # Bare models: a wrapper's forward may talk to other ranks, which may have fewer batches.
+    nets = [unwrap(net) for net in (model, other) if net is not None]
+    chosen = [layers, layers if other_layers is None else other_layers]
+    metric: MinibatchCKA | ExactCKA | None = None
+    with evaluating(*nets), ExitStack() as stack:
+        keep = None if exact else functools.partial(gram, kernel=kernel)
+        taps = [
+            FeatureTap(net, find_blocks(net) if names is None else names, reduce=reduce, select=select, keep=keep)
+            for net, names in zip(nets, chosen, strict=False)
+        ]
+        for tap in taps:
+            stack.enter_context(tap)
+        for x in batches(data, batch_size, minimum=1 if exact else MINIMUM, whole=forward is not None):
+            for net, tap in zip(nets, taps, strict=True):
+                run(net, x, forward)
+                _require_features(tap)
+            if metric is None:
+                metric = (
+                    ExactCKA(*taps, unbiased=unbiased)
+                    if exact
+                    else MinibatchCKA(*taps, unbiased=unbiased, kernel="precomputed")
+                )
+                metric = metric.to(next(iter(taps[0].values())).device)
+            metric.update(*taps)
+    if metric is None:
+        raise ValueError("data holds no batch")
+    table = pd.DataFrame(metric.compute().cpu().numpy(), metric.layers, metric.other_layers or metric.layers)
+    table.attrs = {"examples": metric.total, "estimator": estimator, "unbiased": unbiased, "kernel": str(kernel)}
+    return table

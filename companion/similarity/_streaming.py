@@ -1,0 +1,294 @@
+"""CKA of all pairs of layers, batch by batch and on any number of ranks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchmetrics import Metric
+
+from companion.features import _resolution, as_tensor
+from companion.similarity._cka import _conclude, _hsics, _rows
+from companion.similarity._kernels import MINIMUM, Kernel, _rounding
+
+Batch: TypeAlias = tuple[list[Tensor], list[Tensor]]  # features by layer, of one model and of another
+
+NARROW = 16_384  # widest M that ExactCKA accumulates: 2 GiB of float64
+
+
+class _LayerPairs(Metric):
+    """What the two streaming estimators share: layer names, the checks at the end, one warning for dead layers."""
+
+    full_state_update = False
+    examples: Tensor
+
+    def __init__(self, layers: Iterable[str], other_layers: Iterable[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.layers = list(layers)
+        self.other_layers = None if other_layers is None else list(other_layers)
+        if not self.layers or self.other_layers == []:
+            raise ValueError("name at least one layer")
+        self.add_state("examples", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def _wrap_compute(self, compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """torchmetrics makes a number of a 1 × 1 table; here it stays a table."""
+        wrapped = super()._wrap_compute(compute)
+
+        @functools.wraps(compute)
+        def table(*args: Any, **kwargs: Any) -> Tensor:
+            return wrapped(*args, **kwargs).reshape(len(self.layers), -1)
+
+        return table
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """Same as `update`: the CKA of a single minibatch is not an estimate worth returning."""
+        self.update(*args, **kwargs)
+
+    def _given(
+        self, features: Mapping[str, Tensor], other: Mapping[str, Tensor] | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The features of this update in the order of the names; refuses what is missing or does not match."""
+        if (other is None) != (self.other_layers is None):
+            raise ValueError("features of a second model go with other_layers=..., and only with it")
+        rows = []
+        for names, given in ((self.layers, features), (self.other_layers or [], other or {})):
+            missing = [name for name in names if name not in given]
+            if missing:
+                raise ValueError(f"no features for layers {missing}; got {list(given)}")
+            rows.append([as_tensor(given[name], name).detach() for name in names])
+        labels = [*self.layers, *self._other_labels]
+        shapes = {label: tuple(x.shape) for label, x in zip(labels, rows[0] + rows[1], strict=True)}
+        if any(len(shape) < 2 for shape in shapes.values()):
+            raise ValueError(f"features must be (examples, features); got shapes {shapes}")
+        if len({shape[0] for shape in shapes.values()}) > 1:
+            raise ValueError(f"features must have the same examples (rows); got shapes {shapes}")
+        return rows[0], rows[1]
+
+    @property
+    def _other_labels(self) -> list[str]:
+        return [f"other {name}" for name in self.other_layers or []]
+
+    def _count(self) -> int:
+        """Number of examples of all ranks: `compute` runs on the reduced sums."""
+        self.total = int(self.examples)
+        if self.total < MINIMUM:
+            raise ValueError(f"{self.total} examples in all; HSIC needs at least {MINIMUM}")
+        return self.total
+
+    def _finish(self, cross: Tensor, own: Tensor, other: Tensor) -> Float[Tensor, "layers other_layers"]:
+        if self.other_layers is None:
+            return _conclude(cross, own, own, self.layers, self.layers)
+        return _conclude(cross, own, other, self.layers, self._other_labels)
+
+
+class MinibatchCKA(_LayerPairs):
+    """Streaming CKA of all pairs of layers: HSIC averaged over minibatches, the ratio taken once (Nguyen, Raghu &
+    Kornblith 2021).
+
+    A torchmetrics metric: `update` with each batch's features, `compute` at the end; under torch.distributed the sums
+    are added across ranks. Batches count by their number of examples; those with fewer than 4 are joined with each
+    other until they have as many, what is left with the batch before (or after it, if it is the first), whose features
+    are kept for that. With `unbiased=False` each batch brings the small-sample bias of its own size, which no number of
+    batches removes; it is there to show that.
+
+    Args:
+        layers, other_layers: names of the rows and, for two models, of the columns.
+
+    Raises:
+        ValueError: missing layers, mismatched examples (`update`); fewer than 4 examples in all, NaN or infinite
+            features (`compute`).
+
+    >>> metric = MinibatchCKA(["first", "second"])
+    >>> for _ in range(5):
+    ...     x = torch.randn(32, 8)
+    ...     metric.update({"first": x, "second": x @ torch.randn(8, 8)})
+    >>> metric.compute().shape, metric.total
+    (torch.Size([2, 2]), 160)
+    """
+
+    cross: Tensor
+    own: Tensor
+    other: Tensor
+
+    def __init__(
+        self,
+        layers: Iterable[str],
+        other_layers: Iterable[str] | None = None,
+        *,
+        unbiased: bool = True,
+        kernel: Kernel = "linear",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(layers, other_layers, **kwargs)
+        self.unbiased, self.kernel = unbiased, kernel
+        a, b = len(self.layers), len(self.other_layers or [])
+        for name, shape in (("cross", (a, b or a)), ("own", (a,)), ("other", (b,))):
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        self._forget()
+
+    def _forget(self) -> None:
+        # The latest batch, what came after it and is too small alone, and the share of both together in the sums.
+        self._last: Batch | None = None
+        self._small: Batch | None = None
+        self._share: dict[str, Tensor | int] = {}
+
+    def reset(self) -> None:
+        super().reset()
+        self._forget()
+
+    def update(self, features: Mapping[str, Tensor], other: Mapping[str, Tensor] | None = None) -> None:
+        """Add a batch: layer name → (examples, features)."""
+        xs, ys = self._given(features, other)
+        if self._small is not None and (self._last is None or len(xs[0]) < MINIMUM):
+            xs, ys = self._joined(self._small, (xs, ys))
+            self._add(self._share, -1)
+            if self._last is not None:
+                self._share = self._sums(*self._last)
+                self._add(self._share, +1)
+        if len(xs[0]) >= MINIMUM:
+            self._last, self._small = (xs, ys), None
+            self._share = self._sums(xs, ys)
+        else:
+            self._small = xs, ys
+            if self._last is not None:
+                self._add(self._share, -1)
+                xs, ys = self._joined(self._last, self._small)
+            self._share = self._sums(xs, ys)
+        self._add(self._share, +1)
+
+    def _joined(self, a: Batch, b: Batch) -> Batch:
+        if self.kernel == "precomputed":
+            raise ValueError(f"precomputed kernel matrices need at least {MINIMUM} examples in every batch")
+        xs, ys = ([torch.cat(pair) for pair in zip(*sides, strict=True)] for sides in zip(a, b, strict=True))
+        return xs, ys
+
+    def _sums(self, xs: list[Tensor], ys: list[Tensor]) -> dict[str, Tensor | int]:
+        """The HSICs of one batch times its number of examples."""
+        n = len(xs[0])
+        if n < MINIMUM:
+            return {"examples": n}
+        b = _rows(ys, self.unbiased, self.kernel) if ys else None
+        cross, own, other = _hsics(_rows(xs, self.unbiased, self.kernel), b)
+        return {"examples": n, "cross": n * cross, "own": n * own, "other": n * other[: len(ys)]}
+
+    def _add(self, sums: Mapping[str, Tensor | int], sign: int) -> None:
+        for name, value in sums.items():
+            setattr(self, name, getattr(self, name) + sign * value)
+
+    def compute(self) -> Float[Tensor, "layers other_layers"]:
+        """CKA of every pair of layers, float64."""
+        self._count()
+        return self._finish(self.cross, self.own, self.other)
+
+
+class ExactCKA(_LayerPairs):
+    r"""Exact linear CKA on all examples in one pass, for narrow features; memory does not depend on the number of
+    examples.
+
+    Accumulates M = ZᵀZ with Z = [features of all layers | squared row norms per layer | 1] in float64. Shifting the
+    features is a linear map of Z, so M can be centred afterwards (M → TᵀMT) and M's of several ranks brought to one
+    origin and added. With centred X, Y and squared norms a_i = ‖x_i‖², b_i = ‖y_i‖² the unbiased estimator needs no n ×
+    n matrix:
+
+        n(n−3)·HSIC₁ = ‖XᵀY‖²_F − n/(n−2)·Σ a_i b_i + Σ a_i Σ b_i / ((n−1)(n−2)),    (n−1)²·HSIC₀ = ‖XᵀY‖²_F.
+
+    M takes 8·P² bytes for P features in all layers together, `compute` a few times that: use it after `average_pool`.
+    Under torch.distributed every rank needs one update; its batch may be empty.
+
+    Raises:
+        ValueError: see `MinibatchCKA`; more than 16,384 features in all.
+
+    >>> x, y = torch.randn(100, 3), torch.randn(100, 4)
+    >>> metric = ExactCKA(["x", "y"])
+    >>> for batch in range(0, 100, 20):
+    ...     metric.update({"x": x[batch : batch + 20], "y": y[batch : batch + 20]})
+    >>> torch.allclose(metric.compute()[0, 1], cka(x, y))
+    True
+    """
+
+    moments: Tensor
+
+    def __init__(
+        self, layers: Iterable[str], other_layers: Iterable[str] | None = None, *, unbiased: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__(layers, other_layers, **kwargs)
+        self.unbiased = unbiased
+        # First row: the origin that the features were shifted by; below it M. Its size is known after the first batch.
+        self.add_state("moments", torch.zeros(1, 1, dtype=torch.float64), dist_reduce_fx=self._merge)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.widths: list[int] = []
+        self._resolutions: list[float] = []  # of the features of each layer, see `features._resolution`
+
+    def reset(self) -> None:
+        super().reset()
+        self._forget()
+
+    def update(self, features: Mapping[str, Tensor], other: Mapping[str, Tensor] | None = None) -> None:
+        """Add a batch of any size: layer name → (examples, features)."""
+        xs, ys = self._given(features, other)
+        rows = [x.flatten(1).double() for x in xs + ys]
+        resolutions = [_resolution(x.dtype) for x in xs + ys]
+        widths = [x.shape[1] for x in rows]
+        p = sum(widths)
+        if not self.widths:
+            total = p + len(widths) + 1
+            if total > NARROW:
+                raise ValueError(
+                    f"{p} features in {len(widths)} layers need {8 * total**2 / 2**30:.1f} GiB; "
+                    "reduce them (reduce='average_pool') or use MinibatchCKA"
+                )
+            self.widths = widths
+            self.moments = rows[0].new_zeros(total + 1, total)
+            # Near the data, so that nothing cancels.
+            self.moments[0, :p] = torch.cat([x.sum(0) / max(len(x), 1) for x in rows])
+        elif widths != self.widths:
+            raise ValueError(f"layer widths changed from {self.widths} to {widths}")
+        self._resolutions = [max(pair) for pair in zip(resolutions, self._resolutions or resolutions, strict=True)]
+        shifted = [x - origin for x, origin in zip(rows, self.moments[0, :p].split(widths), strict=True)]
+        norms = [x.square().sum(1, keepdim=True) for x in shifted]
+        z = torch.cat([*shifted, *norms, torch.ones_like(norms[0])], dim=1)
+        self.moments[1:].addmm_(z.T, z)
+        self.examples = self.examples + len(z)
+
+    def _translate(self, m: Float[Tensor, "z z"], shift: Float[Tensor, "features"]) -> Float[Tensor, "z z"]:
+        """M of the features minus `shift`: a linear map of Z's columns, x → x − d, a → a − 2xᵀd + ‖d‖², 1 → 1."""
+        p, parts = sum(self.widths), shift.split(self.widths)
+        squares = torch.stack([d.square().sum() for d in parts])
+
+        def columns(m: Tensor) -> Tensor:
+            x, norms, one = m[:, :p], m[:, p:-1], m[:, -1:]
+            inner = torch.stack([xs @ d for xs, d in zip(x.split(self.widths, dim=1), parts, strict=True)], dim=1)
+            return torch.cat([x - one * shift, norms - 2 * inner + one * squares, one], dim=1)
+
+        return columns(columns(m).T)  # M is symmetric
+
+    def _merge(self, moments: Float[Tensor, "ranks z1 z"]) -> Float[Tensor, "z1 z"]:
+        """Sum over ranks, each brought to the origin of the one with most examples."""
+        p, origin = sum(self.widths), moments[moments[:, -1, -1].argmax(), 0]
+        parts = [self._translate(m[1:], (origin - m[0])[:p]) for m in moments]
+        return torch.cat([origin[None], torch.stack(parts).sum(0)])
+
+    def compute(self) -> Float[Tensor, "layers other_layers"]:
+        """CKA of every pair of layers, float64."""
+        n, p = self._count(), sum(self.widths)
+        shift = self.moments[-1, :p] / n
+        m = self._translate(self.moments[1:], shift)
+        products, norms, totals = m[:p, :p], m[p:-1, p:-1], m[-1, p:-1]
+        blocks = [row.split(self.widths, dim=1) for row in products.split(self.widths)]
+        hsic = biased = torch.stack([torch.stack([block.square().sum() for block in row]) for row in blocks])
+        if self.unbiased:
+            hsic = hsic - n / (n - 2) * norms + totals[:, None] * totals[None, :] / ((n - 1) * (n - 2))
+        offsets = torch.stack([mean.square().sum() for mean in (self.moments[0, :p] + shift).split(self.widths)])
+        resolutions, widths = (m.new_tensor(values) for values in (self._resolutions, self.widths))
+        alike, noise = _rounding(resolutions, totals, n * offsets, widths)
+        # The difference above has rounding of its own: 1e-12.
+        live = (totals > alike) & (hsic.diagonal() > (noise + 1e-12) * biased.diagonal())
+        hsic = hsic * live[:, None] * live[None, :]
+        a, own = len(self.layers), hsic.diagonal()
+        return self._finish(hsic[:a, :a] if self.other_layers is None else hsic[:a, a:], own[:a], own[a:])
