@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import warnings
@@ -14,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import digamma
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from companion.experiments.distributions import Task, tasks
@@ -36,36 +38,48 @@ def apart(x: np.ndarray) -> np.ndarray:
     return d
 
 
+def plain(x: Tensor) -> np.ndarray:
+    """Columns in units of their spread, written out."""
+    columns = [column - np.median(column) for column in x.numpy().astype(float).T]
+    middle = [np.median(np.abs(column)) for column in columns]
+    spread = [m if m > 0 else math.sqrt(np.mean(column**2)) for m, column in zip(middle, columns, strict=True)]
+    return np.stack([column / s for column, s in zip(columns, spread, strict=True)], axis=1)
+
+
+def brute_ksg1(x: np.ndarray, y: np.ndarray, k: int, log_n: float) -> float:
+    """Kraskov et al. and Gao et al., one example after the other; of tied neighbours all count."""
+    dx, dy, n = apart(x), apart(y), len(x)
+    joints = [np.maximum(dx[i], dy[i]) for i in range(n)]
+    radii = [np.sort(joint)[k - 1] for joint in joints]
+    tied = any((joint <= r * (1 + 1e-9)).sum() > k for joint, r in zip(joints, radii, strict=True) if r > 0)
+    total = 0.0
+    for i, (joint, radius) in enumerate(zip(joints, radii, strict=True)):
+        # The point itself, at distance ∞ here, counts among its copies and where an edge is left out.
+        if radius == 0:
+            near, n_x, n_y = ((d == 0).sum() + 1 for d in (joint, dx[i], dy[i]))
+        elif tied:
+            near, n_x, n_y = ((d <= radius * (1 + 1e-9)).sum() for d in (joint, dx[i], dy[i]))
+        else:
+            near, n_x, n_y = k, (dx[i] < radius).sum() + 1, (dy[i] < radius).sum() + 1
+        total += digamma(near) + log_n - digamma(n_x) - digamma(n_y)
+    return total / n
+
+
 def brute_ksg(x: np.ndarray, y: np.ndarray, k: int, variant: int) -> float:
-    """Kraskov et al., one example after the other."""
+    if variant == 1:
+        return brute_ksg1(x, y, k, digamma(len(x)))
     dx, dy, n = apart(x), apart(y), len(x)
     total = 0.0
     for i in range(n):
         joint = np.maximum(dx[i], dy[i])
-        radius = np.sort(joint)[k - 1]
-        if variant == 1:
-            n_x, n_y = (dx[i] < radius).sum(), (dy[i] < radius).sum()
-            total += digamma(n_x + 1) + digamma(n_y + 1)
-        else:
-            near = joint <= radius
-            n_x, n_y = (dx[i] <= dx[i][near].max()).sum(), (dy[i] <= dy[i][near].max()).sum()
-            total += digamma(n_x) + digamma(n_y) - digamma(near.sum()) + digamma(k) + 1 / near.sum() - 1 / k
-    return digamma(k) + digamma(n) - (1 / k if variant == 2 else 0) - total / n
+        near = joint <= np.sort(joint)[k - 1] * (1 + 1e-9)
+        n_x, n_y = ((d <= d[near].max() * (1 + 1e-9)).sum() for d in (dx[i], dy[i]))
+        total += digamma(n_x) + digamma(n_y) - digamma(near.sum()) + 1 / near.sum()
+    return digamma(n) - total / n
 
 
 def brute_mixed(x: np.ndarray, y: np.ndarray, k: int) -> float:
-    dx, dy, n = apart(x), apart(y), len(x)
-    total = 0.0
-    for i in range(n):
-        joint = np.maximum(dx[i], dy[i])
-        radius = np.sort(joint)[k - 1]
-        # The point itself counts everywhere, at distance ∞ here.
-        if radius == 0:
-            near, n_x, n_y = ((d == 0).sum() + 1 for d in (joint, dx[i], dy[i]))
-        else:
-            near, n_x, n_y = k, (dx[i] < radius).sum() + 1, (dy[i] < radius).sum() + 1
-        total += digamma(near) + math.log(n) - digamma(n_x) - digamma(n_y)
-    return total / n
+    return brute_ksg1(x, y, k, math.log(len(x)))
 
 
 def brute_ross(x: np.ndarray, y: np.ndarray, k: int) -> float:
@@ -73,9 +87,9 @@ def brute_ross(x: np.ndarray, y: np.ndarray, k: int) -> float:
     total = 0.0
     for i in range(n):
         own = y == y[i]
-        radius = np.sort(d[i][own])[k - 1]
-        total += digamma(own.sum()) + digamma((d[i] <= radius).sum())
-    return digamma(n) + digamma(k) - total / n
+        radius = np.sort(d[i][own])[k - 1] * (1 + 1e-9)
+        total += digamma(own.sum()) + digamma((d[i] <= radius).sum()) - digamma((d[i][own] <= radius).sum())
+    return digamma(n) - total / n
 
 
 def samples(n: int, p: int, q: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -91,7 +105,7 @@ def test_ksg_equals_brute_force(p: int, q: int, variant: int, block: int | None,
     x, y = samples(150, p, q)
     for k in (1, 3, 10):
         found = ksg(x.to(device), y.to(device), k=k, variant=variant, block=block)
-        assert float(found) == pytest.approx(brute_ksg(x.numpy(), y.numpy(), k, variant), abs=1e-9)
+        assert float(found) == pytest.approx(brute_ksg(plain(x), plain(y), k, variant), abs=1e-9)
 
 
 @pytest.mark.parametrize("block", [None, 41])
@@ -104,17 +118,17 @@ def test_ksg_with_ties_equals_brute_force(variant: int, block: int | None) -> No
     y = y + 1e-3 * torch.arange(200, dtype=torch.float64)[:, None]
     for k in (1, 4):
         found = ksg(x, y, k=k, variant=variant, block=block)
-        assert float(found) == pytest.approx(brute_ksg(x.numpy(), y.numpy(), k, variant), abs=1e-9)
+        assert float(found) == pytest.approx(brute_ksg(plain(x), plain(y), k, variant), abs=1e-9)
 
 
 @pytest.mark.parametrize("block", [None, 37])
 def test_mixed_and_ross_equal_brute_force(block: int | None, device: torch.device) -> None:
     x, y = samples(180, 2, 1)
     x, y = x.relu(), y.relu()  # atoms at 0
-    expected = brute_mixed(x.numpy(), y.numpy(), 3)
+    expected = brute_mixed(plain(x), plain(y), 3)
     assert float(mixed_ksg(x.to(device), y.to(device), block=block)) == pytest.approx(expected, abs=1e-9)
     x, labels = samples(180, 2, 1)[0], torch.randint(0, 4, (180,))
-    expected = brute_ross(x.numpy(), labels.numpy(), 3)
+    expected = brute_ross(plain(x), labels.numpy(), 3)
     assert float(ross(x.to(device), labels.to(device), block=block)) == pytest.approx(expected, abs=1e-9)
 
 
@@ -129,7 +143,7 @@ def npeet(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @by_name(CONTINUOUS)
 def test_agrees_with_npeet(task: Task, npeet: Any) -> None:
-    x, y = task.sample(800, seed=1)
+    x, y = (torch.from_numpy(plain(z)) for z in task.sample(800, seed=1))
     # NPEET takes 1e-15 off each radius to leave out the edge, which does nothing to a radius above about 4. A power of
     # two changes no digit of the data, and brings every radius below 1.
     scale = 2.0 ** -math.ceil(math.log2(2 * float(max(x.abs().max(), y.abs().max()))))
@@ -143,7 +157,7 @@ def test_agrees_with_scikit_learn(task: Task) -> None:
     """Its public function adds noise; the estimator below it does not."""
     estimator = importlib.import_module("sklearn.feature_selection._mutual_info")._compute_mi_cc
     x, y = task.sample(800, seed=1)
-    expected = estimator(x[:, 0].numpy(), y[:, 0].numpy(), 3)
+    expected = estimator(plain(x)[:, 0], plain(y)[:, 0], 3)
     assert max(0, float(ksg(x, y))) == pytest.approx(expected, abs=1e-6)
 
 
@@ -200,7 +214,8 @@ def test_mixed_finds_what_is_known_with_atoms() -> None:
 def test_what_ksg_promises_to_ignore() -> None:
     x, y = samples(300, 2, 2)
     value = float(ksg(x, y))
-    assert float(ksg(4 * x, y * 4)) == value  # one common factor
+    assert float(ksg(4 * x, y / 8)) == value  # the scale of each column
+    assert float(ksg(x * torch.tensor([1e3, 1e-3]), y + 5)) == pytest.approx(value, abs=1e-9)
     assert float(ksg(x.flip(1), -y)) == value
     assert float(ksg(y, x)) == pytest.approx(value, abs=1e-12)
     order = torch.randperm(300)
@@ -248,9 +263,16 @@ X = torch.arange(20, dtype=torch.float64)[:, None].sin()
         (lambda: ksg(X, torch.ones(20)), "y has 1 constant"),
         (lambda: ksg(X[:3], X[:3] ** 2), "3-th neighbour"),
         (lambda: ksg(X, X, k=0), "k=0"),
-        (lambda: ksg(X, X, variant=3), "variants 1 and 2"),
+        (lambda: ksg(X, X, variant=3), r"variant=3 is unknown; use one of \[1, 2\]"),
         (lambda: ksg(X, X.cos(), parts=1), "at least 2 subsets"),
-        (lambda: ksg((X > 0).double(), (X > 0).double()), "estimator='mixed'"),
+        (lambda: ksg((X > 0).double().repeat(2, 1), torch.randn(40, 1)), "2 different values in 40 examples.*'ross'"),
+        (lambda: ksg(torch.cat([X, X]), torch.cat([X, X]).cos(), k=1), "estimator='mixed'"),
+        (lambda: ksg(X, torch.arange(20)), "y holds integers or classes.*'ross'"),
+        (lambda: mutual_information(X > 0, X, "ksg"), "x holds integers or classes"),
+        (lambda: ross(X, torch.arange(20) // 5, parts=9), "rarest class"),
+        (lambda: ksg(X, X.cos(), k=2.5), "k=2.5 must be a whole number"),
+        (lambda: ksg(X, [["text"]] * 20), "integers or classes"),
+        (lambda: ross([["text"]] * 20, torch.arange(20) // 5), "x is a list without numbers"),
         (lambda: entropy((X > 0).double()), "exactly equal"),
         (lambda: entropy(torch.zeros(0, 2)), "at least one of each"),
         (lambda: ross(X, torch.arange(20) // 5, k=7), "rarest class"),
@@ -311,3 +333,101 @@ def test_any_input_gives_a_number_or_a_reason(n: int, k: int, bad: float | None,
         assert fine
     except ValueError as error:
         assert not fine and str(error)
+
+
+# --------------------------------------------------------------------------------------------------- what truth ignores
+@functools.cache
+def digits() -> tuple[Tensor, Tensor]:
+    x, y = load_digits(return_X_y=True)
+    x = torch.from_numpy(x)
+    return x[:, x.std(0) > 0], torch.from_numpy(y)
+
+
+@settings(max_examples=25)
+@given(
+    exponents=st.lists(st.floats(-6, 6), min_size=4, max_size=4),
+    seed=st.integers(0, 99),
+    name=st.sampled_from(["ksg", "ksg2", "mixed", "ross"]),
+    grid=st.sampled_from([None, 0.5]),
+)
+def test_the_scale_of_a_column_and_the_order_of_examples_change_nothing(
+    exponents: list[float], seed: int, name: str, grid: float | None
+) -> None:
+    """Ties included: values on a grid lie at equal distances, whatever the unit."""
+    x, y = samples(80, 2, 2, seed)
+    if grid is not None and name in ("mixed", "ross"):
+        x, y = (x / grid).round() * grid, (y / grid).round() * grid
+    target = (y[:, 0] > 0).long() if name == "ross" else y
+    factors = 10.0 ** torch.tensor(exponents, dtype=torch.float64)
+    order = torch.randperm(80, generator=torch.Generator().manual_seed(seed))
+    other = target if name == "ross" else target * factors[2:]
+    value = float(mutual_information(x, target, name))
+    assert float(mutual_information((x * factors[:2])[order], other[order], name)) == pytest.approx(value, abs=1e-9)
+
+
+def test_an_irrelevant_column_in_another_unit_costs_what_it_costs_in_its_own() -> None:
+    x, y = samples(1000, 1, 1)
+    value, noise = float(ksg(x, y)), torch.randn(1000, 1, dtype=torch.float64)
+    assert float(ksg(1000 * x, y)) == pytest.approx(value, abs=1e-9) and value > 0.2
+    labels = (x[:, 0] > 0).long()
+    both = torch.cat([x, noise], 1), torch.cat([x, 1000 * noise], 1)
+    assert float(ross(both[1], labels)) == pytest.approx(float(ross(both[0], labels)), abs=1e-9)
+    assert float(ross(both[1], labels)) > 0.5
+    assert float(entropy(both[1])) == pytest.approx(float(entropy(both[0])) + math.log(1000), abs=1e-9)
+
+
+@pytest.mark.parametrize("estimator", ["ross", "mixed"])
+def test_ties_are_not_information(estimator: str) -> None:
+    """Pixels are whole numbers: neighbours at equal distances are the rule. Labels have ln 10 nats; of shuffled ones
+    the images say nothing."""
+    x, y = digits()
+    shuffled = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))]
+    target = (lambda z: z) if estimator == "ross" else (lambda z: z[:, None].double())
+    for columns in (slice(None), slice(20, 22)):
+        assert abs(float(mutual_information(x[:, columns], target(shuffled), estimator))) < 0.08
+    found = float(mutual_information(x, target(y), estimator))
+    assert 0.1 < found < math.log(10) and (estimator == "mixed" or found > 1.5)
+
+
+def test_independent_grids_have_no_information() -> None:
+    x, y = samples(1200, 1, 1)
+    other = torch.randn(1200, 1, dtype=torch.float64)
+    for step in (0.1, 0.3, 1.0):
+        a, b, c = ((z / step).round() * step for z in (x, y, other))
+        assert abs(float(mixed_ksg(a, c))) < 0.06, step
+        assert float(mixed_ksg(a, b)) == pytest.approx(0.5 * math.log(2), abs=0.1)
+
+
+def test_the_type_of_the_labels_chooses_the_estimator() -> None:
+    x, y = digits()
+    pooled = x[:800].unflatten(1, (-1, 1)).flatten(1)[:, 10:40:5]
+    labels = y[:800]
+    expected = float(ross(pooled, labels))
+    assert expected > 0.9
+    for given_labels in (labels, labels.int(), labels.numpy(), [f"class {label}" for label in labels.tolist()]):
+        found = mutual_information(pooled, given_labels)
+        assert found.estimator == "ross" and float(found) == pytest.approx(expected, abs=1e-12)
+    assert float(mutual_information(labels, pooled)) == pytest.approx(expected, abs=1e-12)
+    assert mutual_information(labels, labels > 4).estimator == "grassberger"
+    assert mutual_information(pooled, pooled[:, :1] + torch.randn(800, 1)).estimator == "ksg1"
+    with pytest.raises(ValueError, match="10 different values in 800 examples"):
+        mutual_information(pooled, labels.double())
+
+
+def test_intervals_from_subsamples() -> None:
+    """A column that is constant in a subset is none of the whole's."""
+    x, y = digits()
+    found = ross(x, y, parts=5)
+    low, high = found.interval()
+    assert low < float(found) < high and float(found) == float(ross(x, y))
+    with pytest.raises(ValueError, match="parts=5"):
+        ross(x, y).interval()
+
+
+def test_many_dimensions_and_graphs() -> None:
+    x, y = samples(200, 16, 16)
+    with pytest.warns(UserWarning, match="32 features together.*collapse"):
+        ksg(x, y)
+    assert float(entropy(x.clone().requires_grad_())) == float(entropy(x))
+    assert ksg(x[:, :1].clone().requires_grad_(), y[:, :1]).value.requires_grad is False
+    assert float(ksg(x[:, :1], y[:, :1], k=np.int64(3))) == float(ksg(x[:, :1], y[:, :1]))

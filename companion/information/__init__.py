@@ -32,7 +32,7 @@ from companion.information.gaussian import (
     gaussian_mutual_information,
 )
 from companion.information.kernels import normalized_hsic, renyi, renyi_entropy
-from companion.information.measure import mutual_information
+from companion.information.measure import estimators, mutual_information
 from companion.information.mixtures import kolchinsky_tracey, noisy_label_information
 from companion.information.neighbors import entropy, ksg, mixed_ksg, ross
 from companion.information.plane import InformationPlane
@@ -54,6 +54,7 @@ __all__ = [
     "donsker_varadhan",
     "entropy",
     "entropy_of",
+    "estimators",
     "fixed_edges",
     "gate_information",
     "gaussian_entropy",

@@ -12,13 +12,17 @@ Chapter *Measuring information* derives them.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from companion._checks import one_of
+from companion.features import as_tensor
 from companion.information.estimates import (
+    ESTIMATORS,
     Estimate,
     constant_columns,
     continuous,
@@ -95,11 +99,6 @@ def _entropy(counts: Float[Tensor, "symbols"], correction: str) -> Float[Tensor,
     return plug_in + (len(seen) - 1) / (2 * n) if correction == "miller-madow" else plug_in
 
 
-def _check(correction: str) -> None:
-    if correction not in COUNTED:
-        raise ValueError(f"correction={correction!r} is unknown; use one of {list(COUNTED)}")
-
-
 def discrete_entropy(
     x: Int[Tensor, "examples *columns"], *, correction: str = "grassberger", unit: str = "nats"
 ) -> Estimate:
@@ -119,7 +118,7 @@ def discrete_entropy(
     >>> f"{discrete_entropy(coin, correction='plug-in', unit='bits').value:.1f}"
     '1.0'
     """
-    _check(correction)
+    one_of(correction=(correction, COUNTED))
     labels, m = discrete(x)
     counts = torch.bincount(labels, minlength=m).double()
     _, error = mean_error(-(counts / counts.sum()).log()[labels])
@@ -129,6 +128,7 @@ def discrete_entropy(
     return estimate(value, error, unit, estimator=correction, assumes=assumes, bound=bound, examples=len(labels))
 
 
+@ESTIMATORS.register("discrete", title="counts", x="discrete", y="discrete", bound="neither", finite=False)
 def discrete_mutual_information(
     x: Int[Tensor, "examples *columns"],
     y: Int[Tensor, "examples *columns"],
@@ -148,7 +148,7 @@ def discrete_mutual_information(
     >>> f"{discrete_mutual_information(x, x % 2, correction='plug-in', unit='bits').value:.1f}"
     '1.0'
     """
-    _check(correction)
+    one_of(correction=(correction, COUNTED))
     (a, p), (b, q) = discrete(x), discrete(y, "y")
     same_rows(a, b)
     b, n = b.to(a.device), len(a)
@@ -186,11 +186,10 @@ def bin_edges(
     >>> bin_edges(torch.arange(8.0)[:, None], bins=4)
     [tensor([2., 4., 6.], dtype=torch.float64)]
     """
-    dtype, x = torch.as_tensor(x).dtype, continuous(x, constant=True)
+    dtype, x = as_tensor(x, "x").dtype, continuous(x, constant=True)
     if bins < 2:
         raise ValueError(f"bins={bins}; a variable in fewer than 2 bins has no entropy")
-    if rule not in ("quantile", "width"):
-        raise ValueError(f"rule={rule!r} is unknown; use 'quantile' or 'width'")
+    one_of(rule=(rule, ("quantile", "width")))
     constant = constant_columns(x, dtype).tolist()
     return [
         _atom(column.amin(), column.amax()) if still else _column_edges(column, bins, rule)
@@ -250,6 +249,7 @@ def bin_index(
     return torch.stack(columns, 1)
 
 
+@ESTIMATORS.register("binning", title="binning", x="any", y="any", bound="neither", finite=False)
 def binned(
     x: Float[Tensor, "examples p"],
     y: Float[Tensor, "examples q"],
@@ -267,13 +267,23 @@ def binned(
     Raises:
         ValueError: see `bin_edges` and `discrete_mutual_information`.
 
+    Warns:
+        UserWarning: nearly every example is alone in its pair of bins: the value says how many examples there are.
+
     >>> x = torch.rand(1000, 1)
     >>> f"{binned(x, x, bins=8, unit='bits').value:.1f}"  # eight bins of equal mass
     '3.0'
     """
-    x, y = continuous(x), continuous(y, "y")
+    x, y = continuous(x).detach(), continuous(y, "y").detach()
     same_rows(x, y)
     codes = [bin_index(z, bin_edges(z, bins, rule)) for z in (x, y)]
+    pairs = len(torch.unique(torch.cat(codes, 1), dim=0))
+    if pairs > 0.9 * len(x):
+        warnings.warn(
+            f"{len(x)} examples fall into {pairs} pairs of bins, nearly each into its own, so the value follows from "
+            "their number, not from x and y: use fewer bins or columns, or more examples",
+            stacklevel=2,
+        )
     found = discrete_mutual_information(*codes, correction=correction)
     assumes = f"{bins} bins a column ({rule}) keep what matters, and are few for {len(x)} examples"
     return estimate(found.value, found.error, unit, estimator="binning", assumes=assumes, examples=len(x))

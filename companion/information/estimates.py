@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from companion.features import _resolution
+from companion._checks import one_of
+from companion._registry import Registry
+from companion.features import _resolution, as_tensor
 
 UNITS = {"nats": 1.0, "bits": math.log(2)}
 BOUNDS = ("upper", "lower", "neither")
+
+# Estimators of mutual information, registered where they are defined: `title`; what `x` and `y` may be; the `bound`
+# that the estimate is; `finite`: whether the truth must be finite for it to mean anything.
+ESTIMATORS: Registry[Callable[..., "Estimate"]] = Registry("estimator")
 
 
 class TooFewExamplesError(ValueError):
@@ -58,7 +66,9 @@ class Estimate:
             ValueError: the theory of this estimator gives no error.
         """
         if self.error is None:
-            raise ValueError(f"{self.estimator} has no standard error; repeat it on subsamples to see its spread")
+            raise ValueError(
+                f"{self.estimator} has no standard error; repeat it on subsamples (parts=5) to see its spread"
+            )
         return float(self.value - z * self.error), float(self.value + z * self.error)
 
     def to(self, unit: str) -> Estimate:
@@ -84,8 +94,7 @@ def scale(unit: str) -> float:
     Raises:
         ValueError: neither nats nor bits.
     """
-    if unit not in UNITS:
-        raise ValueError(f"unit={unit!r} is unknown; use one of {list(UNITS)}")
+    one_of(unit=(unit, UNITS))
     return UNITS[unit]
 
 
@@ -106,7 +115,7 @@ def continuous(x: Any, name: str = "x", *, constant: bool = False) -> Float[Tens
     Raises:
         ValueError: no rows, NaN or infinite values, constant columns.
     """
-    x = torch.as_tensor(x)
+    x = as_tensor(x, name)
     if x.ndim == 0 or x.shape[0] == 0 or x.numel() == 0:
         raise ValueError(f"{name} must be (examples, features) with at least one of each; got shape {tuple(x.shape)}")
     if x.is_complex():
@@ -136,12 +145,14 @@ def rounding_share(x: Float[Tensor, "examples features"], dtype: torch.dtype) ->
 
 
 def discrete(x: Any, name: str = "x") -> tuple[Tensor, int]:
-    """Labels 0 … m−1 of the symbols in x, and their number m. A row of a matrix is one symbol.
+    """Labels 0 … m−1 of the symbols in x, and their number m. A row of a matrix is one symbol; words are symbols, too.
 
     Raises:
         ValueError: no rows, NaN, or symbols that look continuous (floating-point values, nearly all of them different).
     """
-    x = torch.as_tensor(x)
+    if not isinstance(x, Tensor) and _words(words := np.asarray(x)):
+        x = np.unique(words, return_inverse=True)[1].reshape(words.shape)
+    x = as_tensor(x, name)
     if x.ndim == 0 or x.shape[0] == 0 or x.numel() == 0:
         raise ValueError(f"{name} must hold one symbol for each example; got shape {tuple(x.shape)}")
     if x.is_floating_point() and not torch.isfinite(x).all():
@@ -150,7 +161,7 @@ def discrete(x: Any, name: str = "x") -> tuple[Tensor, int]:
     if x.is_floating_point() and len(x) > 20 and len(symbols) > 0.9 * len(x):
         raise ValueError(
             f"{name} has {len(symbols)} different values in {len(x)} examples, so it looks continuous; "
-            "use a continuous estimator, or bin it first: information.bin_index(x, information.edges(x, bins))"
+            "use a continuous estimator, or bin it first: information.bin_index(x, information.bin_edges(x, bins))"
         )
     return labels.reshape(-1), len(symbols)
 
@@ -159,3 +170,31 @@ def same_rows(x: Any, y: Any) -> None:
     """Refuses x and y that do not have the same examples."""
     if len(x) != len(y):
         raise ValueError(f"x has {len(x)} rows and y {len(y)}; they must be the same examples in the same order")
+
+
+def is_discrete(x: Any) -> bool:
+    """Whether x holds classes or counts by its type: integers, truth values or words."""
+    if isinstance(x, Tensor):
+        return not x.is_floating_point() and not x.is_complex()
+    values = np.asarray(x)
+    return values.dtype.kind in "biu" or _words(values)
+
+
+def _words(values: np.ndarray) -> bool:
+    return values.dtype.kind in "US" or (values.dtype == object and all(isinstance(v, str) for v in values.flat))
+
+
+def standardised(
+    x: Float[Tensor, "examples features"],
+) -> tuple[Float[Tensor, "examples features"], Float[Tensor, "features"]]:
+    """Each column from its median on, in units of its spread, and that spread: the median of |x − median|, which heavy
+    tails do not move; where it is 0, more than half of a column being one value, the root mean square of x − median."""
+
+    def median(z: Tensor) -> Tensor:
+        ordered = z.sort(0).values
+        return (ordered[(len(z) - 1) // 2] + ordered[len(z) // 2]) / 2
+
+    x = x - median(x)
+    middle = median(x.abs())
+    spread = torch.where(middle > 0, middle, x.square().mean(0).sqrt())
+    return x / spread, spread

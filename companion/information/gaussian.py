@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.features import _resolution
+from companion.features import _resolution, as_tensor
 from companion.information.estimates import (
+    ESTIMATORS,
     Estimate,
     TooFewExamplesError,
     continuous,
@@ -166,6 +167,7 @@ def _sampled_bias(n: int, p: int, q: int) -> float:
     return 0.5 * (log_determinant(p) + log_determinant(q) - log_determinant(p + q))
 
 
+@ESTIMATORS.register("gaussian", title="Gaussian", x="Gaussian", y="Gaussian", bound="neither", finite=False)
 def gaussian_estimate(x: Any, y: Any, *, shrinkage: float | str = 0.0, unit: str = "nats") -> Estimate:
     """I(X;Y) from the sample covariance, as if X and Y were jointly Gaussian. Differentiable.
 
@@ -182,7 +184,7 @@ def gaussian_estimate(x: Any, y: Any, *, shrinkage: float | str = 0.0, unit: str
     >>> abs(float(found) - 0.5 * math.log(2)) < 0.15  # nats
     True
     """
-    dtypes = [torch.as_tensor(z).dtype for z in (x, y)]
+    dtypes = [as_tensor(z, "x and y").dtype for z in (x, y)]
     x, y = continuous(x), continuous(y, "y")
     same_rows(x, y)
     n, p, q = len(x), x.shape[1], y.shape[1]

@@ -18,22 +18,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.features import _resolution
-from companion.information.estimates import Estimate, continuous, estimate, same_rows
+from companion.features import _resolution, as_tensor
+from companion.information.estimates import ESTIMATORS, Estimate, continuous, estimate, same_rows
 from companion.similarity import Kernel, h_center
 from companion.similarity._kernels import _kernel_matrix
 
 
 def _gram(x: Any, kernel: Kernel, name: str, constant: bool = False) -> Float[Tensor, "n n"]:
     """Kernel matrix in float64; what is rounding in the features' own dtype stays no variation."""
-    return _kernel_matrix(continuous(x, name, constant=constant), kernel, torch.as_tensor(x).dtype)[0]
+    return _kernel_matrix(continuous(x, name, constant=constant), kernel, as_tensor(x, name).dtype)[0]
 
 
 def _density(x: Any, kernel: Kernel, name: str) -> Float[Tensor, "n n"]:
     """Kernel matrix with unit diagonal, divided by n, so that its trace is 1."""
     k = _gram(x, kernel, name)
     # An example at the mean has no direction, and rounding must not give it one.
-    least = _resolution(torch.as_tensor(x).dtype) ** 2 * k.diagonal().amax()
+    least = _resolution(as_tensor(x, name).dtype) ** 2 * k.diagonal().amax()
     scale = torch.maximum(k.diagonal(), least).clamp(min=torch.finfo(k.dtype).tiny).sqrt()
     return k / (scale[:, None] * scale) / len(k)
 
@@ -70,6 +70,7 @@ def renyi_entropy(
     return estimate(_renyi(a, alpha), None, unit, estimator="renyi", assumes=_belief(alpha, kernel), examples=len(a))
 
 
+@ESTIMATORS.register("renyi", title="matrix-based Rényi", x="any", y="any", bound="not Shannon's", finite=False)
 def renyi(
     x: Float[Tensor, "examples p"],
     y: Float[Tensor, "examples q"],

@@ -9,33 +9,46 @@ If the k-th nearest neighbour of x_i is ε_i away, the density near x_i is about
 - Ross (2014), X continuous and Y discrete:  I = ψ(n) + ψ(k) − ⟨ψ(n_y) + ψ(m)⟩;
 - Gao, Kannan, Oh & Viswanath (2017), mixtures of both:  I = ⟨ψ(k̃) + ln n − ψ(n_x) − ψ(n_y)⟩.
 
-Distances are max-norm. In few dimensions a CPU searches k-d trees; otherwise, and on a GPU, blocks of rows are compared
-with all: memory O(n · block). Chapter *Measuring information* derives all four.
+Distances are max-norm, each column measured in its own spread (`estimates.standardised`): information does not depend
+on the units of a column, so no estimate does. Where neighbours lie at equal distances, as they do on pixels or counts,
+all at the edge count, in the joint space and on both sides; equal means to 1e-9 of the distance. In few dimensions a
+CPU searches k-d trees; otherwise, and on a GPU, blocks of rows are compared with all: memory O(n · block). Chapter
+*Measuring information* derives all four.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
-from sklearn.neighbors import KDTree
 from torch import Tensor
 
+from companion._checks import at_least, one_of, whole_number
 from companion.information.estimates import (
+    ESTIMATORS,
     Estimate,
     TooFewExamplesError,
     continuous,
     discrete,
     estimate,
+    is_discrete,
     mean_error,
     same_rows,
+    standardised,
 )
+
+if TYPE_CHECKING:
+    from sklearn.neighbors import KDTree
 
 BLOCK = {"cpu": 2**20, "cuda": 2**25}  # distances in one block of rows
 TREE = 16  # up to so many joint dimensions k-d trees are faster than comparing all pairs
+MANY = 20  # joint dimensions beyond which neighbours of any sample that one has are far away
+TIE = 1e-9  # share of a distance by which equal ones differ after rounding
 
 
 # ----------------------------------------------------------------------------------------------------------- distances
@@ -75,28 +88,16 @@ def _use_tree(x: Tensor, block: int | None) -> bool:
 def _count(x: Float[Tensor, "n d"], radius: Float[Tensor, "n"]) -> Int[Tensor, "n"]:
     """How many points lie within distance ≤ radius_i of x_i, itself included (CPU)."""
     if x.shape[1] == 1:
-        return _exact(x[:, 0].sort().values, x[:, 0], radius)
+        at = x[:, 0].contiguous()
+        ordered = at.sort().values
+        return torch.searchsorted(ordered, at + radius, right=True) - torch.searchsorted(ordered, at - radius)
     return torch.from_numpy(_tree(x).query_radius(x.numpy(), radius.numpy(), count_only=True))
 
 
 def _tree(x: Float[Tensor, "n d"]) -> KDTree:
+    from sklearn.neighbors import KDTree
+
     return KDTree(x.numpy(), metric="chebyshev")
-
-
-def _exact(ordered: Float[Tensor, "n"], at: Float[Tensor, "n"], radius: Float[Tensor, "n"]) -> Int[Tensor, "n"]:
-    """Number of sorted values v with |v − at_i| ≤ radius_i, the difference rounded as a distance is: searching for the
-    sums at ± radius would round differently."""
-
-    def first(holds: Callable[[Tensor], Tensor]) -> Int[Tensor, "n"]:
-        """The first place whose value holds; all after it hold too."""
-        low, high = torch.zeros_like(at, dtype=torch.long), torch.full_like(at, len(ordered), dtype=torch.long)
-        while (open_ := low < high).any():
-            middle = (low + high) // 2
-            yes = holds(ordered[middle.clamp(max=len(ordered) - 1)])
-            low, high = torch.where(open_ & ~yes, middle + 1, low), torch.where(open_ & yes, middle, high)
-        return low
-
-    return first(lambda v: v - at > radius) - first(lambda v: at - v <= radius)
 
 
 def _kth_distance(x: Float[Tensor, "n d"], k: int, block: int | None) -> Float[Tensor, "n"]:
@@ -107,8 +108,7 @@ def _kth_distance(x: Float[Tensor, "n d"], k: int, block: int | None) -> Float[T
 
 
 def _check(n: int, k: int, what: str = "examples") -> None:
-    if not isinstance(k, int) or k < 1:
-        raise ValueError(f"k={k} must be a whole number of neighbours, at least 1")
+    at_least(1, k=whole_number(k=k))
     if n <= k:
         raise TooFewExamplesError(f"{n} {what} have no {k}-th neighbour each: need more than k = {k}, or a smaller k")
 
@@ -137,15 +137,16 @@ def entropy(
     >>> f"{entropy(10 * torch.rand(2000, 1)).value:.1f}, ln 10 = {math.log(10):.3f}"
     '2.3, ln 10 = 2.303'
     """
-    x = continuous(x)
+    x = continuous(x).detach()
     n, d = x.shape
     _check(n, k)
+    x, scale = standardised(x)
     distances = _kth_distance(x, k, block)
     _refuse_atoms(distances, k)
     offset = torch.digamma(torch.tensor([n, k], dtype=torch.float64))
     value, error = mean_error(d * (2 * distances).log())
     assumes = "independent examples of a density that is flat within k neighbours"
-    value = value + float(offset[0] - offset[1])
+    value = value + scale.log().sum() + float(offset[0] - offset[1])
     return estimate(value, error, unit, estimator="kozachenko-leonenko", assumes=assumes, examples=n)
 
 
@@ -157,10 +158,13 @@ def _error(parts: int, n: int, value: Callable[[Tensor], Tensor]) -> Float[Tenso
         return None
     if parts < 2:
         raise ValueError(f"parts={parts}; a spread needs at least 2 subsets, 5 for instance; 0 for no error")
+    if n // parts < 2:
+        raise TooFewExamplesError(f"{n} examples are too few for parts={parts}")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
     return torch.stack([value(rows) for rows in order.chunk(parts)]).std() / parts**0.5
 
 
+@ESTIMATORS.register("ksg", title="KSG 1", x="continuous", y="continuous", bound="neither", finite=True)
 def ksg(
     x: Float[Tensor, "examples p"],
     y: Float[Tensor, "examples q"],
@@ -171,11 +175,12 @@ def ksg(
     unit: str = "nats",
     block: int | None = None,
 ) -> Estimate:
-    """I(X;Y) of two continuous variables by KSG 1 or 2.
+    """I(X;Y) of two continuous variables by KSG 1 or 2. The same at any scale of a column.
 
     Variant 1 takes the cube that reaches the k-th neighbour in the joint space and counts, in x and y alone, who lies
-    *strictly* inside. Variant 2 takes the smallest rectangle around the k neighbours and counts who lies in it, edge
-    included; neighbours at equal distance count together. Nothing is added to the data to break ties.
+    *strictly* inside; where other neighbours lie at the same distance, who lies up to the edge. Variant 2 takes the
+    smallest rectangle around the k neighbours and counts who lies in it, edge included; neighbours at equal distance
+    count together. Nothing is added to the data to break ties.
 
     Args:
         k: neighbours. Few: little bias, more variance.
@@ -186,82 +191,137 @@ def ksg(
 
     Raises:
         ValueError: mismatched rows, at most k examples, NaN, infinite values, constant columns, examples with k exact
-            copies, a variant other than 1 or 2.
+            copies, classes (integers, or few values), a variant other than 1 or 2.
+
+    Warns:
+        UserWarning: more than 20 features together, where the estimate collapses.
 
     >>> x = torch.randn(1000, 1)
     >>> found = ksg(x, x + torch.randn(1000, 1), parts=5)
     >>> abs(float(found) - 0.5 * math.log(2)) < 0.2, found.unit, found.estimator
     (True, 'nats', 'ksg1')
     """
+    _refuse_classes(x=x, y=y)
     x, y = _pair(x, y, k)
-    if variant not in (1, 2):
-        raise ValueError(f"variant={variant!r} is unknown; KSG has variants 1 and 2")
-    n = len(x)
-    psi = torch.digamma(torch.tensor([n, k], dtype=torch.float64, device=x.device))
-    if variant == 1:
-        radius, n_x, n_y = _ksg1_counts(x, y, k, block)
-        terms = psi.sum() - torch.digamma(n_x.double() + 1) - torch.digamma(n_y.double() + 1)
-    else:
-        radius, within, n_x, n_y = _ksg2_counts(x, y, k, block)
-        terms = psi[0] + torch.digamma(within) - 1 / within - torch.digamma(n_x.double()) - torch.digamma(n_y.double())
+    one_of(variant=(variant, (1, 2)))
+    radius, terms = _ksg_terms(x, y, k, variant, block)
     _refuse_atoms(radius, k)
-    error = _error(parts, n, lambda rows: ksg(x[rows], y[rows], k=k, variant=variant, block=block).value)
+    error = _error(parts, len(x), lambda rows: _ksg_terms(x[rows], y[rows], k, variant, block)[1].mean())
     assumes = f"independent examples of a density that is flat within {k} neighbours"
-    return estimate(terms.mean(), error, unit, estimator=f"ksg{variant}", assumes=assumes, examples=n)
+    return estimate(terms.mean(), error, unit, estimator=f"ksg{variant}", assumes=assumes, examples=len(x))
+
+
+ESTIMATORS.register("ksg2", title="KSG 2", x="continuous", y="continuous", bound="neither", finite=True)(
+    functools.partial(ksg, variant=2)
+)
+
+
+def _ksg_terms(
+    x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, variant: int, block: int | None
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+    """ε_i, and each example's term."""
+    _check(len(x), k)
+    psi_n = torch.digamma(x.new_tensor(len(x)))
+    if variant == 1:
+        radius, near, n_x, n_y = _ksg1_counts(x, y, k, block)
+        return radius, psi_n + torch.digamma(near) - torch.digamma(n_x) - torch.digamma(n_y)
+    radius, near, n_x, n_y = _ksg2_counts(x, y, k, block)
+    return radius, psi_n + torch.digamma(near) - 1 / near - torch.digamma(n_x) - torch.digamma(n_y)
 
 
 def _pair(x: Any, y: Any, k: int) -> tuple[Float[Tensor, "n p"], Float[Tensor, "n q"]]:
+    """x and y, each column in its spread."""
     x, y = continuous(x).detach(), continuous(y, "y").detach()
     same_rows(x, y)
     _check(len(x), k)
-    return x, y.to(x.device)
+    many = x.shape[1] + y.shape[1]
+    if many > MANY:
+        warnings.warn(
+            f"{many} features together: in so many dimensions the nearest of {len(x)} examples are far away, and "
+            "estimates from neighbours collapse towards 0; reduce the features first, or use estimator='gaussian'",
+            stacklevel=4,
+        )
+    return standardised(x)[0], standardised(y)[0].to(x.device)
+
+
+def _refuse_classes(**variables: Any) -> None:
+    for name, values in variables.items():
+        if is_discrete(values):
+            raise ValueError(
+                f"{name} holds integers or classes, not a continuous variable; use estimator='ross' for classes of a "
+                "continuous variable, 'discrete' if both are classes, or give numbers as floats"
+            )
+        rows = continuous(values, name, constant=True)
+        kinds = len(torch.unique(rows, dim=0))
+        if 20 * kinds <= len(rows) and kinds > 1:
+            raise ValueError(
+                f"{name} has {kinds} different values in {len(rows)} examples, so it is discrete; use estimator='ross' "
+                "for classes of a continuous variable, 'mixed' where parts are discrete, 'discrete' if both are"
+            )
 
 
 def _ksg1_counts(
     x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, block: int | None
-) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"], Int[Tensor, "n"]]:
-    """ε_i, and how many others lie strictly closer than ε_i in x and in y."""
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n"]]:
+    """ε_i, and as digamma's arguments the neighbours within it, in the joint space, in x and in y.
+
+    Without ties these are k and one more than lie strictly inside, of which one reaches to the edge. Where neighbours
+    are tied, all up to the edge count; among exact copies (ε_i = 0) the example itself, too.
+    """
     joint = torch.cat([x, y], 1)
     if _use_tree(joint, block):
         radius = _kth_distance(joint, k, block)
-        inside = torch.nextafter(radius, torch.zeros_like(radius))
-        return radius, _count(x, inside) - 1, _count(y, inside) - 1
+        near = _count(joint, radius * (1 + TIE)) - 1
+        inside = [_count(z, radius * (1 - TIE)) for z in (x, y)]
+        edge = [_count(z, radius * (1 + TIE)) - 1 for z in (x, y)] if (near > k).any() else inside
+    else:
 
-    def counts(rows: slice) -> tuple[Tensor, ...]:
-        dx, dy = _distances(x[rows], x), _distances(y[rows], y)
-        radius = torch.maximum(dx, dy).kthvalue(k + 1).values
-        return radius, *((d < radius[:, None]).sum(1) - 1 for d in (dx, dy))
+        def counts(rows: slice) -> tuple[Tensor, ...]:
+            dx, dy = _distances(x[rows], x), _distances(y[rows], y)
+            both = torch.maximum(dx, dy)
+            radius = both.kthvalue(k + 1, keepdim=True).values
+            low, high = radius * (1 - TIE), radius * (1 + TIE)
+            sides = ((d < low).sum(1) for d in (dx, dy)), ((d <= high).sum(1) - 1 for d in (dx, dy))
+            return radius[:, 0], (both <= high).sum(1) - 1, *sides[0], *sides[1]
 
-    radius, n_x, n_y = _by_blocks(x, block, counts)
-    return radius, n_x, n_y
+        radius, near, *sides = _by_blocks(x, block, counts)
+        inside, edge = sides[:2], sides[2:]
+    atom = radius == 0
+    tied = atom | ((near > k) & ~atom).any()
+    n_x, n_y = (torch.where(tied, e + atom.long(), i).double() for i, e in zip(inside, edge, strict=True))
+    return radius, (near + atom.long()).double(), n_x, n_y
 
 
 def _ksg2_counts(
     x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, block: int | None
-) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"], Int[Tensor, "n"], Int[Tensor, "n"]]:
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n"]]:
     """ε_i, the number of neighbours within it (k without ties), and the others in the rectangle's sides."""
     joint = torch.cat([x, y], 1)
     n = len(x)
     if _use_tree(joint, block) and n > k + 1:
         distances, index = _tree(joint).query(joint.numpy(), k + 2)
-        if (distances[:, k] < distances[:, k + 1]).all():  # no ties: k neighbours each (and the point itself, at 0)
+        if (
+            distances[:, k] * (1 + TIE) < distances[:, k + 1]
+        ).all():  # no ties: k neighbours each (and the point, at 0)
             near = torch.from_numpy(index[:, : k + 1])
-            sides = [(z[near] - z[:, None]).abs().amax((1, 2)) for z in (x, y)]
+            sides = [(z[near] - z[:, None]).abs().amax((1, 2)) * (1 + TIE) for z in (x, y)]
             within = torch.full((n,), float(k), dtype=torch.float64)
-            return torch.from_numpy(distances[:, k]), within, _count(x, sides[0]) - 1, _count(y, sides[1]) - 1
+            n_x, n_y = ((_count(z, side) - 1).double() for z, side in zip((x, y), sides, strict=True))
+            return torch.from_numpy(distances[:, k]), within, n_x, n_y
 
     def counts(rows: slice) -> tuple[Tensor, ...]:
         dx, dy = _distances(x[rows], x), _distances(y[rows], y)
         both = torch.maximum(dx, dy)
         radius = both.kthvalue(k + 1).values
-        near = both <= radius[:, None]
-        sides = ((d <= (d * near).amax(1, keepdim=True)).sum(1) - 1 for d in (dx, dy))
+        near = both <= radius[:, None] * (1 + TIE)
+        sides = ((d <= (d * near).amax(1, keepdim=True) * (1 + TIE)).sum(1) - 1 for d in (dx, dy))
         return radius, near.sum(1) - 1, *sides
 
     radius, within, n_x, n_y = _by_blocks(x, block, counts)
     return radius, within, n_x, n_y
 
 
+@ESTIMATORS.register("mixed", title="mixed KSG", x="any", y="any", bound="neither", finite=False)
 def mixed_ksg(
     x: Float[Tensor, "examples p"],
     y: Float[Tensor, "examples q"],
@@ -272,11 +332,11 @@ def mixed_ksg(
     block: int | None = None,
 ) -> Estimate:
     """I(X;Y) where either may have atoms and a density at once (Gao et al. 2017): ReLU layers, pixels, zero-inflated
-    counts. Arguments as for `ksg`.
+    counts. Arguments as for `ksg`. The same at any scale of a column.
 
     An example with k copies takes all its copies as neighbours and counts copies in x and in y; any other counts as in
-    KSG 1. The paper writes ln(n_x + 1), counted up to the edge, for ψ(n_x): that is further off where one side is at an
-    atom and the other is not.
+    KSG 1, up to the edge where neighbours are tied. The paper writes ln(n_x + 1), counted up to the edge, for ψ(n_x):
+    that is further off where one side is at an atom and the other is not.
 
     Raises:
         ValueError: mismatched rows, at most k examples, NaN, infinite values, constant columns.
@@ -287,23 +347,19 @@ def mixed_ksg(
     True
     """
     x, y = _pair(x, y, k)
-    n = len(x)
-
-    def counts(rows: slice) -> tuple[Tensor, ...]:
-        dx, dy = _distances(x[rows], x), _distances(y[rows], y)
-        both = torch.maximum(dx, dy)
-        radius = both.kthvalue(k + 1, keepdim=True).values
-        atom = radius == 0
-        near = torch.where(atom[:, 0], (both == 0).sum(1), k)
-        return near, *(torch.where(atom, d == 0, d < radius).sum(1) for d in (dx, dy))
-
-    near, n_x, n_y = _by_blocks(x, block, counts)
-    terms = torch.digamma(near) + math.log(n) - torch.digamma(n_x) - torch.digamma(n_y)
-    error = _error(parts, n, lambda rows: mixed_ksg(x[rows], y[rows], k=k, block=block).value)
+    terms = _mixed_terms(x, y, k, block)
+    error = _error(parts, len(x), lambda rows: _mixed_terms(x[rows], y[rows], k, block).mean())
     assumes = "independent examples; atoms, or a density that is flat within k neighbours"
-    return estimate(terms.mean(), error, unit, estimator="mixed", assumes=assumes, examples=n)
+    return estimate(terms.mean(), error, unit, estimator="mixed", assumes=assumes, examples=len(x))
 
 
+def _mixed_terms(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, block: int | None) -> Float[Tensor, "n"]:
+    _check(len(x), k)
+    _, near, n_x, n_y = _ksg1_counts(x, y, k, block)
+    return torch.digamma(near) + math.log(len(x)) - torch.digamma(n_x) - torch.digamma(n_y)
+
+
+@ESTIMATORS.register("ross", title="Ross", x="any", y="discrete", bound="neither", finite=False)
 def ross(
     x: Float[Tensor, "examples p"],
     y: Int[Tensor, "examples *columns"],
@@ -313,14 +369,15 @@ def ross(
     unit: str = "nats",
     block: int | None = None,
 ) -> Estimate:
-    """I(X;Y) of a continuous X and a discrete Y, a class label for instance (Ross 2014).
+    """I(X;Y) of a continuous X and a discrete Y, a class label for instance (Ross 2014); X may have atoms, too. The
+    same at any scale of a column.
 
     For each example: the distance to its k-th neighbour among those of its own class, then how many of all classes lie
-    within. Arguments as for `ksg`.
+    within, up to the edge; where neighbours of its class are tied there, all of them count. Arguments as for `ksg`.
 
     Raises:
         ValueError: mismatched rows, a class with at most k examples, only one class, NaN, infinite values, constant
-            columns, examples with k exact copies in their class.
+            columns.
 
     >>> y = torch.arange(2).repeat(500)
     >>> x = torch.randn(1000, 1) + 10 * y[:, None]
@@ -330,24 +387,31 @@ def ross(
     x = continuous(x).detach()
     labels, classes = discrete(y, "y")
     same_rows(x, labels)
-    labels, n = labels.to(x.device), len(x)
-    sizes = torch.bincount(labels, minlength=classes)
     if classes < 2:
         raise ValueError("y has one class only: it carries no information; is it the right column?")
-    _check(int(sizes.min()), k, "examples of the rarest class")
-    radius = x.new_empty(n)
-    for c in range(classes):
-        members = labels == c
-        radius[members] = _kth_distance(x[members], k, block)
-    _refuse_atoms(radius, k)
-    inside = torch.nextafter(radius, torch.zeros_like(radius))
-    if _use_tree(x, block):
-        within = _count(x, inside).double()
-    else:
-        (within,) = _by_blocks(x, block, lambda rows: ((_distances(x[rows], x) <= inside[rows, None]).sum(1),))
-    psi = torch.digamma(torch.tensor([n, k], dtype=torch.float64, device=x.device)).sum()
-    # `within` counts the point itself, strictly inside; the k-th neighbour on the edge makes up for it.
-    terms = psi - torch.digamma(sizes[labels].double()) - torch.digamma(within)
-    error = _error(parts, n, lambda rows: ross(x[rows], labels[rows], k=k, block=block).value)
+    x, labels = standardised(x)[0], labels.to(x.device)
+    terms = _ross_terms(x, labels, k, block)
+    error = _error(parts, len(x), lambda rows: _ross_terms(x[rows], labels[rows], k, block).mean())
     assumes = f"independent examples; within each class a density that is flat within {k} neighbours"
-    return estimate(terms.mean(), error, unit, estimator="ross", assumes=assumes, examples=n)
+    return estimate(terms.mean(), error, unit, estimator="ross", assumes=assumes, examples=len(x))
+
+
+def _ross_terms(x: Float[Tensor, "n p"], labels: Int[Tensor, "n"], k: int, block: int | None) -> Float[Tensor, "n"]:
+    radius, near, sizes = (x.new_empty(len(x)) for _ in range(3))
+    for c in labels.unique():
+        members = labels == c
+        own = x[members]
+        _check(len(own), k, "examples of the rarest class")
+        radius[members] = _kth_distance(own, k, block)
+        near[members] = _within(own, radius[members] * (1 + TIE), block)
+        sizes[members] = float(len(own))
+    within = _within(x, radius * (1 + TIE), block)
+    psi = torch.digamma
+    return psi(x.new_tensor(len(x))) + psi(near) - psi(sizes) - psi(within)
+
+
+def _within(x: Float[Tensor, "n d"], radius: Float[Tensor, "n"], block: int | None) -> Float[Tensor, "n"]:
+    """How many others lie within distance ≤ radius_i of x_i."""
+    if _use_tree(x, block):
+        return _count(x, radius).double() - 1
+    return _by_blocks(x, block, lambda rows: ((_distances(x[rows], x) <= radius[rows, None]).sum(1),))[0] - 1

@@ -13,6 +13,7 @@ and the value too large (McAllester & Stratos 2020). Chapter *Measuring informat
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Mapping
 
@@ -20,7 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion.information.estimates import Estimate, TooFewExamplesError, continuous, estimate, same_rows
+from companion._checks import one_of
+from companion.information.estimates import ESTIMATORS, Estimate, TooFewExamplesError, continuous, estimate, same_rows
 
 
 # -------------------------------------------------------------------------------------------------------------- bounds
@@ -135,8 +137,7 @@ def variational_bound(
     >>> found.bound, bool(0 < found.value < math.log(128))
     ('lower', True)
     """
-    if bound not in BOUNDS:
-        raise ValueError(f"bound={bound!r} is unknown; use one of {list(BOUNDS)}")
+    one_of(bound=(bound, BOUNDS))
     x, y = continuous(x).detach(), continuous(y, "y").detach()
     same_rows(x, y)
     n, value_of = len(x), BOUNDS[bound]
@@ -181,3 +182,9 @@ def variational_bound(
     assumes = f"that a critic with {hidden} hidden units is good enough{ceiling}"
     side = "neither" if bound == "dv" else "lower"
     return estimate(values.mean(), error, unit, estimator=bound, assumes=assumes, bound=side, examples=n)
+
+
+for _bound, _title, _side in (("infonce", "InfoNCE", "lower"), ("nwj", "NWJ", "lower"), ("dv", "DV", "neither")):
+    ESTIMATORS.register(_bound, title=_title, x="any", y="any", bound=_side, finite=True)(
+        functools.partial(variational_bound, bound=_bound)
+    )
