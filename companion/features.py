@@ -16,9 +16,9 @@ after the layer cannot change them. Chapter *Feature similarity* explains what t
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import functools
 import itertools
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -229,12 +229,19 @@ def bare_name(name: str) -> str:
     return ".".join(part for part in name.removeprefix("module.").split(".") if part not in WRAPPERS)
 
 
+def _wildcard(pattern: str) -> re.Pattern[str]:
+    """A name with `?`, `*` and `[…]`, none of which crosses a dot, and `**`, which does."""
+    parts = re.findall(r"\*\*|\*|\?|\[[^]]+\]|.", pattern)
+    special = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
+    return re.compile("".join(special.get(p, p.replace("[!", "[^") if len(p) > 1 else re.escape(p)) for p in parts))
+
+
 def find_layers(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
     """The chosen modules of `model` by qualified name, in the order of `named_modules`.
 
     Args:
-        layers: one or several names, which may hold wildcards (`"layer?.*"`; `*` also matches dots); one or several
-            module types; or a predicate `(name, module) -> bool`.
+        layers: one or several names, which may hold wildcards (`"layer?.*"`; `*` stops at a dot, `**` does not); one or
+            several module types; or a predicate `(name, module) -> bool`.
 
     Raises:
         ValueError: a name or pattern that matches nothing (with the closest names), a choice of another kind, or an
@@ -256,7 +263,7 @@ def find_layers(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
             if isinstance(choice, type):
                 chosen |= {name for name, module in modules.items() if isinstance(module, choice)}
             elif isinstance(choice, str):
-                found = {choice} & set(modules) or set(fnmatch.filter(modules, choice))
+                found = {choice} & set(modules) or set(filter(_wildcard(choice).fullmatch, modules))
                 if not found:
                     close = difflib.get_close_matches(choice, modules, n=3, cutoff=0.3) or list(modules)[:5]
                     raise ValueError(

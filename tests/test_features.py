@@ -98,7 +98,9 @@ def test_find_layers(layers: Any, names: list[str]) -> None:
 
 def test_find_layers_in_nested_models() -> None:
     model = Nested()
-    assert list(find_layers(model, "stage.*")) == ["stage.block", "stage.block.0", "stage.block.1", "stage.head"]
+    assert list(find_layers(model, "stage.*")) == ["stage.block", "stage.head"]  # a dot ends a star
+    assert list(find_layers(model, "stage.**")) == ["stage.block", "stage.block.0", "stage.block.1", "stage.head"]
+    assert list(find_layers(model, "**.[0-9]")) == ["stage.block.0", "stage.block.1"]
     assert list(find_layers(model, nn.Linear)) == ["stage.block.0", "stage.block.1", "stage.head"]
     assert list(find_layers(model, lambda name, module: name.endswith(".0"))) == ["stage.block.0"]
 

@@ -202,6 +202,7 @@ class ExactCKA(_LayerPairs):
     Raises:
         ValueError: see `MinibatchCKA`; more than 16,384 features in all.
 
+    >>> from companion.similarity import cka
     >>> x, y = torch.randn(100, 3), torch.randn(100, 4)
     >>> metric = ExactCKA(["x", "y"])
     >>> for batch in range(0, 100, 20):
