@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from companion._checks import at_least, one_of, whole_number
 from companion._files import data_root
 
 Shortcut = Literal["A", "B"]
@@ -120,10 +121,7 @@ class ResNet(nn.Module):
         channels: int = 3,
     ) -> None:
         super().__init__()
-        if shortcut not in ("A", "B"):
-            raise ValueError(
-                f'shortcut={shortcut!r}; allowed: "A" (subsample, no parameters), "B" (1×1 convolution and batch norm)'
-            )
+        one_of(shortcut=(shortcut, ("A", "B")))
         _at_least_one(classes=classes, width=width, channels=channels)
         _at_least_one(**{f"blocks[{stage}]": number for stage, number in enumerate(blocks)})
         self.stages = len(blocks)
@@ -346,8 +344,7 @@ def _cifar_resnet(
 
 def _load_akamaster(model: ResNet, depth: int, weights: str, root: str | Path | None) -> None:
     """Fill the model with published weights; the file is found under the data root or downloaded into it."""
-    if weights != "akamaster":
-        raise ValueError(f"weights={weights!r}; allowed: None (random), 'akamaster' (published CIFAR-10 weights)")
+    one_of(weights=(weights, (None, "akamaster")))
     if depth not in _AKAMASTER_SHA256:
         raise ValueError(f"no published weights are known for depth {depth}; allowed: {sorted(_AKAMASTER_SHA256)}")
     sha256 = _AKAMASTER_SHA256[depth]
@@ -391,5 +388,4 @@ def _initialize(model: nn.Module) -> None:
 
 def _at_least_one(**numbers: int) -> None:
     for name, number in numbers.items():
-        if not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name}={number!r}; it must be an integer of at least 1")
+        at_least(1, **{name: whole_number(**{name: number})})

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from companion._checks import at_least, between, whole_number
 from companion.data.datasets import load
 from companion.data.images import Images, Normalize, frozen_random
 
@@ -110,8 +111,7 @@ class DeviceLoader:
         world_size: int = 1,
     ) -> None:
         check_ranks(batch_size, rank, world_size)
-        if padding < 0:
-            raise ValueError(f"padding={padding}; it must be 0 (no crop) or more")
+        at_least(0, padding=padding)
         if (drop_last and len(images) < batch_size) or not len(images):
             raise ValueError(f"{images!r} gives no batch of batch_size={batch_size}, drop_last={drop_last}")
         self.images = images.to(device)
@@ -224,8 +224,7 @@ def loaders(
 
 
 def check_ranks(batch_size: int, rank: int, world_size: int) -> None:
-    """Raise ValueError for a rank that does not exist, or a batch too small to give every rank an example."""
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank={rank}, world_size={world_size}; rank must be from 0 to world_size − 1")
-    if batch_size < world_size:
-        raise ValueError(f"batch_size={batch_size} counts all ranks together; it must be at least {world_size}")
+    """Refuse a rank that does not exist, or a batch too small to give every rank an example."""
+    at_least(1, world_size=whole_number(world_size=world_size))
+    between(0, world_size - 1, rank=whole_number(rank=rank))
+    at_least(world_size, batch_size=whole_number(batch_size=batch_size))
