@@ -24,6 +24,8 @@ from companion._checks import at_least, one_of, whole_number
 from companion._files import data_root
 
 Shortcut = Literal["A", "B"]
+Weights = Literal["akamaster"] | None
+Root = str | Path | None
 
 _AKAMASTER_URL = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
 _AKAMASTER_SHA256 = {
@@ -147,11 +149,7 @@ class ResNet(nn.Module):
 
 
 def resnet20(
-    classes: int = 10,
-    shortcut: Shortcut = "A",
-    width: int = 16,
-    weights: Literal["akamaster"] | None = None,
-    root: str | Path | None = None,
+    classes: int = 10, shortcut: Shortcut = "A", width: int = 16, weights: Weights = None, root: Root = None
 ) -> ResNet:
     """CIFAR ResNet of depth 20, that is 3 stages of 3 blocks (He et al. 2016, section 4.2).
 
@@ -178,11 +176,7 @@ def resnet20(
 
 
 def resnet32(
-    classes: int = 10,
-    shortcut: Shortcut = "A",
-    width: int = 16,
-    weights: Literal["akamaster"] | None = None,
-    root: str | Path | None = None,
+    classes: int = 10, shortcut: Shortcut = "A", width: int = 16, weights: Weights = None, root: Root = None
 ) -> ResNet:
     """CIFAR ResNet of depth 32: 3 stages of 5 blocks; published weights reach 92.63 %. Arguments as for `resnet20`.
 
@@ -193,11 +187,7 @@ def resnet32(
 
 
 def resnet44(
-    classes: int = 10,
-    shortcut: Shortcut = "A",
-    width: int = 16,
-    weights: Literal["akamaster"] | None = None,
-    root: str | Path | None = None,
+    classes: int = 10, shortcut: Shortcut = "A", width: int = 16, weights: Weights = None, root: Root = None
 ) -> ResNet:
     """CIFAR ResNet of depth 44: 3 stages of 7 blocks; published weights reach 93.10 %. Arguments as for `resnet20`.
 
@@ -208,11 +198,7 @@ def resnet44(
 
 
 def resnet56(
-    classes: int = 10,
-    shortcut: Shortcut = "A",
-    width: int = 16,
-    weights: Literal["akamaster"] | None = None,
-    root: str | Path | None = None,
+    classes: int = 10, shortcut: Shortcut = "A", width: int = 16, weights: Weights = None, root: Root = None
 ) -> ResNet:
     """CIFAR ResNet of depth 56: 3 stages of 9 blocks; published weights reach 93.39 %. Arguments as for `resnet20`.
 
@@ -223,11 +209,7 @@ def resnet56(
 
 
 def resnet110(
-    classes: int = 10,
-    shortcut: Shortcut = "A",
-    width: int = 16,
-    weights: Literal["akamaster"] | None = None,
-    root: str | Path | None = None,
+    classes: int = 10, shortcut: Shortcut = "A", width: int = 16, weights: Weights = None, root: Root = None
 ) -> ResNet:
     """CIFAR ResNet of depth 110: 3 stages of 18 blocks; no weights are offered. Arguments as for `resnet20`.
 
@@ -327,14 +309,7 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-def _cifar_resnet(
-    depth: int,
-    classes: int,
-    shortcut: Shortcut,
-    width: int,
-    weights: str | None,
-    root: str | Path | None,
-) -> ResNet:
+def _cifar_resnet(depth: int, classes: int, shortcut: Shortcut, width: int, weights: Weights, root: Root) -> ResNet:
     """ResNet of depth 6n + 2: one stem convolution, 3 stages of n blocks of 2 convolutions each, one linear layer."""
     model = ResNet([(depth - 2) // 6] * 3, classes, shortcut, width)
     if weights is not None:
@@ -342,7 +317,7 @@ def _cifar_resnet(
     return model
 
 
-def _load_akamaster(model: ResNet, depth: int, weights: str, root: str | Path | None) -> None:
+def _load_akamaster(model: ResNet, depth: int, weights: Weights, root: Root) -> None:
     """Fill the model with published weights; the file is found under the data root or downloaded into it."""
     one_of(weights=(weights, (None, "akamaster")))
     if depth not in _AKAMASTER_SHA256:

@@ -90,17 +90,6 @@ def test_split_needs_something_on_both_sides(validation: int) -> None:
         random_images().split(validation)
 
 
-def test_duplicates_are_found_within_a_set_and_across_two() -> None:
-    images = random_images(20)
-    images.images[7] = images.images[3]
-    images.images[9] = images.images[3]
-    assert images.duplicates() == [(3, 7), (3, 9)]
-    other = random_images(10)
-    other.images[4] = images.images[7]
-    assert images.duplicates(other) == [(3, 4)]
-    assert other.duplicates() == []
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_normalize_is_torchvisions(dtype: torch.dtype, channels_last: bool, device: torch.device) -> None:
@@ -119,7 +108,7 @@ def test_digits_are_whole_balanced_and_offline() -> None:
     train, test = data.digits("train"), data.digits("test")
     assert (len(train), len(test)) == (1437, 360)
     assert train.images.shape[1:] == (1, 8, 8)
-    assert train.duplicates(test) == []
+    assert not {x.numpy().tobytes() for x in train.images} & {x.numpy().tobytes() for x in test.images}
     shares = test.labels.bincount() / (train.labels.bincount() + test.labels.bincount())
     assert (shares - 0.2).abs().max() < 0.01
     pixels = torch.cat([train.images, test.images])
@@ -297,7 +286,7 @@ def test_plain_layout_with_grey_images(tiny: Path) -> None:
     assert images.labels.tolist() == [0] * 500 + [1] * 500
     assert images.images[0, :, 0, 0].tolist() == [254, 0, 0]
     assert images.images[999, :, 0, 0].tolist() == [100, 100, 100]
-    assert len(images.duplicates()) == 998
+    assert len(images.images.unique(dim=0)) == 2
 
 
 def test_published_layout_is_read_by_its_annotations(tiny: Path) -> None:
@@ -601,17 +590,6 @@ def test_iterating_waits_for_no_device(device: torch.device) -> None:
 def test_wrong_arguments_of_the_loader_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DeviceLoader(random_images(50), **{"batch_size": 16, **arguments})
-
-
-def test_loaders_hold_out_training_images_and_never_test_images() -> None:
-    train, validation, test = data.loaders("digits", 64, validation=200, seed=3)
-    assert validation is not None
-    assert (len(train.images), len(validation.images), len(test.images)) == (1237, 200, 360)
-    assert train.images.duplicates(validation.images) == [] and test.images.duplicates(validation.images) == []
-    assert train.shuffle and train.drop_last and not train.augment and not test.shuffle
-    other = data.loaders("digits", 64, validation=200, seed=4)
-    assert torch.equal(other.validation.images.images, validation.images.images)
-    assert data.loaders("digits", 64).validation is None
 
 
 # ------------------------------------------------------------------------------------------------------------ ImageNet

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import os
 import warnings
@@ -116,28 +115,6 @@ class Images:
             held_out[random.permutation(np.flatnonzero(labels == label))[:quota]] = True
         rest, chosen = (self.subset(torch.from_numpy(np.flatnonzero(mask))) for mask in (~held_out, held_out))
         return rest, dataclasses.replace(chosen, name=f"{self.name}, held out")
-
-    def duplicates(self, other: Images | None = None) -> list[tuple[int, int]]:
-        """Pairs of images that agree in every pixel, whatever their labels.
-
-        Args:
-            other: compare with this set, such as the test set; None: look within this set.
-
-        Returns:
-            Pairs (i, j): image i of this set, the first of its kind, and image j of `other`. Within one set, i < j.
-        """
-        first: dict[bytes, int] = {}
-        repeated = []
-        for i, digest in enumerate(self._digests()):
-            if first.setdefault(digest, i) != i:
-                repeated.append((first[digest], i))
-        if other is None:
-            return repeated
-        return [(first[digest], j) for j, digest in enumerate(other._digests()) if digest in first]
-
-    def _digests(self) -> Iterator[bytes]:
-        for image in self.images.cpu().contiguous().numpy():
-            yield hashlib.blake2b(image, digest_size=16).digest()
 
 
 class Normalize:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +12,6 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from companion._checks import at_least, between, whole_number
-from companion.data.datasets import load
 from companion.data.images import Images, Normalize, frozen_random
 
 
@@ -169,58 +166,6 @@ class DeviceLoader:
         """To the device, from pinned memory where the device can copy it by itself."""
         tensor = torch.from_numpy(values)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
-
-
-class Loaders(NamedTuple):
-    """The three loaders of a data set; `validation` is None when nothing is held out."""
-
-    train: DeviceLoader
-    validation: DeviceLoader | None
-    test: DeviceLoader
-
-
-def loaders(
-    name: str,
-    batch_size: int,
-    *,
-    validation: int = 0,
-    augment: bool | None = None,
-    seed: int = 0,
-    split_seed: int = 0,
-    evaluation_batch_size: int = 1000,
-    root: str | Path | None = None,
-    **options: Any,
-) -> Loaders:
-    """Loaders of a data set by its name: shuffled and augmented for training, plain for validation and test.
-
-    Args:
-        name: as for `load`.
-        batch_size: examples of a training batch; a last batch that is smaller is left out.
-        validation: how many training images to hold out, so that nothing is selected on the test set.
-        augment: crop and mirror training images; None: yes, except digits.
-        seed: seed of order and augmentation.
-        split_seed: seed of the held-out split; its own, so that runs with different seeds share the split.
-        evaluation_batch_size: examples of a validation or test batch.
-        root: the data root, see `data_root`.
-        options: `device`, `dtype`, `channels_last`, `rank`, `world_size` of every `DeviceLoader`.
-
-    Raises:
-        ValueError, FileNotFoundError: as `load`, `Images.split` and `DeviceLoader` do.
-
-    >>> data = loaders("digits", batch_size=100, validation=137)
-    >>> len(data.train), len(data.validation.images), len(data.test.images)
-    (13, 137, 360)
-    """
-    train, test = load(name, "train", root), load(name, "test", root)
-    held_out = None
-    if validation:
-        train, held_out = train.split(validation, split_seed)
-    augment = name != "digits" if augment is None else augment
-    return Loaders(
-        DeviceLoader(train, batch_size, shuffle=True, augment=augment, drop_last=True, seed=seed, **options),
-        None if held_out is None else DeviceLoader(held_out, evaluation_batch_size, **options),
-        DeviceLoader(test, evaluation_batch_size, **options),
-    )
 
 
 def check_ranks(batch_size: int, rank: int, world_size: int) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from companion.regularizers.base import PENALTIES, FeaturePenalty, ramp
 from companion.regularizers.flow import FeatureFlow
-from companion.regularizers.identity import AugmentedCKASparsity, CKASparsity, cca_kernel
+from companion.regularizers.identity import AugmentedCKASparsity, CKASparsity
 from companion.regularizers.information import HSICBottleneck, VIBNet
 from companion.regularizers.weights import L1, GroupLasso, NetworkSlimming, Orthogonality
 
@@ -36,6 +36,5 @@ __all__ = [
     "NetworkSlimming",
     "Orthogonality",
     "VIBNet",
-    "cca_kernel",
     "ramp",
 ]

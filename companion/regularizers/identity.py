@@ -1,4 +1,4 @@
-"""Penalties on the similarity of layers: CKA-SR, AugCKA-SR, and CCA in CKA's place."""
+"""Penalties on the similarity of layers: CKA-SR and AugCKA-SR."""
 
 from __future__ import annotations
 
@@ -182,18 +182,3 @@ class AugmentedCKASparsity(CKASparsity):
             every=every,
             **{"pairs": "all", "estimator": "biased", "reduction": "mean", **options},
         )
-
-
-def cca_kernel(x: Float[Tensor, "n features"], ridge: float = 0.1) -> Float[Tensor, "n n"]:
-    """K(K + λI)⁻¹ with K = XXᵀ and λ = `ridge` · tr(K)/n: CKA with this kernel is regularised CCA (Fukumizu et al.
-    2007).
-
-    Without the ridge it would be the projection onto the features, the identity as soon as features outnumber examples.
-
-    >>> x = torch.randn(20, 3, dtype=torch.float64)
-    >>> f"{cca_kernel(x, ridge=1e-9).trace():.2f}"  # nearly the projection onto three features
-    '3.00'
-    """
-    k = x @ x.T
-    damping = ridge * k.diagonal().mean() + torch.finfo(k.dtype).tiny
-    return torch.linalg.solve(k + damping * torch.eye(len(k), dtype=k.dtype, device=k.device), k)
