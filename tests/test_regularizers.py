@@ -651,7 +651,9 @@ def test_group_lasso_of_an_empty_filter_has_gradient_zero():
     [
         ({"beta": -1}, "beta=-1"),
         ({"every": 0}, "every=0"),
-        ({"examples": 3}, "examples=3"),
+        ({"examples": 3}, "examples=3 must be at least 4"),
+        ({"examples": 8.5}, r"examples=8\.5 must be a whole number"),
+        ({"every": 1.5}, r"every=1\.5 must be a whole number"),
         ({"pairs": "some"}, "pairs='some'"),
         ({"form": "cubed"}, "form='cubed'"),
         ({"reduction": "max"}, "reduction='max'"),

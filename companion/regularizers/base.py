@@ -55,6 +55,14 @@ def strength_at(strength: Strength, step: int) -> float:
     return value
 
 
+def checked(examples: int | None, low: int) -> int | None:
+    """How many of the batch's first examples: None for all, or a whole number from `low` on."""
+    if examples is None:
+        return None
+    at_least(low, examples=whole_number(examples=examples))
+    return examples
+
+
 def _written(value: Any) -> str:
     return getattr(value, "__name__", "function") if callable(value) else repr(value)
 

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion import flow
-from companion._checks import at_least, one_of
+from companion._checks import one_of
 from companion.features import Layers
-from companion.regularizers.base import PENALTIES, FeaturePenalty, Strength, check_strengths, strength_at
+from companion.regularizers.base import PENALTIES, FeaturePenalty, Strength, check_strengths, checked, strength_at
 
 
 @PENALTIES.register("feature_flow", title="FFR", reads="features", signed=False)
@@ -82,11 +82,9 @@ class FeatureFlow(FeaturePenalty):
     ) -> None:
         check_strengths(length=length, curvature=curvature)
         one_of(variant=(variant, ("arxiv", "journal")), norm=(norm, (1, 2)), reduction=(reduction, ("mean", "sum")))
-        if examples is not None:
-            at_least(1, examples=examples)
         self.length, self.curvature = length, curvature
         self.variant, self.norm, self.reduction = variant, norm, reduction
-        self.across_stages, self.before_relu, self.examples = across_stages, before_relu, examples
+        self.across_stages, self.before_relu, self.examples = across_stages, before_relu, checked(examples, 1)
         tap = functools.partial(flow.tap, layers=layers, before_relu=before_relu, reduce=self._first, select=select)
         super().__init__(model, tap, every)
 

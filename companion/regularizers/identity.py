@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion._checks import at_least, one_of
+from companion._checks import one_of
 from companion.features import FeatureTap, Layers, find_blocks
-from companion.regularizers.base import PENALTIES, FeaturePenalty, Strength, check_strengths, strength_at
+from companion.regularizers.base import PENALTIES, FeaturePenalty, Strength, check_strengths, checked, strength_at
 from companion.similarity import MINIMUM, Kernel, alignment, gram
 
 Pair: TypeAlias = tuple[str, str]
@@ -85,15 +85,13 @@ class CKASparsity(FeaturePenalty):
         if isinstance(pairs, str):
             one_of(pairs=(pairs, ("stage", "all", "adjacent")))
         check_strengths(beta=beta)
-        if examples is not None:
-            at_least(MINIMUM, examples=examples)  # of HSIC
+        self.beta, self.examples = beta, checked(examples, MINIMUM)
         if estimator == "biased" and examples is not None and examples < FEW:
             warnings.warn(
                 f"biased CKA of {examples} examples is near 1 whatever the layers do (0.97 for 8 unrelated ones); "
                 "use estimator='unbiased', or more examples",
                 stacklevel=2,
             )
-        self.beta, self.examples = beta, examples
         self.pairs, self.reduction, self.form, self.kernel = pairs, reduction, form, kernel
         self.unbiased = estimator == "unbiased"
         self._weights: Tensor | None = None

@@ -10,10 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion._checks import at_least
 from companion.features import FeatureTap, Layers, find_blocks, unwrap
 from companion.information import InformationGate, normalized_hsic
-from companion.regularizers.base import PENALTIES, BasePenalty, FeaturePenalty, Strength, check_strengths, strength_at
+from companion.regularizers.base import (
+    PENALTIES,
+    BasePenalty,
+    FeaturePenalty,
+    Strength,
+    check_strengths,
+    checked,
+    strength_at,
+)
 from companion.similarity import MINIMUM, Kernel
 
 
@@ -28,7 +35,7 @@ class HSICBottleneck(FeaturePenalty):
     Args:
         model: any module that is called with its input as the first argument.
         beta: strength β ≥ 0, or a function of the optimizer steps so far.
-        examples: how many of the batch's first examples are compared. A batch with fewer than 4 gives 0.
+        examples: how many of the batch's first examples are compared; None: all. A batch with fewer than 4 gives 0.
         every: see `FeaturePenalty`.
         layers: the layers T, see `features.find_layers`; None: the blocks, see `features.find_blocks`.
         kernel, ridge: see `information.normalized_hsic`.
@@ -53,7 +60,7 @@ class HSICBottleneck(FeaturePenalty):
         model: nn.Module,
         beta: Strength = 1e-2,
         *,
-        examples: int = 64,
+        examples: int | None = 64,
         every: int = 1,
         layers: Layers | None = None,
         kernel: Kernel = "rbf",
@@ -61,8 +68,7 @@ class HSICBottleneck(FeaturePenalty):
         select: Callable[[Any], Tensor] | None = None,
     ) -> None:
         check_strengths(beta=beta)
-        at_least(MINIMUM, examples=examples)  # of HSIC
-        self.beta, self.examples, self.kernel, self.ridge = beta, examples, kernel, ridge
+        self.beta, self.examples, self.kernel, self.ridge = beta, checked(examples, MINIMUM), kernel, ridge
         self._input: Tensor | None = None
         chosen = find_blocks(model) if layers is None else layers
         super().__init__(model, functools.partial(FeatureTap, layers=chosen, reduce=self._first, select=select), every)
