@@ -20,9 +20,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from companion._checks import at_least, one_of, whole_number
 from companion._files import data_root
 
 Shortcut = Literal["A", "B"]
+Weights = Literal["akamaster"] | None
+Root = str | Path | None
 
 _AKAMASTER_URL = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
 _AKAMASTER_SHA256 = {
@@ -120,10 +123,7 @@ class ResNet(nn.Module):
         channels: int = 3,
     ) -> None:
         super().__init__()
-        if shortcut not in ("A", "B"):
-            raise ValueError(
-                f'shortcut={shortcut!r}; allowed: "A" (subsample, no parameters), "B" (1×1 convolution and batch norm)'
-            )
+        one_of(shortcut=(shortcut, ("A", "B")))
         _at_least_one(classes=classes, width=width, channels=channels)
         _at_least_one(**{f"blocks[{stage}]": number for stage, number in enumerate(blocks)})
         self.stages = len(blocks)
@@ -149,11 +149,7 @@ class ResNet(nn.Module):
 
 
 def resnet20(
-    classes: int = 10,
-    shortcut: Shortcut = "A",
-    width: int = 16,
-    weights: Literal["akamaster"] | None = None,
-    root: str | Path | None = None,
+    classes: int = 10, shortcut: Shortcut = "A", width: int = 16, weights: Weights = None, root: Root = None
 ) -> ResNet:
     """CIFAR ResNet of depth 20, that is 3 stages of 3 blocks (He et al. 2016, section 4.2).
 
@@ -180,11 +176,7 @@ def resnet20(
 
 
 def resnet32(
-    classes: int = 10,
-    shortcut: Shortcut = "A",
-    width: int = 16,
-    weights: Literal["akamaster"] | None = None,
-    root: str | Path | None = None,
+    classes: int = 10, shortcut: Shortcut = "A", width: int = 16, weights: Weights = None, root: Root = None
 ) -> ResNet:
     """CIFAR ResNet of depth 32: 3 stages of 5 blocks; published weights reach 92.63 %. Arguments as for `resnet20`.
 
@@ -195,11 +187,7 @@ def resnet32(
 
 
 def resnet44(
-    classes: int = 10,
-    shortcut: Shortcut = "A",
-    width: int = 16,
-    weights: Literal["akamaster"] | None = None,
-    root: str | Path | None = None,
+    classes: int = 10, shortcut: Shortcut = "A", width: int = 16, weights: Weights = None, root: Root = None
 ) -> ResNet:
     """CIFAR ResNet of depth 44: 3 stages of 7 blocks; published weights reach 93.10 %. Arguments as for `resnet20`.
 
@@ -210,11 +198,7 @@ def resnet44(
 
 
 def resnet56(
-    classes: int = 10,
-    shortcut: Shortcut = "A",
-    width: int = 16,
-    weights: Literal["akamaster"] | None = None,
-    root: str | Path | None = None,
+    classes: int = 10, shortcut: Shortcut = "A", width: int = 16, weights: Weights = None, root: Root = None
 ) -> ResNet:
     """CIFAR ResNet of depth 56: 3 stages of 9 blocks; published weights reach 93.39 %. Arguments as for `resnet20`.
 
@@ -225,11 +209,7 @@ def resnet56(
 
 
 def resnet110(
-    classes: int = 10,
-    shortcut: Shortcut = "A",
-    width: int = 16,
-    weights: Literal["akamaster"] | None = None,
-    root: str | Path | None = None,
+    classes: int = 10, shortcut: Shortcut = "A", width: int = 16, weights: Weights = None, root: Root = None
 ) -> ResNet:
     """CIFAR ResNet of depth 110: 3 stages of 18 blocks; no weights are offered. Arguments as for `resnet20`.
 
@@ -329,14 +309,7 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-def _cifar_resnet(
-    depth: int,
-    classes: int,
-    shortcut: Shortcut,
-    width: int,
-    weights: str | None,
-    root: str | Path | None,
-) -> ResNet:
+def _cifar_resnet(depth: int, classes: int, shortcut: Shortcut, width: int, weights: Weights, root: Root) -> ResNet:
     """ResNet of depth 6n + 2: one stem convolution, 3 stages of n blocks of 2 convolutions each, one linear layer."""
     model = ResNet([(depth - 2) // 6] * 3, classes, shortcut, width)
     if weights is not None:
@@ -344,10 +317,9 @@ def _cifar_resnet(
     return model
 
 
-def _load_akamaster(model: ResNet, depth: int, weights: str, root: str | Path | None) -> None:
+def _load_akamaster(model: ResNet, depth: int, weights: Weights, root: Root) -> None:
     """Fill the model with published weights; the file is found under the data root or downloaded into it."""
-    if weights != "akamaster":
-        raise ValueError(f"weights={weights!r}; allowed: None (random), 'akamaster' (published CIFAR-10 weights)")
+    one_of(weights=(weights, (None, "akamaster")))
     if depth not in _AKAMASTER_SHA256:
         raise ValueError(f"no published weights are known for depth {depth}; allowed: {sorted(_AKAMASTER_SHA256)}")
     sha256 = _AKAMASTER_SHA256[depth]
@@ -391,5 +363,4 @@ def _initialize(model: nn.Module) -> None:
 
 def _at_least_one(**numbers: int) -> None:
     for name, number in numbers.items():
-        if not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name}={number!r}; it must be an integer of at least 1")
+        at_least(1, **{name: whole_number(**{name: number})})

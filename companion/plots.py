@@ -1,5 +1,6 @@
-"""Figures: one style for the whole book, the heat map of CKA, and the bars of a pruning report. They draw tables and
-records, they never train.
+"""Figures: one style for the whole book, and a thin face over seaborn for what the book draws often: maps of CKA, seeds
+with their interval, distributions on a logarithmic scale, curves of trainings, the bars of a pruning report. They draw
+tables and records, they never train.
 
 A figure stands on white, in dark mode too: its colours carry meaning and must not change with the page. Lines have
 colours that can be told apart with deficient colour vision, and by their lightness in a grey print; the map of CKA has
@@ -9,18 +10,26 @@ viridis.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, SupportsFloat
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, SupportsFloat, cast
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from cycler import cycler
 from IPython.display import display
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
+from scipy import stats
+
+from companion._checks import at_least
+
+try:
+    import seaborn as sns
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("companion.plots draws with seaborn: pip install seaborn") from error
 
 from companion.blocks import label, spans, stage_of
 
@@ -67,9 +76,9 @@ STYLE: Any = {  # matplotlib's types know rcParams by name; a plain mapping does
 def style() -> None:
     """Draw in the book's style from here on; every chapter calls it once.
 
-    It replaces matplotlib's settings of the session; inside `with matplotlib.rc_context():` it ends with the block.
+    It replaces matplotlib's settings of the session; inside `with plt.rc_context():` it ends with the block.
 
-    >>> with matplotlib.rc_context():
+    >>> with plt.rc_context():
     ...     style()
     ...     print(plt.rcParams["image.cmap"])
     viridis
@@ -99,29 +108,32 @@ def cka_heatmap(
     stages: bool = True,
     labels: int = 12,
     colorbar: bool = True,
-) -> AxesImage:
+    **options: Any,
+) -> QuadMesh:
     """Map of CKA between layers: depth runs rightwards and downwards, colours mean the same in every map.
 
     The scale is fixed at 0 … 1. A small negative value, which an unbiased estimate can have, is drawn as 0. A dead
-    layer (its CKA is defined as 0 with everything, itself included) is grey, which no living layer can be.
+    layer (its CKA is defined as 0 with everything, itself included) is grey, which no living layer can be. Layer i is
+    centred at i + ½ on both axes.
 
     Args:
         table: layers × layers, or layers of one net × layers of another, such as `similarity.cka_map` returns. Names of
             its two axes, `table.rename_axis(index="ResNet-20", columns="ResNet-56")`, are written beside them; a map
             with a figure of its own says "depth" there.
-        ax: where to draw; None: a new figure.
+        ax: where to draw; None: a new figure, wide enough for the names.
         stages: thin white lines where a stage of a ResNet begins (`layer2.0`), for layers named like that.
         labels: at most so many layer names on an axis; the others are left out evenly.
         colorbar: draw the scale beside the map.
+        options: of `seaborn.heatmap`, such as `annot=True`.
 
     Returns:
-        the image, for a colour bar of several maps.
+        the cells, for a colour bar of several maps; `.axes` and `.figure` are where they stand.
 
     Raises:
         ValueError: an empty table, or one that holds NaN or infinite values.
 
-    >>> image = cka_heatmap(pd.DataFrame([[1.0, 0.4], [0.4, 1.0]], index=["a", "b"], columns=["a", "b"]))
-    >>> image.axes.get_xlabel()
+    >>> cells = cka_heatmap(pd.DataFrame([[1.0, 0.4], [0.4, 1.0]], index=["a", "b"], columns=["a", "b"]))
+    >>> cells.axes.get_xlabel()
     'depth →'
     >>> plt.close()
     """
@@ -129,36 +141,32 @@ def cka_heatmap(
     if values.size == 0 or not np.isfinite(values).all():
         given = f"{np.count_nonzero(~np.isfinite(values))} values that are not" if values.size else "an empty table"
         raise ValueError(f"a CKA map needs finite values; got {given}")
-    axis = plt.subplots(figsize=(4.6, 4.0))[1] if ax is None else ax
-    image = axis.imshow(values, vmin=LOWEST, vmax=HIGHEST, cmap="viridis")
-    dead_rows, dead_columns = (values == 0).all(axis=1), (values == 0).all(axis=0)
-    if dead_rows.any() or dead_columns.any():
-        grey = np.ma.masked_where(~(dead_rows[:, None] | dead_columns[None, :]), np.ones_like(values))
-        axis.imshow(grey, cmap=matplotlib.colors.ListedColormap([DEAD]))
-    rows, columns = (list(map(str, names)) for names in (table.index, table.columns))
-    for side, names in ((axis.yaxis, rows), (axis.xaxis, columns)):
+    rows, columns = ([label(str(name)) for name in names] for names in (table.index, table.columns))
+    if ax is None:
+        longest = [0.07 * max(0, max(map(len, names)) - 12) for names in (rows, columns)]  # inches
+        ax = plt.subplots(figsize=(4.6 + longest[0], 4.0 + longest[1]), layout="compressed")[1]
+        table = table.rename_axis(index=str(table.index.name or "depth"), columns=str(table.columns.name or "depth"))
+    dead = (values == 0).all(axis=1)[:, None] | (values == 0).all(axis=0)[None, :]
+    look = {"cmap": "viridis", "vmin": LOWEST, "vmax": HIGHEST, "square": True, "cbar": False}
+    sns.heatmap(table, ax=ax, mask=dead, xticklabels=False, yticklabels=False, **(look | options))
+    cells = cast(QuadMesh, ax.collections[-1])
+    ax.set_facecolor(DEAD)
+    ax.tick_params(axis="x", rotation=90)
+    ax.tick_params(length=2, left=True, bottom=True)
+    for side, names, line in ((ax.yaxis, rows, ax.axhline), (ax.xaxis, columns, ax.axvline)):
         shown = _thinned(len(names), labels)
-        side.set_ticks(shown, [label(names[i]) for i in shown])
-    axis.tick_params(axis="x", rotation=90)
-    axis.tick_params(length=2)
-    if stages:
-        for first in _starts(rows):
-            axis.axhline(first - 0.5, color="white", linewidth=1)
-        for first in _starts(columns):
-            axis.axvline(first - 0.5, color="white", linewidth=1)
-    axis.grid(False)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+        side.set_ticks([i + 0.5 for i in shown], [names[i] for i in shown])
+        for first in _starts(table.index if side is ax.yaxis else table.columns) if stages else ():
+            line(first, color="white", linewidth=1)
     # The arrows follow the depth: the label of the vertical axis is turned by a quarter, so ← points down.
-    if ax is None or table.columns.name is not None:
-        axis.set_xlabel(f"{table.columns.name or 'depth'} →")
-    if ax is None or table.index.name is not None:
-        axis.set_ylabel(f"← {table.index.name or 'depth'}")
+    ax.set_xlabel(f"{table.columns.name} →" if table.columns.name is not None else "")
+    ax.set_ylabel(f"← {table.index.name}" if table.index.name is not None else "")
+    ax.grid(False)
     if title is not None:
-        axis.set_title(title)
+        ax.set_title(title)
     if colorbar:
-        scale(image, axis)
-    return image
+        scale(cells, ax)
+    return cells
 
 
 def cka_heatmaps(tables: Mapping[str, pd.DataFrame], *, columns: int = 2, **options: Any) -> Figure:
@@ -177,19 +185,21 @@ def cka_heatmaps(tables: Mapping[str, pd.DataFrame], *, columns: int = 2, **opti
         raise ValueError("no tables to draw: give a mapping from titles to CKA tables")
     columns = min(columns, len(tables))
     rows = math.ceil(len(tables) / columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(3.0 * columns, 3.0 * rows + 0.5), squeeze=False)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(3.0 * columns, 3.0 * rows + 0.5), squeeze=False, layout="constrained"
+    )
     for axis, (title, table) in zip(grid.flat, tables.items(), strict=False):
-        image = cka_heatmap(table, ax=axis, title=title, colorbar=False, **options)
+        cells = cka_heatmap(table, ax=axis, title=title, colorbar=False, **options)
     for axis in list(grid.flat)[len(tables) :]:
         axis.set_axis_off()
-    scale(image, grid.ravel().tolist(), location="bottom", aspect=40)
+    scale(cells, grid.ravel().tolist(), location="bottom", aspect=40)
     return figure
 
 
-def scale(image: AxesImage, ax: Axes | Sequence[Axes], **options: Any) -> None:
+def scale(cells: QuadMesh, ax: Axes | Sequence[Axes], **options: Any) -> None:
     """The colour bar of one or several CKA maps."""
     axes = [ax] if isinstance(ax, Axes) else list(ax)
-    bar = axes[0].figure.colorbar(image, ax=ax, label="CKA", **({"shrink": 0.8} | options))
+    bar = axes[0].figure.colorbar(cells, ax=ax, label="CKA", **({"shrink": 0.8} | options))
     bar.outline.set_visible(False)
     bar.ax.grid(False)
 
@@ -204,10 +214,159 @@ def _thinned(count: int, most: int) -> list[int]:
     return shown
 
 
-def _starts(names: Sequence[str]) -> list[int]:
+def _starts(names: Iterable[Any]) -> list[int]:
     """Where a stage begins, the first layer excepted; nothing for names without stages."""
     staged = any(stage_of(name) for name in names)
     return [first for _, first, _ in spans(names) if first > 0 and staged]
+
+
+# --------------------------------------------------------------------------------------------------- seeds, with spread
+def interval(values: Iterable[float]) -> tuple[float, float]:
+    """The ends of the mean's 95 % interval by Student's t, for `errorbar=` of seaborn's functions; NaN for one value.
+
+    >>> f"{interval([1.0, 2.0, 3.0])[0]:.3f}"
+    '-0.484'
+    """
+    known = np.asarray(list(values), dtype=float)
+    if len(known) < 2:
+        return math.nan, math.nan
+    half = stats.t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
+    return float(known.mean() - half), float(known.mean() + half)
+
+
+def strip(
+    rows: Mapping[str, Iterable[float]],
+    *,
+    ax: Axes | None = None,
+    colours: str | Mapping[str, str] = BLUE,
+    zero: bool = True,
+    missing: str = "not run",
+) -> Axes:
+    """A dot for each value (a seed, say) of every row; below them a diamond, their mean, with its 95 % interval.
+
+    Args:
+        rows: name → values, from the top; a row without values says `missing`.
+        colours: one, or one for each row.
+        zero: a line at 0, for differences.
+
+    Raises:
+        ValueError: no rows.
+
+    >>> axis = strip({"first": [1.0, 2.0, 4.0], "second": []})
+    >>> [label.get_text() for label in axis.get_yticklabels()]
+    ['first', 'second']
+    >>> plt.close()
+    """
+    at_least(1, rows=len(rows))
+    if ax is None:
+        ax = plt.subplots(figsize=(6.4, 0.34 * len(rows) + 0.9), layout="constrained")[1]
+    table = pd.DataFrame([(row, v) for row, found in enumerate(rows.values()) for v in found], columns=["row", "value"])
+    palette = {row: colours if isinstance(colours, str) else colours[name] for row, name in enumerate(rows)}
+    look: Any = {"x": "value", "hue": "row", "orient": "h", "palette": palette, "native_scale": True, "legend": False}
+    if zero:
+        ax.axvline(0, color=INK, linewidth=1, zorder=1)
+    if len(table):
+        sns.stripplot(table.assign(at=table["row"] - 0.14), y="at", ax=ax, size=4, alpha=0.5, jitter=False, **look)
+        several = table.assign(at=table["row"] + 0.14)[table.groupby("row")["value"].transform("size") > 1]
+        if len(several):
+            bars = {"errorbar": interval, "capsize": 0.14, "err_kws": {"linewidth": 1.4}}
+            sns.pointplot(several, y="at", ax=ax, marker="D", markersize=4, linestyle="none", **bars, **look)
+    else:
+        ax.set(xlim=(-1, 1), xticks=[0])
+    for row in set(range(len(rows))) - set(table["row"]):
+        at: Any = {"transform": ax.get_yaxis_transform(), "backgroundcolor": "white"}
+        ax.text(0.5, row, missing, ha="center", va="center", color=GREY, fontsize=8, **at)
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set(xlabel="", ylabel="", ylim=(len(rows) - 0.5, -0.5))
+    ax.grid(False, axis="y")
+    return ax
+
+
+def ridgelines(
+    rows: Mapping[str, Iterable[float]],
+    low: float,
+    high: float,
+    *,
+    ax: Axes | None = None,
+    colours: str | Mapping[str, str] = BLUE,
+) -> Axes:
+    """Distributions on a logarithmic scale, one above the other from the top: densities of log values, equally high.
+
+    Args:
+        rows: name → positive values; what is smaller than `low` counts as `low`.
+        low, high: ends of the scale.
+        colours: one, or one for each row.
+
+    Raises:
+        ValueError: no rows, or a scale that does not begin above 0 and rise.
+
+    >>> axis = ridgelines({"first": [0.1, 0.2, 0.3], "second": [1.0, 1.1, 1.3]}, 0.01, 3)
+    >>> [label.get_text() for label in axis.get_xticklabels()]
+    ['0.01', '0.03', '0.1', '0.3', '1', '3']
+    >>> plt.close()
+    """
+    at_least(1, rows=len(rows))
+    if not 0 < low < high:
+        raise ValueError(f"low={low}, high={high}: a logarithmic scale begins above 0 and rises")
+    if ax is None:
+        ax = plt.subplots(figsize=(6.4, 0.5 * len(rows) + 0.9), layout="constrained")[1]
+    for row, (name, values) in enumerate(rows.items()):
+        known = np.clip(np.asarray(list(values), dtype=float), low, high)
+        spread = np.log10(known).std(ddof=1)
+        colour = colours if isinstance(colours, str) else colours[name]
+        before = len(ax.collections)
+        look: Any = {"split": True, "inner": None, "cut": 3, "gridsize": 300, "density_norm": "width", "width": 1.5}
+        look |= {"color": colour, "linecolor": colour, "linewidth": 1, "alpha": 0.55}
+        # Half a violin stands half its width below its place. Bandwidth: 3 % of a decade, in every row.
+        scaled = {"orient": "h", "native_scale": True, "log_scale": (10, None), "bw_method": 0.03 / max(spread, 0.01)}
+        sns.violinplot(x=known, y=row - 0.75, ax=ax, **scaled, **look)
+        for drawn in ax.collections[before:]:
+            drawn.set_zorder(2 + row)
+    ticks = [tick for tick in (0.01, 0.03, 0.1, 0.3, 1, 3, 10) if low <= tick <= high]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set(xlim=(low, high), ylim=(len(rows) - 0.7, -1.7), xlabel="", ylabel="")
+    ax.grid(False, axis="y")
+    return ax
+
+
+def curve(runs: Any, quantity: str = "accuracy", *, ax: Axes | None = None) -> Axes:
+    """What a training wrote down each epoch: `plots.curve(record)`; of several runs, their mean with its 95 % interval.
+
+    Args:
+        runs: a record of `companion.experiments`, a history of `training.fit` (one mapping an epoch), or a list of
+            either, such as seeds.
+        quantity: drawn is everything of this name, on whichever images: `accuracy`, `validation_accuracy`, ….
+
+    Raises:
+        ValueError: no epoch holds the quantity; those that are there are named.
+
+    >>> axis = curve([{"accuracy": 0.5, "test_accuracy": 0.4}, {"accuracy": 0.7, "test_accuracy": 0.6}])
+    >>> [text.get_text() for text in axis.get_legend().get_texts()]
+    ['accuracy', 'test_accuracy']
+    >>> plt.close()
+    """
+    one = hasattr(runs, "curve") or all(isinstance(epoch, Mapping) for epoch in runs)
+    histories = [getattr(run, "curve", run) for run in ([runs] if one else runs)]
+    table = pd.DataFrame(
+        [
+            {"run": number, "epoch": epoch, "of": name, quantity: value}
+            for number, history in enumerate(histories)
+            for epoch, entry in enumerate(history, start=1)
+            for name, value in entry.items()
+            if name == quantity or name.endswith(f"_{quantity}")
+        ]
+    )
+    if table.empty:
+        there = sorted({name for history in histories for entry in history for name in entry})
+        raise ValueError(f"quantity={quantity!r} is in no epoch; there are {there}")
+    if ax is None:
+        ax = plt.subplots(layout="constrained")[1]
+    sns.lineplot(table, x="epoch", y=quantity, hue="of", style="of", errorbar=interval, ax=ax)
+    ax.legend(title=None)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return ax
 
 
 def mask_report(report: pd.DataFrame, *, ax: Axes | None = None, title: str | None = None) -> Axes:
@@ -233,7 +392,7 @@ def mask_report(report: pd.DataFrame, *, ax: Axes | None = None, title: str | No
     lacking = [column for column in ("weights", "alive", "density", "explored") if column not in report]
     if lacking or report.empty:
         raise ValueError(f"a report has rows and columns; this one has {len(report)} rows and lacks {lacking}")
-    axis = plt.subplots(figsize=(6.4, 0.26 * len(report) + 1.1))[1] if ax is None else ax
+    axis = plt.subplots(figsize=(6.4, 0.26 * len(report) + 1.1), layout="constrained")[1] if ax is None else ax
     rows = np.arange(len(report))
     if (report["explored"] > report["density"] + 1e-6).any():  # beyond rounding
         axis.barh(rows, report["explored"], color=SKY, alpha=0.5, height=0.7, label="alive at some time")

@@ -22,7 +22,7 @@ WITHOUT = {
         *("data.cifar10", "data.cifar100", "data.tiny_imagenet", "data.imagenet", "data.ImageNetLoader"),
     },
     "comes out of a function, whose example shows it": {
-        *("data.Loaders", "flow.Trajectory", "similarity.Interval", "pruning.Cost", "pruning.Coupling"),
+        *("flow.Trajectory", "similarity.Interval", "pruning.Cost", "pruning.Coupling"),
         *("pruning.FilterReport", "pruning.FineTuning", "training.Place", "experiments.Outcome", "experiments.Task"),
     },
     "works in Google Colab alone": {"experiments.notebook.keep_on_drive"},

@@ -96,7 +96,7 @@ def test_vibnet_is_penalty_and_sparsity_of_the_loop() -> None:
 def test_refuses() -> None:
     with pytest.raises(ValueError, match="has no InformationGate"):
         VIBNet(net())
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="beta=-1 must lie in"):
         VIBNet(gated(), beta=-1)
     with pytest.raises(ValueError, match="at least 4"):
         HSICBottleneck(net(), examples=3, layers=nn.Linear)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import shutil
 import urllib.error
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -164,6 +166,19 @@ def test_a_download_of_another_file_is_refused(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ValueError, match="not the published file: invalid hash value"):
         models.resnet20(weights="akamaster", root=tmp_path / "root")
     assert list((tmp_path / "root" / "weights").iterdir()) == []
+
+
+def test_every_load_in_the_package_unpickles_tensors_alone() -> None:
+    """Said at the call, so that no default from outside (`TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1`) can change it."""
+    loads = 0
+    for path in (ROOT / "companion").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            function = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if function in ("torch.load", "torch.hub.load_state_dict_from_url"):
+                loads += 1
+                assert {k.arg: ast.unparse(k.value) for k in node.keywords}.get("weights_only") == "True", path
+            assert function not in ("pickle.load", "pickle.loads"), path
+    assert loads >= 2
 
 
 # ------------------------------------------------------------------------------------------------------- other networks

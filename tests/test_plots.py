@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -13,8 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from scipy import stats
 
 from companion import plots
+from companion.experiments import replay
+from companion.experiments.statistics import mean
 from companion.models import mlp
 from companion.pruning import SET, RandomPruning
 
@@ -54,7 +58,7 @@ def boundaries(axis: plt.Axes) -> tuple[list[float], list[float]]:
 def test_a_map_shows_the_values_with_the_layers_in_order() -> None:
     image = plots.cka_heatmap(table(LAYERS), title="ResNet")
     np.testing.assert_array_equal(image.get_array(), table(LAYERS).to_numpy())
-    assert image.origin == "upper"  # the first layer is at the top left, as in the table
+    assert image.axes.yaxis_inverted()  # the first layer is at the top left, as in the table
     names = ["stem", *LAYERS[1:-1], "logits"]
     assert texts(image.axes.get_xticklabels()) == texts(image.axes.get_yticklabels()) == names
     assert image.axes.get_title(loc="left") == "ResNet"
@@ -71,7 +75,7 @@ def test_colours_mean_the_same_in_every_map(values: list[float]) -> None:
 
 
 def test_stages_begin_at_thin_lines() -> None:
-    assert boundaries(plots.cka_heatmap(table(LAYERS)).axes) == ([0.5, 2.5, 4.5, 5.5], [0.5, 2.5, 4.5, 5.5])
+    assert boundaries(plots.cka_heatmap(table(LAYERS)).axes) == ([1, 3, 5, 6], [1, 3, 5, 6])
     assert boundaries(plots.cka_heatmap(table(LAYERS), stages=False).axes) == ([], [])
     assert boundaries(plots.cka_heatmap(table(["relu1", "relu2", "linear"])).axes) == ([], [])
 
@@ -80,7 +84,7 @@ def test_two_networks_make_a_rectangle_with_their_names() -> None:
     frame = table(LAYERS, LAYERS[:4]).rename_axis(index="tall", columns="short")
     axis = plots.cka_heatmap(frame, ax=plt.subplots()[1]).axes
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("short →", "← tall")
-    assert boundaries(axis) == ([0.5, 2.5, 4.5, 5.5], [0.5, 2.5])
+    assert boundaries(axis) == ([1, 3, 5, 6], [1, 3])
     assert len(axis.get_xticks()) == 4
     assert len(axis.get_yticks()) == 7
 
@@ -88,7 +92,7 @@ def test_two_networks_make_a_rectangle_with_their_names() -> None:
 @pytest.mark.parametrize(("count", "most"), list(itertools.product((1, 2, 11, 12, 13, 29, 55, 60), (1, 2, 8, 12))))
 def test_layer_names_are_thinned_evenly_and_the_last_stays(count: int, most: int) -> None:
     image = plots.cka_heatmap(table([f"block{i}" for i in range(count)]), labels=most, colorbar=False)
-    shown = list(map(int, image.axes.get_xticks()))
+    shown = [int(place - 0.5) for place in image.axes.get_xticks()]
     assert len(shown) <= most
     assert shown[-1] == count - 1
     steps = np.diff(shown[:-1])
@@ -101,15 +105,13 @@ def test_a_dead_layer_is_grey_and_the_living_are_not() -> None:
     frame = table(LAYERS)
     frame.loc["layer2.0", :] = 0.0
     frame.loc[:, "layer2.0"] = 0.0
-    living, grey = plots.cka_heatmap(frame).axes.get_images()
-    covered = ~np.ma.getmaskarray(grey.get_array())
-    expected = np.zeros_like(covered)
+    cells = plots.cka_heatmap(frame)
+    expected = np.zeros(frame.shape, dtype=bool)
     expected[3, :] = expected[:, 3] = True
-    np.testing.assert_array_equal(covered, expected)
-    colour = to_rgb(grey.get_cmap()(0)[:3])
-    assert np.ptp(colour) == 0  # no colour of the map is grey
-    assert np.ptp(living.get_cmap()(np.linspace(0, 1, 256))[:, :3], axis=1).min() > 0.1
-    assert len(plots.cka_heatmap(table(LAYERS)).axes.get_images()) == 1
+    np.testing.assert_array_equal(np.ma.getmaskarray(cells.get_array()), expected)  # the ground shows through
+    assert np.ptp(cells.axes.get_facecolor()[:3]) == 0  # no colour of the map is grey
+    assert np.ptp(cells.get_cmap()(np.linspace(0, 1, 256))[:, :3], axis=1).min() > 0.1
+    assert not np.ma.getmaskarray(plots.cka_heatmap(table(LAYERS)).get_array()).any()
 
 
 def test_it_draws_where_it_is_told() -> None:
@@ -117,7 +119,7 @@ def test_it_draws_where_it_is_told() -> None:
     image = plots.cka_heatmap(table(LAYERS), ax=axes[1], colorbar=False)
     assert image.axes is axes[1]
     assert plt.get_fignums() == [figure.number]
-    assert not axes[0].get_images()
+    assert not axes[0].collections
     assert axes[1].get_xlabel() == ""
 
 
@@ -134,12 +136,88 @@ def test_an_empty_table_is_refused() -> None:
         plots.cka_heatmap(pd.DataFrame())
 
 
+@pytest.mark.parametrize("dpi", [50, 100, 200])
+def test_long_names_are_whole_when_saved_in_any_style(dpi: int, tmp_path: Path) -> None:
+    plt.rcdefaults()
+    names = [f"model.encoder.layers.encoder_layer_{i}.self_attention" for i in range(12)]
+    axis = plots.cka_heatmap(table(names), title="a network").axes
+    width = axis.get_window_extent().width
+    axis.figure.savefig(tmp_path / "map.png", dpi=dpi)
+    pixels = plt.imread(tmp_path / "map.png")[:, :, :3]
+    for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert (edge == 1).all()  # nothing is cut: nothing touches an edge
+    assert width > 0.3 * axis.figure.bbox.width  # and the map is no stamp
+
+
+# --------------------------------------------------------------------------------------------------- seeds, with spread
+def test_the_interval_is_students() -> None:
+    values = [1.0, 2.0, 4.0, 7.0]
+    expected = stats.t.interval(0.95, 3, loc=3.5, scale=np.std(values, ddof=1) / 2)
+    assert plots.interval(values) == pytest.approx(expected)
+    assert plots.interval(np.array(values)) == pytest.approx((mean(values).low, mean(values).high))
+    assert np.isnan(plots.interval([1.0])).all()
+
+
+def test_a_strip_shows_every_seed_their_mean_and_its_interval() -> None:
+    rows = {"CKA-SR": [1.0, 2.0, 4.0, 7.0], "one seed": [0.5], "later": [], "FFR": [-1.0, -3.0]}
+    axis = plots.strip(rows, colours={name: plots.BLUE for name in rows})
+    assert texts(axis.get_yticklabels()) == list(rows) and axis.yaxis_inverted()
+    dots = np.concatenate([c.get_offsets() for c in axis.collections])
+    assert sorted(dots[:, 0].tolist()) == sorted(itertools.chain(*rows.values()))
+    assert {round(float(y)) for y in dots[:, 1]} == {0, 1, 3}
+    lines = [np.asarray(line.get_xydata(), dtype=float) for line in axis.lines]
+    diamonds = [line for line, drawn in zip(lines, axis.lines, strict=True) if drawn.get_marker() == "D"]
+    places = {(round(float(x), 9), round(float(y))) for line in diamonds for x, y in line if np.isfinite(x)}
+    assert places == {(3.5, 0), (-2.0, 3)}
+    ends = {round(float(x), 6) for line in lines for x in line[:, 0] if np.isfinite(x)}
+    for values in (rows["CKA-SR"], rows["FFR"]):
+        assert {round(end, 6) for end in plots.interval(values)} <= ends
+    assert texts(axis.texts) == ["not run"]
+    with pytest.raises(ValueError, match="rows=0"):
+        plots.strip({})
+
+
+def test_ridgelines_stand_one_above_the_other_where_the_values_are() -> None:
+    rows = {
+        "small": np.full(50, 0.02) * np.geomspace(0.9, 1.1, 50),
+        "large": np.geomspace(0.5, 2, 50),
+        "tiny": [1e-9, 1e-8, 0.011, 0.012],
+    }
+    axis = plots.ridgelines(rows, 0.01, 3)
+    assert axis.get_xscale() == "log" and texts(axis.get_yticklabels()) == list(rows)
+    for row, (centre, drawn) in enumerate(zip((0.02, 1.0, 0.01), axis.collections, strict=True)):
+        corners = drawn.get_paths()[0].vertices
+        assert corners[:, 1].max() == pytest.approx(row, abs=0.01)  # it stands on its line, the axis pointing down,
+        assert corners[:, 1].min() == pytest.approx(row - 1.5, abs=0.01)  # and all are equally high
+        top = corners[corners[:, 1].argmin(), 0]
+        assert abs(np.log10(top / centre)) < 0.3
+    for low, high in ((0, 1), (2, 1)):
+        with pytest.raises(ValueError, match="logarithmic scale"):
+            plots.ridgelines(rows, low, high)
+
+
+def test_a_curve_of_a_record_in_one_line() -> None:
+    record = replay("random_masks", "laptop")[0]
+    axis = plots.curve(record)
+    names = [name for name in record.curve[0] if name == "accuracy" or name.endswith("_accuracy")]
+    assert texts(axis.get_legend().get_texts()) == names
+    for line, name in zip(axis.lines, names, strict=False):
+        np.testing.assert_allclose(line.get_ydata(), [epoch[name] for epoch in record.curve])
+    seeds = [[{"loss": 1.0}, {"loss": 0.5}], [{"loss": 3.0}, {"loss": 0.7}]]
+    several = plots.curve(seeds, "loss", ax=plt.subplots()[1])
+    np.testing.assert_allclose(several.lines[0].get_ydata(), [2.0, 0.6])
+    band = several.collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() == pytest.approx(plots.interval([1.0, 3.0])[0])
+    with pytest.raises(ValueError, match=r"quantity='speed' is in no epoch; there are \['loss'\]"):
+        plots.curve(seeds, "speed")
+
+
 # ------------------------------------------------------------------------------------------------------- several maps
 @pytest.mark.parametrize(("count", "shape"), [(1, (1, 1)), (2, (1, 2)), (3, (2, 2)), (4, (2, 2))])
 def test_several_maps_share_one_scale(count: int, shape: tuple[int, int]) -> None:
     figure = plots.cka_heatmaps({f"net {i}": table(LAYERS) for i in range(count)}, labels=4)
     axes = figure.axes
-    drawn = [axis for axis in axes if axis.get_images()]
+    drawn = [axis for axis in axes[:-1] if axis.collections]
     assert [axis.get_title(loc="left") for axis in drawn] == [f"net {i}" for i in range(count)]
     assert len(axes) == shape[0] * shape[1] + 1  # one colour bar
     assert axes[-1].get_xlabel() == "CKA"

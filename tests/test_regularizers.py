@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import warnings
 
@@ -10,22 +11,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet18, vit_b_16
 
 from companion import flow, models, training
 from companion.blocks import find_blocks
 from companion.data import DeviceLoader, digits
+from companion.experiments import controls  # their placebos are penalties, too
 from companion.features import FeatureTap
 from companion.regularizers import (
     L1,
+    PENALTIES,
     AugmentedCKASparsity,
     CKASparsity,
     FeatureFlow,
     FeaturePenalty,
     GroupLasso,
+    HSICBottleneck,
     NetworkSlimming,
     Orthogonality,
-    cca_kernel,
     ramp,
 )
 from companion.similarity import cka
@@ -53,6 +58,333 @@ def ordered_pairs_in_stages():
     return [pair for stage in STAGES for pair in itertools.permutations(stage, 2)]
 
 
+# ---------------------------------------------------------------------------------------- what every penalty promises
+def small() -> models.ResNet:
+    return models.digits_net(width=4, blocks=3)
+
+
+def built(name: str, model: nn.Module, strength: float = 1.0, **options):
+    """A registered penalty with all its strengths set, due at every call unless `options` say otherwise."""
+    kind = PENALTIES[name]
+    known = {parameter for cls in kind.__mro__ for parameter in inspect.signature(cls.__init__).parameters}
+    strengths = {key: strength for key in ("beta", "length", "curvature", "strength") if key in known}
+    return kind(model, **strengths, **({"every": 1, "examples": 32} if "every" in known else {}), **options)
+
+
+each_penalty = pytest.mark.parametrize("name", PENALTIES)
+each_on_features = pytest.mark.parametrize("name", [n for n, f in PENALTIES.facts.items() if f["reads"] == "features"])
+
+
+def step(model, penalty, x):
+    """Forward pass, penalty, backward pass: the value, and which parameters got a gradient."""
+    model.zero_grad()
+    model(x)
+    value = penalty()
+    value.backward()
+    return value, {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+
+
+@each_penalty
+def test_contract_value_gradient_and_last(name, device):
+    model, x = small().to(device), torch.randn(16, 1, 8, 8, device=device)
+    penalty = built(name, model)
+    assert penalty.last is None and penalty.calls == 0
+    value, reached = step(model, penalty, x)
+    assert value.shape == () and value.dtype == torch.float32 and torch.isfinite(value)
+    assert PENALTIES.facts[name]["signed"] or value >= 0
+    assert not penalty.last.requires_grad and torch.equal(penalty.last, value.detach())
+    last_block = {n for n, _ in model.named_parameters() if n.startswith("layer1.2.bn2")}
+    if PENALTIES.facts[name]["reads"] == "features":  # all that comes before the last block's output, nothing after
+        assert reached >= last_block | {"conv1.weight"} and not any(n.startswith("linear") for n in reached)
+    else:
+        kind = nn.BatchNorm2d if name == "slimming" else nn.Conv2d | nn.Linear
+        assert reached == {f"{n}.weight" for n, module in model.named_modules() if isinstance(module, kind)}
+    with pytest.raises(ValueError, match=r"(beta|length|strength)=-1 must lie in \[0, inf\)"):
+        built(name, model, -1)
+    for wrong in (float("nan"), float("inf"), "much", None):
+        with pytest.raises(ValueError, match=f"(beta|length|strength)={wrong!r} must"):
+            built(name, model, wrong)
+
+
+@each_penalty
+def test_contract_twice_the_strength_is_twice_the_value(name):
+    model, x = small(), torch.randn(16, 1, 8, 8)
+    one, two, none = built(name, model), built(name, model, 2.0), built(name, model, 0.0)
+    model(x)
+    values = [float(penalty().detach()) for penalty in (two, one, none)]
+    assert values == [pytest.approx(2 * values[1], rel=1e-5), values[1], 0]
+
+
+@each_penalty
+def test_contract_state_travels(name):
+    model, x = small(), torch.randn(16, 1, 8, 8)
+    penalty = built(name, model, lambda calls: calls + 1.0)
+    for _ in range(3):
+        step(model, penalty, x)
+    other = built(name, model, lambda calls: calls + 1.0)
+    other.load_state_dict(penalty.state_dict())
+    assert other.calls == penalty.calls == 3
+    model(x)
+    torch.testing.assert_close(penalty(), other())
+    assert penalty.calls == 4
+
+
+@each_penalty
+def test_contract_a_copy_of_both_works_on_the_copy(name):
+    """As `copy.deepcopy` of a LightningModule does, in the middle of a training."""
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small()
+            self.penalty = built(name, self.net)
+
+    holder, x = Holder(), torch.randn(16, 1, 8, 8)
+    before, _ = step(holder.net, holder.penalty, x)
+    twin = copy.deepcopy(holder)
+    assert twin.penalty.calls == 1 and torch.equal(twin.penalty.last, before)
+    with torch.no_grad():
+        for parameter in twin.net.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    value, reached = step(twin.net, twin.penalty, x)
+    fresh = built(name, twin.net)
+    assert float(value) == pytest.approx(float(step(twin.net, fresh, x)[0]), rel=1e-5)
+    assert reached and holder.penalty.calls == 1
+    original, _ = step(holder.net, holder.penalty, x)
+    assert float(original) == pytest.approx(float(before), rel=1e-5) and float(value) != pytest.approx(float(before))
+
+
+@each_penalty
+def test_contract_float32_under_autocast(name, device):
+    model, x = small().to(device), torch.randn(16, 1, 8, 8, device=device)
+    penalty = built(name, model)
+    with torch.autocast(device.type, torch.bfloat16):
+        model(x)
+        value = penalty()
+    assert value.dtype == torch.float32
+    model(x)
+    assert float(value) == pytest.approx(float(penalty()), rel=0.05, abs=0.05)
+
+
+@each_penalty
+def test_contract_accumulated_batches(name):
+    """One call a step, after the last of its batches: its value and gradient are those of that batch alone."""
+    model, (first, last) = small(), torch.randn(2, 16, 1, 8, 8)
+    penalty = built(name, model)
+    model(first).sum().backward()
+    value, _ = step(model, penalty, last)
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    alone, _ = step(model, built(name, model), last)
+    torch.testing.assert_close(value, alone)
+    torch.testing.assert_close(gradients, {n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+
+
+@pytest.mark.slow
+@each_penalty
+def test_contract_compiled(name):
+    torch.compiler.reset()
+    model, x = small(), torch.randn(16, 1, 8, 8)
+    penalty = built(name, model)
+    expected, _ = step(model, penalty, x)
+    compiled = torch.compile(model, backend="eager")
+    for _ in range(2):
+        value, reached = step(compiled, penalty, x)
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+        assert reached
+
+
+@each_penalty
+def test_a_penalty_is_known_by_its_class_in_the_runs(name):
+    assert PENALTIES.facts[name]["title"] and PENALTIES[name].__module__ in (
+        *(f"companion.regularizers.{part}" for part in ("identity", "flow", "information", "weights")),
+        controls.__name__,
+    )
+
+
+# ------------------------------------------------------------------------------------------- activation checkpointing
+class Checkpointed(nn.Module):
+    """Blocks whose activations are computed anew in the backward pass, or not."""
+
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.stem = nn.Linear(6, 8)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x) if self.reentrant is None else checkpoint(block, x, use_reentrant=self.reentrant)
+        return x
+
+
+LAYERS = [f"blocks.{i}" for i in range(3)]
+
+
+@each_on_features
+def test_checkpointed_blocks_have_the_right_gradient(name):
+    """At every call, also where `every` leaves some out, and where batches are accumulated."""
+    gradients, values = [], []
+    for reentrant in (None, False):
+        torch.manual_seed(0)
+        model = Checkpointed(reentrant).double()
+        penalty = built(name, model, layers=LAYERS)
+        penalty.every = 2
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        x = torch.randn(4, 2, 12, 6, dtype=torch.float64)
+        values.append([])
+        for first, last in x:
+            model(first).square().mean().backward()
+            loss = model(last).square().mean() + penalty()
+            loss.backward()
+            values[-1].append(float(loss.detach()))
+            optimizer.step()
+        gradients.append([p.grad for p in model.parameters()])
+    assert values[0] == pytest.approx(values[1], rel=1e-12)
+    torch.testing.assert_close(*gradients)
+
+
+@each_on_features
+def test_reentrant_checkpoints_are_refused_before_the_first_step(name):
+    model = Checkpointed(reentrant=True)
+    penalty = built(name, model, layers=LAYERS)
+    x = torch.randn(12, 6)
+    model(x)
+    with pytest.raises(RuntimeError, match=r"has no gradient: .* use_reentrant=False"):
+        penalty()
+    assert penalty.calls == 0
+    with torch.no_grad():  # whoever wants the value alone
+        model(x)
+        assert torch.isfinite(penalty())
+        model(x)  # as batch norm's statistics are refreshed
+    model.reentrant = None
+    model(x)
+    assert penalty().requires_grad
+
+
+# ------------------------------------------------------------------------------------------------------------- select
+class Pairs(nn.Module):
+    """Layers that return two tensors each: features, and something beside them."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return torch.tanh(self.linear(x)), x.sum()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block() for _ in range(3))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x, _ = block(x)
+        return x
+
+
+def test_select_picks_the_tensor_that_is_penalised():
+    torch.manual_seed(0)
+    model, x = Pairs().double(), torch.randn(12, 6, dtype=torch.float64)
+    first = CKASparsity(model, 1.0, every=1, select=lambda output: output[0])
+    flows = FeatureFlow(model, 1.0, 0.0, select=lambda output: output[0])
+    squeezed = HSICBottleneck(model, 1.0, select=lambda output: output[0])
+    model(x)
+    h = [x]
+    for block in model.blocks:
+        h.append(torch.tanh(block.linear(h[-1])))
+    pairs = itertools.permutations(h[1:], 2)
+    assert float(first()) == pytest.approx(sum(float(cka(a[:8], b[:8])) for a, b in pairs))
+    steps = sum((b - a).square().mean(1).sqrt().mean() for a, b in itertools.pairwise(h[1:]))
+    assert float(flows()) == pytest.approx(float(steps))
+    assert float(squeezed()) > 0
+    penalty = CKASparsity(model, 1.0, every=1)
+    with pytest.raises(ValueError, match=r"2 tensors .*select=lambda output: output\[0\]"):
+        model(x)
+    penalty.remove()
+
+
+# ---------------------------------------------------------------------------------- weights made of other parameters
+def two_layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+MADE = {
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "pruned twice": lambda layer: prune.random_unstructured(
+        prune.l1_unstructured(layer, "weight", 0.25), "weight", 0.5
+    ),
+    "weight norm": parametrizations.weight_norm,
+    "older weight norm": lambda layer: torch.nn.utils.weight_norm(layer),
+    "doubled": lambda layer: parametrize.register_parametrization(layer, "weight", Doubled()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_weights_that_are_made_of_others_are_penalised_as_they_are_used(make):
+    model = two_layers()
+    make(model[0])
+    penalties = {"l1": L1(model, 1.0), "lasso": GroupLasso(model, 1.0), "ortho": Orthogonality(model, 1.0)}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):  # the second time after a step, which leaves the attribute `weight` as old as the last pass
+        (sum(penalty() for penalty in penalties.values()) + model(torch.randn(8, 3).double()).sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    x = torch.eye(3, dtype=torch.float64)
+    used = (model[0](x) - model[0].bias).T.detach()  # what the layer multiplies by, measured
+    weights = [used, model[2].weight.detach()]
+    assert float(penalties["l1"]()) == pytest.approx(sum(float(w.abs().sum()) for w in weights))
+    lasso = sum(w.shape[1] ** 0.5 * float(w.norm(dim=1).sum()) for w in weights)
+    assert float(penalties["lasso"]()) == pytest.approx(lasso)
+    gaps = [w.T @ w if w.shape[0] > w.shape[1] else w @ w.T for w in weights]
+    ortho = sum(float((gap - torch.eye(len(gap)).double()).square().sum()) for gap in gaps)
+    assert float(penalties["ortho"]()) == pytest.approx(ortho)
+    penalties["l1"]().backward()
+    assert sum(p.grad is not None for p in model[0].parameters()) >= 1
+
+
+def test_a_pruned_weight_feels_no_penalty_and_scales_are_read_alike():
+    model = two_layers()
+    prune.custom_from_mask(model[0], "weight", torch.eye(4, 3))
+    prune.custom_from_mask(model[1], "weight", torch.tensor([1.0, 0.0, 1.0, 1.0]))
+    (L1(model, 0.5)() + NetworkSlimming(model, 2.0)()).backward()
+    original = model[0].weight_orig
+    torch.testing.assert_close(original.grad, 0.5 * original.detach().sign() * torch.eye(4, 3))
+    assert model[1].weight_orig.grad.tolist() == [2, 0, 2, 2]
+
+
+def test_weights_of_unknown_origin_are_refused_by_name_and_shared_ones_count_once():
+    model = two_layers()
+    torch.nn.utils.spectral_norm(model[2])
+    with pytest.raises(ValueError, match=r"layer '2' \(Linear\) is no parameter"):
+        L1(model, 1.0)
+    assert L1(model, 1.0, layers="0").layers == ["0"]
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
+    assert float(L1(tied, 1.0)()) == pytest.approx(float(tied[0].weight.abs().sum()))
+
+
+# ------------------------------------------------------------------------------------------------------------- copies
+def test_a_penalty_on_the_module_that_holds_it_says_what_to_do():
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small()
+            self.penalty = CKASparsity(self, layers="net.layer1.?")
+
+    with pytest.raises(RuntimeError, match="built on the very module that holds it"):
+        copy.deepcopy(Holder())
+
+
+# ------------------------------------------------------------------------------------------------------------- CKA-SR
 @pytest.mark.parametrize("form", ["signed", "squared", "clipped"])
 @pytest.mark.parametrize("unbiased", [True, False])
 def test_cka_sr_is_the_sum_over_ordered_pairs_of_a_stage(net, images, form, unbiased):
@@ -74,10 +406,11 @@ def test_cka_sr_is_the_sum_over_ordered_pairs_of_a_stage(net, images, form, unbi
 def test_aug_cka_sr_is_the_biased_mean_over_all_distinct_pairs(net, images):
     penalty = AugmentedCKASparsity(net, beta=0.1)
     net(images)
+    found = penalty()
     x = features(net, images)
     pairs = list(itertools.combinations(itertools.chain(*STAGES), 2))
     mean = sum(float(cka(x[a], x[b], unbiased=False)) for a, b in pairs) / len(pairs)
-    assert float(penalty()) == pytest.approx(0.1 * mean, rel=1e-9)
+    assert float(found) == pytest.approx(0.1 * mean, rel=1e-9)
 
 
 def test_pairs_and_their_weights(net, images):
@@ -110,13 +443,13 @@ def test_gradient_matches_finite_differences(device):
     assert torch.autograd.gradcheck(value, (net[2].weight.detach().clone().requires_grad_(),))
 
 
-PENALTIES = {
+KINDS = {
     "cka": lambda net, **options: CKASparsity(net, 1.0, **{"every": 1, **options}),
     "augmented_cka": lambda net, **options: AugmentedCKASparsity(net, 1.0, **options),
     "arxiv": lambda net, **options: FeatureFlow(net, 1.0, 1.0, **options),
     "journal": lambda net, **options: FeatureFlow(net, 1.0, 1.0, variant="journal", **options),
 }
-on_features = pytest.mark.parametrize("build", PENALTIES.values(), ids=PENALTIES)
+on_features = pytest.mark.parametrize("build", KINDS.values(), ids=KINDS)
 
 
 @on_features
@@ -156,7 +489,7 @@ def test_a_copy_of_the_model_is_not_penalised(net, images, build):
     other(images + 2)
     assert torch.equal(penalty(), before) and torch.equal(value, before)
     with pytest.raises(RuntimeError, match="tapped when built"):
-        copy.deepcopy(penalty)()
+        copy.deepcopy(penalty)()  # on a copy of the model that nobody runs
     again = build(other)
     other(images)
     assert torch.isfinite(again())
@@ -190,48 +523,16 @@ def test_a_batch_too_small_for_hsic_gives_zero(net, images):
     net(images[:3])
     assert float(penalty()) == 0
     net(images[:6])  # fewer than `examples`: those there are
+    found = penalty()
     x = features(net, images[:6])
     expected = sum(float(cka(x[a], x[b])) for a, b in ordered_pairs_in_stages())
-    assert float(penalty()) == pytest.approx(expected)
-
-
-@on_features
-def test_computed_in_float32_under_autocast(device, build):
-    net = models.digits_net(width=4, blocks=3).to(device)
-    x = torch.randn(16, 1, 8, 8, device=device)
-    penalty = build(net)
-    with torch.autocast(device.type, torch.bfloat16):
-        net(x)
-        found = penalty()
-    assert found.dtype == torch.float32
-    net(x)
-    assert float(found) == pytest.approx(float(penalty()), abs=0.05, rel=0.01)
-
-
-@on_features
-def test_accumulated_batches_count_once_a_step_and_the_last_is_read(net, images, build):
-    """The loop calls a penalty once a step, for the last of its batches: as in one step on that batch alone."""
-    first, last = images[:6], images[6:]
-    penalty = build(net)
-    net(first)
-    net(last)
-    value = penalty()
-    value.backward()
-    gradients = [p.grad.clone() for p in net.parameters() if p.grad is not None]
-    net.zero_grad()
-    penalty.remove()
-    alone = build(net)
-    net(last)
-    alone().backward()
-    torch.testing.assert_close(value.detach(), alone.last)
-    torch.testing.assert_close(gradients, [p.grad for p in net.parameters() if p.grad is not None])
-    assert alone.calls == penalty.calls == 1
+    assert float(found) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", ["cka", "arxiv"])
 def test_the_loop_calls_a_penalty_once_for_accumulated_batches(kind):
     net = models.digits_net(width=4, blocks=3)
-    penalty = PENALTIES[kind](net)
+    penalty = KINDS[kind](net)
     loader = DeviceLoader(digits("train").subset(range(96)), 16)
     history = training.fit(
         net, loader, training.sgd(net, 0.01), epochs=1, accumulate=3, penalty=penalty, progress=False
@@ -280,7 +581,7 @@ def test_plug_and_play_in_a_plain_loop(kind, net):
     """The ten lines of the package's docstring, on nets that know nothing of penalties."""
     model = NETS[net]()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    penalty = PENALTIES[kind](model)
+    penalty = KINDS[kind](model)
     x, y = torch.randn(8, 3, 32, 32), torch.arange(8)
     before = None
     for _ in range(2):
@@ -346,21 +647,14 @@ def test_group_lasso_of_an_empty_filter_has_gradient_zero():
     assert torch.equal(net.weight.grad[0], torch.zeros(4)) and torch.isfinite(net.weight.grad).all()
 
 
-def test_cca_kernel_is_invariant_to_linear_maps_without_ridge_and_cka_with_it_is_regularised_cca():
-    x = torch.randn(40, 5, dtype=torch.float64)
-    y = x @ torch.randn(5, 5, dtype=torch.float64)
-    projection = cca_kernel(x - x.mean(0), ridge=1e-9)
-    torch.testing.assert_close(projection, cca_kernel(y - y.mean(0), ridge=1e-9), atol=1e-5, rtol=0)
-    assert float(cka(x, y, kernel=lambda z: cca_kernel(z, 1e-9))) == pytest.approx(1, abs=1e-4)
-    assert float(cka(x, y)) < 0.99
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"beta": -1}, "beta=-1"),
         ({"every": 0}, "every=0"),
-        ({"examples": 3}, "examples=3"),
+        ({"examples": 3}, "examples=3 must be at least 4"),
+        ({"examples": 8.5}, r"examples=8\.5 must be a whole number"),
+        ({"every": 1.5}, r"every=1\.5 must be a whole number"),
         ({"pairs": "some"}, "pairs='some'"),
         ({"form": "cubed"}, "form='cubed'"),
         ({"reduction": "max"}, "reduction='max'"),
@@ -395,7 +689,7 @@ def test_refusals_that_only_the_first_pass_can_show(images):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"length": -1}, "length=-1 must not be negative"),
+        ({"length": -1}, r"length=-1 must lie in \[0, inf\)"),
         ({"curvature": float("nan")}, "curvature=nan"),
         ({"variant": "preprint"}, r"variant='preprint' is unknown; use one of \['arxiv', 'journal'\]"),
         ({"norm": 3}, "norm=3"),
@@ -575,8 +869,8 @@ def test_a_ramp_rises_in_a_straight_line_and_every_penalty_takes_one(deep, image
 
 
 def test_schedules_that_make_no_sense():
-    for arguments in ((-1.0, 4), (1.0, 0), (1.0, 4, -1)):
-        with pytest.raises(ValueError, match="ramp"):
+    for arguments, message in (((-1.0, 4), r"strength=-1\.0"), ((1.0, 0), "steps=0"), ((1.0, 4, -1), "start=-1")):
+        with pytest.raises(ValueError, match=message):
             ramp(*arguments)
     penalty = L1(nn.Sequential(nn.Linear(2, 2)), lambda step: -1.0)
     with pytest.raises(ValueError, match=r"is -1\.0 at step 0"):

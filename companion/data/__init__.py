@@ -19,7 +19,7 @@ from companion._files import data_root
 from companion.data.datasets import cifar10, cifar100, digits, load, tiny_imagenet
 from companion.data.imagenet import ImageNetLoader, imagenet
 from companion.data.images import IMAGENET_MEAN, IMAGENET_STD, Images, Normalize
-from companion.data.loaders import DeviceLoader, Loaders, crop_and_flip, loaders
+from companion.data.loaders import DeviceLoader, crop_and_flip
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -27,7 +27,6 @@ __all__ = [
     "DeviceLoader",
     "ImageNetLoader",
     "Images",
-    "Loaders",
     "Normalize",
     "cifar10",
     "cifar100",
@@ -36,6 +35,5 @@ __all__ = [
     "digits",
     "imagenet",
     "load",
-    "loaders",
     "tiny_imagenet",
 ]

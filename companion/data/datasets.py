@@ -17,8 +17,9 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
+from companion._checks import one_of
 from companion._files import data_root, write_aside
-from companion.data.images import Images, check_split, decode
+from companion.data.images import Images, decode, files_below
 
 # Mean and standard deviation of each channel, of pixels from 0 to 1.
 DIGITS_MEAN, DIGITS_STD = (0.3053,), (0.3759,)  # of all 1,797 images
@@ -36,6 +37,12 @@ _CIFAR10_SHA256 = {
     "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
 }
 
+# Of the images with their classes, in whatever order: copies of CIFAR-100 differ in that. See `_content`.
+_CIFAR100_SHA256 = {
+    "train": "6d2a03c47c105e4c34d3a2ff16c2803e8df0e5d6fa0c631e46663a327aeac573",
+    "test": "381b7d98ce1e9b98232a8df0db0a22992654c39ff2433270656ab8ace5a45e65",
+}
+
 
 def load(name: str, split: Literal["train", "test"] = "train", root: str | Path | None = None) -> Images:
     """A data set by its name: "digits", "cifar10", "cifar100" or "tiny_imagenet" (whose labelled test set is "val";
@@ -47,16 +54,15 @@ def load(name: str, split: Literal["train", "test"] = "train", root: str | Path 
     >>> load("digits", "test")
     Images('digits test', 360 of 1×8×8, 10 classes, cpu)
     """
-    check_split(split, ("train", "test"))
+    sizes = {"tiny_imagenet": None, "tiny_imagenet_200": 200, "tiny_imagenet_20": 20}
+    one_of(split=(split, ("train", "test")), name=(name, ("digits", "cifar10", "cifar100", *sizes)))
     if name == "digits":
         return digits(split)
     if name == "cifar10":
         return cifar10(split, root)
     if name == "cifar100":
         return cifar100(split, root)
-    if name in (sizes := {"tiny_imagenet": None, "tiny_imagenet_200": 200, "tiny_imagenet_20": 20}):
-        return tiny_imagenet("train" if split == "train" else "val", root, size=sizes[name])
-    raise ValueError(f"name={name!r}; allowed: 'digits', 'cifar10', 'cifar100', {', '.join(map(repr, sizes))}")
+    return tiny_imagenet("train" if split == "train" else "val", root, size=sizes[name])
 
 
 def digits(split: Literal["train", "test"] = "train", seed: int = 0) -> Images:
@@ -70,7 +76,7 @@ def digits(split: Literal["train", "test"] = "train", seed: int = 0) -> Images:
     >>> digits()
     Images('digits train', 1437 of 1×8×8, 10 classes, cpu)
     """
-    check_split(split, ("train", "test"))
+    one_of(split=(split, ("train", "test")))
     bunch = load_digits()
     # The 17 levels 0…16 are spread over 0…255; no two of them meet.
     pixels = torch.from_numpy(np.rint(bunch.images * 255 / 16).astype(np.uint8))[:, None]
@@ -95,7 +101,7 @@ def cifar10(split: Literal["train", "test"] = "train", root: str | Path | None =
         ValueError: an unknown split, or a damaged file, which is named.
         FileNotFoundError: a file is missing and cannot be downloaded.
     """
-    check_split(split, ("train", "test"))
+    one_of(split=(split, ("train", "test")))
     folder = data_root(root) / "cifar-10-batches-bin"
     if not folder.is_dir():
         return _cifar_python(CIFAR10, data_root(root), split, download, CIFAR10_MEAN, CIFAR10_STD)
@@ -114,10 +120,11 @@ def cifar100(
 ) -> Images:
     """CIFAR-100 (Krizhevsky 2009): 50,000 training and 10,000 test images of 3×32×32 in 100 (fine) classes.
 
-    The binary version is read if its folder is there, checked by size, range of labels and images in each class; else
-    torchvision's version, checked by MD5 and downloaded when missing. Arguments and errors as for `cifar10`.
+    The binary version is read if its folder is there; its images and labels are checked by SHA-256, in whatever order
+    they stand. Else torchvision's version, checked by MD5 and downloaded when missing. Arguments and errors as for
+    `cifar10`.
     """
-    check_split(split, ("train", "test"))
+    one_of(split=(split, ("train", "test")))
     folder = data_root(root) / "cifar-100-binary"
     if not folder.is_dir():
         return _cifar_python(CIFAR100, data_root(root), split, download, CIFAR100_MEAN, CIFAR100_STD)
@@ -128,11 +135,19 @@ def cifar100(
     coarse, fine = np.frombuffer(content, np.uint8).reshape(-1, 3074)[:, :2].T
     if coarse.max() >= 20 or set(np.bincount(fine, minlength=100)) != {per_class}:
         raise ValueError(f"{path} is damaged: its labels are not {per_class} of each of 100 classes in 20 groups")
+    if _content(content, 3074) != _CIFAR100_SHA256[split]:
+        raise ValueError(f"{path} is damaged: its images or labels are not the published ones")
     names = folder / "fine_label_names.txt"
     classes = tuple(_read(names).decode(errors="replace").split())
     if len(set(classes)) != 100:
         raise ValueError(f"{names} is damaged: {len(set(classes))} different names, 100 expected")
     return _cifar_binary(content, 2, classes, CIFAR100_MEAN, CIFAR100_STD, f"cifar100 {split}")
+
+
+def _content(records: bytes, size: int) -> str:
+    """SHA-256 of the sorted SHA-256 of all records, each without its first byte: what there is, in whatever order."""
+    parts = (records[begin + 1 : begin + size] for begin in range(0, len(records), size))
+    return hashlib.sha256(b"".join(sorted(hashlib.sha256(part).digest() for part in parts))).hexdigest()
 
 
 def _cifar_binary(
@@ -206,9 +221,7 @@ def tiny_imagenet(
     Warns:
         UserWarning: the cache cannot be written, as on a full disk; the images are returned all the same.
     """
-    check_split(split, ("train", "val"))
-    if size not in (None, 200, 20):
-        raise ValueError(f"size={size!r}; allowed: 200, 20, or None for the one that is there")
+    one_of(split=(split, ("train", "val")), size=(size, (None, 200, 20)))
     root = data_root(root)
     names = [f"tiny-imagenet-{n}" for n in (200, 20) if size in (None, n)]
     folder = next((root / name for name in names if (root / name).is_dir()), None)
@@ -249,8 +262,8 @@ def _tiny_imagenet_files(folder: Path, split: str) -> dict[str, list[Path]]:
             name, wnid = line.split("\t")[:2]
             files.setdefault(wnid, []).append(folder / "val" / "images" / name)
     else:
-        for entry in sorted((folder / split).rglob("*.JPEG")):
-            files.setdefault(entry.relative_to(folder / split).parts[0], []).append(entry)
+        for entry in sorted((folder / split).glob("*/")):
+            files[entry.name] = files_below(entry, (".jpeg",))
     expected = 500 if split == "train" else 50
     for wnid, found in files.items():
         if len(found) != expected or wnid not in wnids:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torchvision.io
@@ -14,10 +15,12 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 from torchvision.datasets import ImageFolder, ImageNet
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
+from companion._checks import one_of
 from companion._files import data_root
-from companion.data.images import IMAGENET_MEAN, IMAGENET_STD, Normalize, check_split, decode, frozen_random
+from companion.data.images import IMAGENET_MEAN, IMAGENET_STD, Normalize, decode, encoded, files_below, frozen_random
 from companion.data.loaders import check_ranks
 
 
@@ -35,20 +38,35 @@ def imagenet(split: Literal["train", "val"] = "train", root: str | Path | None =
     Raises:
         ValueError: an unknown split, or training and validation folders whose classes differ.
         FileNotFoundError: the split is not there, or a class has no images; it is named.
+
+    Warns:
+        UserWarning: a folder inside a class folder is a link, which is not followed.
     """
-    check_split(split, ("train", "val"))
+    one_of(split=(split, ("train", "val")))
     root = data_root(root)
     for folder in (root / "imagenet", root / "imagenet-sample-160", root):
         if any((folder / name).exists() for name in ("meta.bin", "ILSVRC2012_devkit_t12.tar.gz")):
             return ImageNet(folder, split)
         if (folder / split).is_dir():
-            dataset = ImageFolder(folder / split)
+            dataset = _Folder(folder / split)
             _check_classes(folder, set(dataset.classes))
             return dataset
     raise FileNotFoundError(
         f"no {split}/ of ImageNet under {root}: put {{train,val}}/WNID/*.JPEG or the published archives "
         f"(https://image-net.org) in {root / 'imagenet'}, or name another folder with root= or COMPANION_DATA"
     )
+
+
+class _Folder(ImageFolder):
+    """torchvision's, which would follow links inside a class folder, also those that lead back, without end."""
+
+    @staticmethod
+    def make_dataset(directory: str | Path, class_to_idx: dict[str, int], *_: Any, **__: Any) -> list[tuple[str, int]]:
+        samples = {name: files_below(Path(directory, name), IMG_EXTENSIONS) for name in sorted(class_to_idx)}
+        empty = [name for name, files in samples.items() if not files]
+        if empty:
+            raise FileNotFoundError(f"{directory} holds no image of the classes {', '.join(empty)}")
+        return [(os.fspath(file), class_to_idx[name]) for name, files in samples.items() for file in files]
 
 
 def _check_classes(folder: Path, classes: set[str]) -> None:
@@ -104,8 +122,7 @@ class ImageNetLoader:
         check_ranks(batch_size, rank, world_size)
         if batch_size % world_size:
             raise ValueError(f"batch_size={batch_size} must be a multiple of world_size={world_size}")
-        if decode not in ("workers", "device"):
-            raise ValueError(f"decode={decode!r}; allowed: 'workers', 'device'")
+        one_of(decode=(decode, ("workers", "device")))
         if train and len(folder) < batch_size:
             raise ValueError(f"batch_size={batch_size}; {folder.root} has {len(folder)} images, not one batch")
         self.folder = folder
@@ -193,7 +210,7 @@ class _Photographs(Dataset[tuple[Tensor, int, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         path, label = self.samples[index]
         if self.crop is None:
-            return torch.frombuffer(bytearray(Path(path).read_bytes()), dtype=torch.uint8), label, index
+            return encoded(path), label, index
         return self.crop(decode(path), index), label, index
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import io
+import os
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
+
+from companion._checks import between
 
 # Mean and standard deviation of each channel, of pixels from 0 to 1: torchvision's constants for ImageNet.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -97,8 +102,7 @@ class Images:
         Raises:
             ValueError: `validation` is not between 1 and the number of images less 1.
         """
-        if not 0 < validation < len(self):
-            raise ValueError(f"validation={validation}; {self.name} can give 1 to {len(self) - 1} of its images")
+        between(1, len(self) - 1, validation=validation)
         labels = self.labels.cpu().numpy()
         shares = validation * np.bincount(labels, minlength=len(self.classes)) / len(self)
         quotas = shares.astype(int)
@@ -111,28 +115,6 @@ class Images:
             held_out[random.permutation(np.flatnonzero(labels == label))[:quota]] = True
         rest, chosen = (self.subset(torch.from_numpy(np.flatnonzero(mask))) for mask in (~held_out, held_out))
         return rest, dataclasses.replace(chosen, name=f"{self.name}, held out")
-
-    def duplicates(self, other: Images | None = None) -> list[tuple[int, int]]:
-        """Pairs of images that agree in every pixel, whatever their labels.
-
-        Args:
-            other: compare with this set, such as the test set; None: look within this set.
-
-        Returns:
-            Pairs (i, j): image i of this set, the first of its kind, and image j of `other`. Within one set, i < j.
-        """
-        first: dict[bytes, int] = {}
-        repeated = []
-        for i, digest in enumerate(self._digests()):
-            if first.setdefault(digest, i) != i:
-                repeated.append((first[digest], i))
-        if other is None:
-            return repeated
-        return [(first[digest], j) for j, digest in enumerate(other._digests()) if digest in first]
-
-    def _digests(self) -> Iterator[bytes]:
-        for image in self.images.cpu().contiguous().numpy():
-            yield hashlib.blake2b(image, digest_size=16).digest()
 
 
 class Normalize:
@@ -181,23 +163,52 @@ def frozen_random(*key: int) -> np.random.RandomState:
     return np.random.RandomState(key)
 
 
+@contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """Turn whatever a decoder raises into one error that names the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is missing; unpack the data set anew") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(
+            f"{path} has too many pixels ({error}); if you trust it, set PIL.Image.MAX_IMAGE_PIXELS"
+        ) from error
+    except Exception as error:  # every format fails in ways of its own
+        raise ValueError(f"{path} is not an image or is damaged ({error}); unpack the data set anew") from error
+
+
 def decode(path: str | Path) -> UInt8[Tensor, "3 height width"]:
     """Decode an image file to red, green and blue, whatever its colours are.
 
     Raises:
-        ValueError: the file is not an image or is damaged; it is named.
+        ValueError: the file is not an image, is damaged, or has more pixels than Pillow's limit; it is named.
         FileNotFoundError: there is no such file.
     """
-    try:
-        with Image.open(path) as image:
-            return pil_to_tensor(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} is missing; unpack the data set anew") from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} is not an image or is damaged ({error}); unpack the data set anew") from error
+    with _named(path), Image.open(path) as image:
+        return pil_to_tensor(image.convert("RGB"))
 
 
-def check_split(split: str, allowed: Sequence[str]) -> None:
-    """Raise ValueError unless `split` is one of the allowed ones."""
-    if split not in allowed:
-        raise ValueError(f"split={split!r}; allowed: {', '.join(repr(name) for name in allowed)}")
+def encoded(path: str | Path) -> UInt8[Tensor, " bytes"]:
+    """The bytes of an image file, once its head says that it is an image of bearable size. Errors as for `decode`."""
+    with _named(path):
+        content = bytearray(Path(path).read_bytes())
+        Image.open(io.BytesIO(content)).close()
+        return torch.frombuffer(content, dtype=torch.uint8)
+
+
+def files_below(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    """The files below a folder, itself a link or not, whose names end so in any case, in the order of their paths.
+
+    Warns:
+        UserWarning: a folder in it is a link, which is not followed: it may lead back, or to images of another class.
+    """
+    found = []
+    for parent, folders, files in sorted(os.walk(folder)):
+        for name in folders:
+            if (link := Path(parent, name)).is_symlink():
+                warnings.warn(f"{link} is a link to a folder and was not followed", stacklevel=2)
+        found += [Path(parent, name) for name in sorted(files) if name.lower().endswith(endings)]
+    return found

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from companion.data.datasets import load
+from companion._checks import at_least, between, whole_number
 from companion.data.images import Images, Normalize, frozen_random
 
 
@@ -110,8 +108,7 @@ class DeviceLoader:
         world_size: int = 1,
     ) -> None:
         check_ranks(batch_size, rank, world_size)
-        if padding < 0:
-            raise ValueError(f"padding={padding}; it must be 0 (no crop) or more")
+        at_least(0, padding=padding)
         if (drop_last and len(images) < batch_size) or not len(images):
             raise ValueError(f"{images!r} gives no batch of batch_size={batch_size}, drop_last={drop_last}")
         self.images = images.to(device)
@@ -171,61 +168,8 @@ class DeviceLoader:
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
 
-class Loaders(NamedTuple):
-    """The three loaders of a data set; `validation` is None when nothing is held out."""
-
-    train: DeviceLoader
-    validation: DeviceLoader | None
-    test: DeviceLoader
-
-
-def loaders(
-    name: str,
-    batch_size: int,
-    *,
-    validation: int = 0,
-    augment: bool | None = None,
-    seed: int = 0,
-    split_seed: int = 0,
-    evaluation_batch_size: int = 1000,
-    root: str | Path | None = None,
-    **options: Any,
-) -> Loaders:
-    """Loaders of a data set by its name: shuffled and augmented for training, plain for validation and test.
-
-    Args:
-        name: as for `load`.
-        batch_size: examples of a training batch; a last batch that is smaller is left out.
-        validation: how many training images to hold out, so that nothing is selected on the test set.
-        augment: crop and mirror training images; None: yes, except digits.
-        seed: seed of order and augmentation.
-        split_seed: seed of the held-out split; its own, so that runs with different seeds share the split.
-        evaluation_batch_size: examples of a validation or test batch.
-        root: the data root, see `data_root`.
-        options: `device`, `dtype`, `channels_last`, `rank`, `world_size` of every `DeviceLoader`.
-
-    Raises:
-        ValueError, FileNotFoundError: as `load`, `Images.split` and `DeviceLoader` do.
-
-    >>> data = loaders("digits", batch_size=100, validation=137)
-    >>> len(data.train), len(data.validation.images), len(data.test.images)
-    (13, 137, 360)
-    """
-    train, test = load(name, "train", root), load(name, "test", root)
-    held_out = None
-    if validation:
-        train, held_out = train.split(validation, split_seed)
-    augment = name != "digits" if augment is None else augment
-    return Loaders(
-        DeviceLoader(train, batch_size, shuffle=True, augment=augment, drop_last=True, seed=seed, **options),
-        None if held_out is None else DeviceLoader(held_out, evaluation_batch_size, **options),
-        DeviceLoader(test, evaluation_batch_size, **options),
-    )
-
-
 def check_ranks(batch_size: int, rank: int, world_size: int) -> None:
-    """Raise ValueError for a rank that does not exist, or a batch too small to give every rank an example."""
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank={rank}, world_size={world_size}; rank must be from 0 to world_size − 1")
-    if batch_size < world_size:
-        raise ValueError(f"batch_size={batch_size} counts all ranks together; it must be at least {world_size}")
+    """Refuse a rank that does not exist, or a batch too small to give every rank an example."""
+    at_least(1, world_size=whole_number(world_size=world_size))
+    between(0, world_size - 1, rank=whole_number(rank=rank))
+    at_least(world_size, batch_size=whole_number(batch_size=batch_size))

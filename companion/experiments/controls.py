@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion.regularizers import AugmentedCKASparsity, CKASparsity
+from companion.regularizers import PENALTIES, AugmentedCKASparsity, CKASparsity
 
 
 def random_rotation(size: int, seed: int) -> Float[Tensor, "size size"]:
@@ -59,6 +59,7 @@ class _Placebo:
         return super()._gram(_Turned.apply(x, self._rotations[channels]))  # type: ignore[misc]
 
 
+@PENALTIES.register("placebo_cka_sr", title="CKA-SR, placebo", reads="features", signed=True)
 class PlaceboCKASparsity(_Placebo, CKASparsity):
     """The control of `CKASparsity`; see `_Placebo`. Arguments as there, and the run's `seed`.
 
@@ -71,6 +72,7 @@ class PlaceboCKASparsity(_Placebo, CKASparsity):
     name = "placebo_cka"
 
 
+@PENALTIES.register("placebo_aug_cka_sr", title="AugCKA-SR, placebo", reads="features", signed=False)
 class PlaceboAugmentedCKASparsity(_Placebo, AugmentedCKASparsity):
     """The control of `AugmentedCKASparsity`; see `_Placebo`. Arguments as there, and the run's `seed`."""
 

@@ -20,8 +20,7 @@ from torch.optim.swa_utils import update_bn
 
 from companion import data, models, training
 from companion._ranks import buffers_of_rank_zero
-from companion.experiments import quantities
-from companion.experiments.controls import PlaceboAugmentedCKASparsity, PlaceboCKASparsity
+from companion.experiments import controls, quantities
 from companion.experiments.plan import Outcome, Workplace, completed
 from companion.experiments.records import Run, packed
 from companion.features import batches
@@ -37,16 +36,7 @@ from companion.pruning import (
     cost,
     prune_filters,
 )
-from companion.regularizers import (
-    L1,
-    AugmentedCKASparsity,
-    CKASparsity,
-    FeatureFlow,
-    FeaturePenalty,
-    GroupLasso,
-    NetworkSlimming,
-    Orthogonality,
-)
+from companion.regularizers import FeaturePenalty
 
 
 def _shrink(images: data.Images, settings: Mapping[str, Any]) -> data.Images:
@@ -80,20 +70,7 @@ SCHEDULES: Mapping[str, Callable[..., training.Schedule]] = MappingProxyType(
 
 
 PENALTIES: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {
-        kind.__name__: kind
-        for kind in (
-            CKASparsity,
-            AugmentedCKASparsity,
-            PlaceboCKASparsity,
-            PlaceboAugmentedCKASparsity,
-            FeatureFlow,
-            L1,
-            GroupLasso,
-            NetworkSlimming,
-            Orthogonality,
-        )
-    }
+    {kind.__name__: kind for kind in controls.PENALTIES.values()}
 )
 PRUNING: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {kind.__name__: kind for kind in (RandomPruning, MagnitudePruning, SET, RigL, RigLITOP, GraNet)}

@@ -8,23 +8,25 @@ and returns a scalar that is added to the loss::
         loss = F.cross_entropy(model(x), y) + penalty()
         optimizer.zero_grad(); loss.backward(); optimizer.step()
 
-Evaluation passes leave nothing behind. `penalty.last` is the last value, detached; `remove()` takes off the hooks of
-those that read features. A strength is a number, or a function of the optimizer steps so far, such as `ramp`.
+Evaluation passes leave nothing behind. `penalty.last` is the last value that was computed, detached: log it, not
+`penalty()`, which is 0 at the calls that `every` leaves out. `remove()` takes off the hooks of those that read
+features. A strength is a number, or a function of the optimizer steps so far, such as `ramp`.
 
-`penalty` holds what they share, `identity` CKA-SR and its relatives, `flow` feature-flow regularisation, `information`
-what squeezes information, `weights` the baselines that read weights.
+`PENALTIES` holds them all by name. `base` is what they share, `identity` CKA-SR and its relatives, `flow` feature-flow
+regularisation, `information` what squeezes information, `weights` the baselines that read weights.
 """
 
 from __future__ import annotations
 
+from companion.regularizers.base import PENALTIES, FeaturePenalty, ramp
 from companion.regularizers.flow import FeatureFlow
-from companion.regularizers.identity import AugmentedCKASparsity, CKASparsity, cca_kernel
+from companion.regularizers.identity import AugmentedCKASparsity, CKASparsity
 from companion.regularizers.information import HSICBottleneck, VIBNet
-from companion.regularizers.penalty import FeaturePenalty, ramp
 from companion.regularizers.weights import L1, GroupLasso, NetworkSlimming, Orthogonality
 
 __all__ = [
     "L1",
+    "PENALTIES",
     "AugmentedCKASparsity",
     "CKASparsity",
     "FeatureFlow",
@@ -34,6 +36,5 @@ __all__ = [
     "NetworkSlimming",
     "Orthogonality",
     "VIBNet",
-    "cca_kernel",
     "ramp",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from companion import flow
 from companion._checks import one_of
 from companion.features import Layers
-from companion.regularizers.penalty import FeaturePenalty, Strength, check_strengths, shown, strength_at
+from companion.regularizers.base import PENALTIES, FeaturePenalty, Strength, check_strengths, checked, strength_at
 
 
+@PENALTIES.register("feature_flow", title="FFR", reads="features", signed=False)
 class FeatureFlow(FeaturePenalty):
     r"""k₁ · length + k₂ · curvature of the trajectory of each example, averaged over the batch.
 
@@ -43,6 +45,7 @@ class FeatureFlow(FeaturePenalty):
         layers: the vertices, see `features.find_layers`; None: the blocks, see `blocks.find_blocks`.
         examples: how many of the batch's first examples; None: all.
         every: compute the penalty at every n-th call, return 0 at the others.
+        select: picks the tensor from a layer's output, see `features.FeatureTap`.
 
     Raises:
         ValueError: an argument out of range, unknown layers; at the first call, layers that make no trajectory.
@@ -59,6 +62,7 @@ class FeatureFlow(FeaturePenalty):
     """
 
     name = "feature_flow"
+    shown = ("length", "curvature", "variant", "norm", "across_stages", "before_relu", "every", "layers")
 
     def __init__(
         self,
@@ -74,15 +78,14 @@ class FeatureFlow(FeaturePenalty):
         layers: Layers | None = None,
         examples: int | None = None,
         every: int = 1,
+        select: Callable[[Any], Tensor] | None = None,
     ) -> None:
         check_strengths(length=length, curvature=curvature)
         one_of(variant=(variant, ("arxiv", "journal")), norm=(norm, (1, 2)), reduction=(reduction, ("mean", "sum")))
-        if examples is not None and examples < 1:
-            raise ValueError(f"examples={examples}; give a number from 1 on, or None for all")
         self.length, self.curvature = length, curvature
         self.variant, self.norm, self.reduction = variant, norm, reduction
-        self.across_stages, self.before_relu, self.examples = across_stages, before_relu, examples
-        tap = functools.partial(flow.tap, layers=layers, before_relu=before_relu, reduce=self._first)
+        self.across_stages, self.before_relu, self.examples = across_stages, before_relu, checked(examples, 1)
+        tap = functools.partial(flow.tap, layers=layers, before_relu=before_relu, reduce=self._first, select=select)
         super().__init__(model, tap, every)
 
     def _first(self, x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "n *feature"]:
@@ -115,11 +118,3 @@ class FeatureFlow(FeaturePenalty):
         if self.reduction == "sum":
             return means
         return means / means.new_tensor([d[0].numel() ** (1 / self.norm) for d in like])
-
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({type(self._model).__name__}, length={shown(self.length)}, "
-            f"curvature={shown(self.curvature)}, variant={self.variant!r}, norm={self.norm}, "
-            f"across_stages={self.across_stages}, before_relu={self.before_relu}, every={self.every}, "
-            f"layers={list(self._tap.layers)})"
-        )

@@ -1,4 +1,4 @@
-"""Penalties on the similarity of layers: CKA-SR, AugCKA-SR, and CCA in CKA's place."""
+"""Penalties on the similarity of layers: CKA-SR and AugCKA-SR."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from companion._checks import one_of
 from companion.blocks import find_blocks, stages
 from companion.features import FeatureTap, Layers
-from companion.regularizers.penalty import FeaturePenalty, Strength, check_strengths, shown, strength_at
+from companion.regularizers.base import PENALTIES, FeaturePenalty, Strength, check_strengths, checked, strength_at
 from companion.similarity import MINIMUM, Kernel, alignment, gram
 
 Pair: TypeAlias = tuple[str, str]
@@ -25,6 +25,7 @@ Pairs: TypeAlias = "str | Iterable[Pair] | Mapping[Pair, float]"
 FEW = 32  # examples below which the biased estimator says more about their number than about the layers
 
 
+@PENALTIES.register("cka_sr", title="CKA-SR", reads="features", signed=True)
 class CKASparsity(FeaturePenalty):
     r"""CKA-SR (Ni et al. 2023, arXiv 2307.07389, appendix eq. 11): β · Σ_stages Σ_i Σ_{j≠i} CKA(X_i, X_j).
 
@@ -45,6 +46,7 @@ class CKASparsity(FeaturePenalty):
             positive part (`"clipped"`), or its negative (`"negated"`: a control that makes layers more alike).
         reduction: `"sum"` over ordered pairs, or `"mean"` over distinct ones.
         kernel: see `similarity.gram`.
+        select: picks the tensor from a layer's output, see `features.FeatureTap`.
 
     Raises:
         ValueError: an argument out of range, unknown layers or pairs, no pair at all.
@@ -61,6 +63,7 @@ class CKASparsity(FeaturePenalty):
     """
 
     name = "cka"
+    shown = ("beta", "examples", "every", "layers", "form")
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class CKASparsity(FeaturePenalty):
         form: str = "signed",
         reduction: str = "sum",
         kernel: Kernel = "linear",
+        select: Callable[[Any], Tensor] | None = None,
     ) -> None:
         one_of(
             estimator=(estimator, ("unbiased", "biased")), form=(form, FORMS), reduction=(reduction, ("sum", "mean"))
@@ -82,22 +86,20 @@ class CKASparsity(FeaturePenalty):
         if isinstance(pairs, str):
             one_of(pairs=(pairs, ("stage", "all", "adjacent")))
         check_strengths(beta=beta)
-        if examples is not None and examples < MINIMUM:
-            raise ValueError(f"examples={examples}; HSIC needs at least {MINIMUM}")
+        self.beta, self.examples = beta, checked(examples, MINIMUM)
         if estimator == "biased" and examples is not None and examples < FEW:
             warnings.warn(
                 f"biased CKA of {examples} examples is near 1 whatever the layers do (0.97 for 8 unrelated ones); "
                 "use estimator='unbiased', or more examples",
                 stacklevel=2,
             )
-        self.beta, self.examples = beta, examples
         self.pairs, self.reduction, self.form, self.kernel = pairs, reduction, form, kernel
         self.unbiased = estimator == "unbiased"
         self._weights: Tensor | None = None
-        self._layers: list[str] = []
+        self._compared: list[str] = []
         self._values: Tensor | None = None
         chosen = find_blocks(model) if layers is None else layers
-        super().__init__(model, functools.partial(FeatureTap, layers=chosen, reduce=self._gram), every)
+        super().__init__(model, functools.partial(FeatureTap, layers=chosen, reduce=self._gram, select=select), every)
 
     def _gram(self, x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "n n"]:
         return gram(x[: self.examples], self.kernel)
@@ -110,7 +112,7 @@ class CKASparsity(FeaturePenalty):
         if len(grams[0]) < MINIMUM:
             return grams[0].new_zeros(())
         values = alignment(grams, self.unbiased)
-        self._layers, self._values = layers, values.detach()
+        self._compared, self._values = layers, values.detach()
         total = strength_at(self.beta, self.calls) * (self._weights * FORMS[self.form](values)).sum()
         return total.to(grams[0].dtype)
 
@@ -142,13 +144,7 @@ class CKASparsity(FeaturePenalty):
         """CKA of all layers at the last value computed, for a look inside."""
         if self._values is None:
             raise RuntimeError("the penalty has not been computed yet")
-        return pd.DataFrame(self._values.cpu().numpy(), index=self._layers, columns=self._layers)
-
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({type(self._model).__name__}, beta={shown(self.beta)}, examples={self.examples}, "
-            f"every={self.every}, layers={list(self._tap.layers)}, form={self.form!r})"
-        )
+        return pd.DataFrame(self._values.cpu().numpy(), index=self._compared, columns=self._compared)
 
 
 FORMS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -159,6 +155,7 @@ FORMS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@PENALTIES.register("aug_cka_sr", title="AugCKA-SR", reads="features", signed=False)
 class AugmentedCKASparsity(CKASparsity):
     """AugCKA-SR (appendix eq. 14): β · 2/(N(N−1)) · Σ_{i<j} CKA(X_i, X_j) over all N blocks, across stages.
 
@@ -184,18 +181,3 @@ class AugmentedCKASparsity(CKASparsity):
             every=every,
             **{"pairs": "all", "estimator": "biased", "reduction": "mean", **options},
         )
-
-
-def cca_kernel(x: Float[Tensor, "n features"], ridge: float = 0.1) -> Float[Tensor, "n n"]:
-    """K(K + λI)⁻¹ with K = XXᵀ and λ = `ridge` · tr(K)/n: CKA with this kernel is regularised CCA (Fukumizu et al.
-    2007).
-
-    Without the ridge it would be the projection onto the features, the identity as soon as features outnumber examples.
-
-    >>> x = torch.randn(20, 3, dtype=torch.float64)
-    >>> f"{cca_kernel(x, ridge=1e-9).trace():.2f}"  # nearly the projection onto three features
-    '3.00'
-    """
-    k = x @ x.T
-    damping = ridge * k.diagonal().mean() + torch.finfo(k.dtype).tiny
-    return torch.linalg.solve(k + damping * torch.eye(len(k), dtype=k.dtype, device=k.device), k)

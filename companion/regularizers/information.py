@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,10 +13,19 @@ from torch import Tensor, nn
 from companion.blocks import find_blocks
 from companion.features import FeatureTap, Layers, unwrap
 from companion.information import InformationGate, normalized_hsic
-from companion.regularizers.penalty import FeaturePenalty, Strength, check_strengths, shown, strength_at
+from companion.regularizers.base import (
+    PENALTIES,
+    BasePenalty,
+    FeaturePenalty,
+    Strength,
+    check_strengths,
+    checked,
+    strength_at,
+)
 from companion.similarity import MINIMUM, Kernel
 
 
+@PENALTIES.register("hsic_bottleneck", title="HSIC bottleneck", reads="features", signed=False)
 class HSICBottleneck(FeaturePenalty):
     """β · Σ_layers nHSIC(X, T): layers that depend less on the input.
 
@@ -27,10 +36,11 @@ class HSICBottleneck(FeaturePenalty):
     Args:
         model: any module that is called with its input as the first argument.
         beta: strength β ≥ 0, or a function of the optimizer steps so far.
-        examples: how many of the batch's first examples are compared. A batch with fewer than 4 gives 0.
+        examples: how many of the batch's first examples are compared; None: all. A batch with fewer than 4 gives 0.
         every: see `FeaturePenalty`.
         layers: the layers T, see `features.find_layers`; None: the blocks, see `blocks.find_blocks`.
         kernel, ridge: see `information.normalized_hsic`.
+        select: picks the tensor from a layer's output, see `features.FeatureTap`.
 
     Raises:
         ValueError: an argument out of range, unknown layers.
@@ -44,33 +54,37 @@ class HSICBottleneck(FeaturePenalty):
     """
 
     name = "hsic_bottleneck"
+    shown = ("beta", "examples", "every", "layers")
 
     def __init__(
         self,
         model: nn.Module,
         beta: Strength = 1e-2,
         *,
-        examples: int = 64,
+        examples: int | None = 64,
         every: int = 1,
         layers: Layers | None = None,
         kernel: Kernel = "rbf",
         ridge: float = 1e-3,
+        select: Callable[[Any], Tensor] | None = None,
     ) -> None:
         check_strengths(beta=beta)
-        if examples < MINIMUM:
-            raise ValueError(f"examples={examples}; HSIC needs at least {MINIMUM}")
-        self.beta, self.examples, self.kernel, self.ridge = beta, examples, kernel, ridge
+        self.beta, self.examples, self.kernel, self.ridge = beta, checked(examples, MINIMUM), kernel, ridge
         self._input: Tensor | None = None
         chosen = find_blocks(model) if layers is None else layers
-        super().__init__(model, functools.partial(FeatureTap, layers=chosen, reduce=self._first), every)
-        self._handle = self._model.register_forward_pre_hook(self._keep_input)
+        super().__init__(model, functools.partial(FeatureTap, layers=chosen, reduce=self._first, select=select), every)
+
+    def _attach(self, model: nn.Module) -> None:
+        super()._attach(model)
+
+        def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if module is self._model and self._due():  # a copy of the model brings its hooks, and is another module
+                self._input = self._first(args[0].detach()).clone()
+
+        self._handle = self._model.register_forward_pre_hook(keep)
 
     def _first(self, x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "few features"]:
-        return x[: self.examples].flatten(1)
-
-    def _keep_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._due():
-            self._input = self._first(args[0].detach()).clone()
+        return x[: self.examples].flatten(1).to(torch.promote_types(x.dtype, torch.float32))
 
     def value(self, features: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """β Σ nHSIC(X, T) of the last training batch."""
@@ -86,14 +100,8 @@ class HSICBottleneck(FeaturePenalty):
         super().remove()
         self._handle.remove()
 
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({type(self._model).__name__}, beta={shown(self.beta)}, examples={self.examples}, "
-            f"every={self.every}, layers={list(self._tap.layers)})"
-        )
 
-
-class VIBNet:
+class VIBNet(BasePenalty):
     """Penalty and sparsity in one: β · Σ_gates ½ ln(1 + μ²/σ²), and the units whose gates closed (Dai et al. 2018).
 
     Put an `information.InformationGate` after each layer that may lose units, then give this to a training loop as its
@@ -116,8 +124,10 @@ class VIBNet:
     """
 
     name = "vibnet"
+    shown = ("beta", "open")
 
     def __init__(self, model: nn.Module, beta: Strength = 1e-4) -> None:
+        super().__init__()
         check_strengths(beta=beta)
         modules = unwrap(model).named_modules()
         self.gates = {name: module for name, module in modules if isinstance(module, InformationGate)}
@@ -127,8 +137,6 @@ class VIBNet:
                 "nn.Sequential(nn.Linear(64, 32), nn.ReLU(), InformationGate(32)) for instance"
             )
         self.beta = beta
-        self.calls = 0
-        self.last: Tensor | None = None
 
     def penalty(self) -> Float[Tensor, ""]:
         """β Σ ½ ln(1 + μ²/σ²) over all gates, in nats times β."""
@@ -145,13 +153,7 @@ class VIBNet:
         gates = [gate.open() for gate in self.gates.values()]
         return float(torch.cat(gates).double().mean())
 
-    def state_dict(self) -> dict[str, int]:
-        """The number of calls, on which schedules count; the gates themselves are the model's."""
-        return {"calls": self.calls}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.calls = int(state["calls"])
-
-    def __repr__(self) -> str:
-        units = {name: f"{int(gate.open().sum())}/{len(gate.mean)}" for name, gate in self.gates.items()}
-        return f"{type(self).__name__}(beta={shown(self.beta)}, open={units})"
+    @property
+    def open(self) -> dict[str, str]:
+        """How many of each gate's units are open."""
+        return {name: f"{int(gate.open().sum())}/{len(gate.mean)}" for name, gate in self.gates.items()}

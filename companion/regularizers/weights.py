@@ -2,33 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.weight_norm import WeightNorm
 
 from companion.features import Layers, find_layers
-from companion.regularizers.penalty import Strength, check_strengths, shown, strength_at
+from companion.regularizers.base import PENALTIES, BasePenalty, Strength, check_strengths, strength_at
 
 
-class _OnWeights:
-    """A penalty on the weights of convolutions and linear layers (or of `layers`), read when it is called."""
+def weight_of(name: str, module: nn.Module) -> Tensor | None:
+    """The weight that the module's next forward pass multiplies by, with its gradient; None where it has none.
 
-    layers: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    A parameter itself, else computed from those that it is made of: `torch.nn.utils.parametrize` (weight norm, spectral
+    norm, orthogonal), `torch.nn.utils.prune`, and the older `weight_norm`.
+
+    Raises:
+        ValueError: a weight that something else computes in each forward pass.
+    """
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, nn.Parameter) or weight is None or nn.utils.parametrize.is_parametrized(module, "weight"):
+        return weight
+    # The attribute is what the last forward pass left: as old as that, and its graph is used up.
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod) and hook._tensor_name == "weight":
+            return hook.apply_mask(module)
+        if isinstance(hook, WeightNorm) and hook.name == "weight":
+            return hook.compute_weight(module)
+    raise ValueError(
+        f"the weight of layer {name!r} ({type(module).__name__}) is no parameter, and what computes it is unknown; use "
+        "torch.nn.utils.parametrizations, or leave the layer out by layers="
+    )
+
+
+class _OnWeights(BasePenalty):
+    """A penalty on the weights of convolutions and linear layers (or of `layers`), as the next forward pass uses them:
+    pruned by a mask, normalised, or parametrised otherwise. A weight that several layers share counts once.
+
+    Raises:
+        ValueError: a negative strength; no layer with a weight, or a weight of unknown origin, which is named.
+    """
+
+    kinds: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    shown = ("strength", "layers")
 
     def __init__(self, model: nn.Module, strength: Strength, layers: Layers | None = None) -> None:
+        super().__init__()
         check_strengths(strength=strength)
-        found = find_layers(model, self.layers if layers is None else layers)
         self.strength = strength
-        # Parameters, not copies: an optimizer changes them in place.
-        weights = {name: getattr(module, "weight", None) for name, module in found.items()}
-        self.weights = {name: weight for name, weight in weights.items() if isinstance(weight, nn.Parameter)}
-        if not self.weights:
-            raise ValueError(f"none of the layers {list(found)} has a weight")
-        self.last: Tensor | None = None
-        self.calls = 0
+        self._modules = find_layers(model, self.kinds if layers is None else layers)
+        found = list(self._modules)
+        self._modules = {name: self._modules[name] for name in self.weights}
+        if not self._modules:
+            raise ValueError(f"none of the layers {found} has a weight")
+
+    @property
+    def layers(self) -> list[str]:
+        """The penalised layers."""
+        return list(self._modules)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Layer → its weight now."""
+        found, seen = {}, set()
+        for name, module in self._modules.items():
+            weight = weight_of(name, module)
+            if weight is not None and id(weight) not in seen:
+                found[name] = weight
+                seen.add(id(weight))
+        return found
 
     def term(self, weight: Tensor) -> Float[Tensor, ""]:
         """What one layer's weight adds, before the strength."""
@@ -41,17 +84,8 @@ class _OnWeights:
         self.last = total.detach()
         return total
 
-    def state_dict(self) -> dict[str, int]:
-        """The number of calls, on which schedules count."""
-        return {"calls": self.calls}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.calls = int(state["calls"])
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(strength={shown(self.strength)}, layers={list(self.weights)})"
-
-
+@PENALTIES.register("l1", title="L1", reads="weights", signed=False)
 class L1(_OnWeights):
     """strength · Σ `abs(w)` (Tibshirani 1996).
 
@@ -65,6 +99,7 @@ class L1(_OnWeights):
         return weight.abs().sum()
 
 
+@PENALTIES.register("group_lasso", title="group lasso", reads="weights", signed=False)
 class GroupLasso(_OnWeights):
     """strength · Σ_filters √(weights of a filter) · ‖filter‖₂ (Yuan & Lin 2006): whole filters go to zero together.
 
@@ -85,6 +120,7 @@ class GroupLasso(_OnWeights):
         return rows.shape[1] ** 0.5 * norms.sum()
 
 
+@PENALTIES.register("slimming", title="slimming", reads="weights", signed=False)
 class NetworkSlimming(_OnWeights):
     """strength · Σ `abs(γ)` over the scales of all batch norms (Liu et al. 2017, arXiv 1708.06519).
 
@@ -97,12 +133,13 @@ class NetworkSlimming(_OnWeights):
     """
 
     name = "slimming"
-    layers = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
     def term(self, weight: Tensor) -> Float[Tensor, ""]:
         return weight.abs().sum()
 
 
+@PENALTIES.register("orthogonality", title="orthogonality", reads="weights", signed=False)
 class Orthogonality(_OnWeights):
     """strength · Σ_layers ‖WWᵀ − I‖²_F (Bansal et al. 2018, arXiv 1810.09102), or WᵀW where that is smaller.
 
