@@ -22,7 +22,7 @@ from companion.pruning._inputs import as_input, call, first, tensors_of
 from companion.pruning._plain import plain
 from companion.pruning.filters._coupling import Coupling, couple
 from companion.pruning.filters._norms import Norm, channel_norms, filter_norms, widest_gap
-from companion.pruning.filters._removal import constants, double, remove, zero_filters
+from companion.pruning.filters._removal import Constants, constants, double, remove, zero_filters
 
 
 @dataclass(frozen=True, repr=False)
@@ -166,9 +166,11 @@ def prune_filters(
     with torch.inference_mode(False):
         model = plain(unwrap(model))
         example = as_input(model, example)
-        coupling = _with_constants(model, couple(model, example), example)
+        coupling = couple(model, example)
+        known = constants(model, coupling, example)
+        coupling = _without_varying(coupling, known)
         while True:
-            task = _Task(model, example, coupling, norm, relative, layers, empty, floor)
+            task = _Task(model, example, coupling, known, norm, relative, layers, empty, floor)
             try:
                 return task.pruned(target, value, evaluate, repeats)
             except _Misfit as misfit:
@@ -217,44 +219,41 @@ def _fitting() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise error if isinstance(error, _Misfit) else _Misfit(f"{type(error).__name__}: {error}") from error
+        raise _Misfit(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
 
 
-def _with_constants(model: nn.Module, coupling: Coupling, example: Any) -> Coupling:
+def _without_varying(coupling: Coupling, known: Constants) -> Coupling:
     """Hold the channels that would not be constant if their filters were zero."""
-    for name, emitted in constants(model, coupling, example).emitted.items():
+    for name, emitted in known.emitted.items():
         channels = coupling.inputs[name][emitted.isnan() & (coupling.inputs[name] >= 0)]
-        coupling = coupling.hold(
-            torch.zeros_like(coupling.free).index_fill_(0, channels, True),
-            f"{name} would not read a constant from it if it were zero",
-        )
+        varying = torch.zeros_like(coupling.free).index_fill_(0, channels, True)
+        coupling = coupling.hold(varying, f"{name} would not read a constant from it if it were zero")
     return coupling
 
 
+@dataclass
 class _Task:
     """One network, what of it may go, and in which order."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        example: Any,
-        coupling: Coupling,
-        norm: Norm,
-        relative: str | None,
-        layers: Layers | None,
-        empty: str,
-        floor: float,
-    ) -> None:
-        self.model, self.example, self.coupling, self.empty, self.floor = model, example, coupling, empty, floor
-        self.constants = constants(model, coupling, example)
-        self.norms = _relative(channel_norms(model, coupling, norm, example), coupling, relative)
-        self.candidates = _candidates(model, coupling, self.norms, layers)
+    model: nn.Module
+    example: Any
+    coupling: Coupling
+    constants: Constants
+    norm: Norm
+    relative: str | None
+    layers: Layers | None
+    empty: str
+    floor: float
+
+    def __post_init__(self) -> None:
+        coupling = self.coupling
+        self.norms = _relative(channel_norms(self.model, coupling, self.norm, self.example), coupling, self.relative)
+        self.candidates = _candidates(self.model, coupling, self.norms, self.layers)
         self.order = self.norms.where(self.candidates, math.inf).argsort(stable=True)[: int(self.candidates.sum())]
         # Of single filters, to know a branch that is weak as a whole; relative norms are of channels.
-        single = {} if relative or norm == "activation" else filter_norms(model, norm, coupling)
-        self.filter_norms = {
-            n: single[n] for n, c in coupling.filters.items() if n in single and self.candidates[c].any()
-        }
+        plain = self.relative is None and self.norm != "activation"
+        single = filter_norms(self.model, self.norm, coupling) if plain else {}
+        self.filter_norms = {n: single[n] for n in single if self.candidates[coupling.filters.get(n, [])].any()}
 
     def pruned(
         self, target: str, value: Any, evaluate: Callable[[nn.Module], float] | None, repeats: int
@@ -398,9 +397,8 @@ class _Task:
         """The families of channels of which not even every second one can go exactly."""
         found = torch.zeros_like(self.candidates)
         for family in _families(self.coupling):
-            channels = family.nonzero().flatten()
-            gone = torch.zeros_like(found).index_fill_(0, channels[:: 2 if len(channels) > 1 else 1], True)
-            gone, _ = self.spare(gone, -math.inf)
+            second = family.nonzero().flatten()[1::2]
+            gone, _ = self.spare(torch.zeros_like(found).index_fill_(0, second, True), -math.inf)
             try:
                 if gone.any():
                     self.error(gone, [])

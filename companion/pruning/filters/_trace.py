@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from companion.features import evaluating
 from companion.models import Subsample
 from companion.pruning._inputs import call, tensors_of
 
@@ -99,7 +97,6 @@ class Trace(TorchDispatchMode):
         for module, name in self.names.items():
             if isinstance(module, Layer):
                 self.own[name] = self.fresh(len(module.weight))
-        self.filters = self.slots
         self.inputs: dict[str, Tensor] = {}
         self.norms: dict[str, Tensor] = {}
         self.shortcuts: dict[str, Tensor] = {}
@@ -110,14 +107,11 @@ class Trace(TorchDispatchMode):
         self.nodes: list[str] = []  # what each did: a layer, or "" for an operation
         self.sources: list[set[int]] = []
         self.idle = "the forward pass does not reach it"
-        self._stack: list[nn.Module] = []
-        self._calls: Counter[str] = Counter()
+        self._stack: list[nn.Module] = [model]
         self._hooks = ExitStack()
         for module in self.names:
-            before = module.register_forward_pre_hook(self._enter, with_kwargs=True)
-            after = module.register_forward_hook(self._leave, with_kwargs=True)
-            for handle in (before, after):
-                self._hooks.callback(handle.remove)
+            self._hooks.callback(module.register_forward_pre_hook(self._enter).remove)
+            self._hooks.callback(module.register_forward_hook(self._leave, with_kwargs=True).remove)
 
     def fresh(self, count: int) -> Tensor:
         self.slots += count
@@ -140,7 +134,7 @@ class Trace(TorchDispatchMode):
         self.hold(other[~both], why)
 
     # -- modules that are cut
-    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _enter(self, module: nn.Module, args: Any) -> None:
         self._stack.append(module)
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -155,31 +149,25 @@ class Trace(TorchDispatchMode):
             self.labels[output] = _Label(None, None, node)
             return
         dim = channel_dim(module, x)
-        slots = label.slots if label else None
-        if label is not None and label.dim is not None and label.dim != dim:
-            self.hold(slots, f"{name} reads it along another axis than that of the channels")
-            slots = None
-        reads = torch.full((x.shape[dim],), IMAGE) if slots is None else slots
-        self._calls[name] += 1
-        writes = reads
+        reads = torch.full((x.shape[dim],), IMAGE)
+        if label is not None and label.dim == dim:
+            reads = label.slots
+        elif label is not None:
+            self.hold(label.slots, f"{name} reads it along another axis than that of the channels")
+        kind, writes = self.norms, reads
         if isinstance(module, Layer):
-            writes = self.own[name]
+            kind, writes = self.inputs, self.own[name]
             self._groups(module, name, reads, writes)
-            again = self.inputs.get(name, reads)
-            self.inputs[name] = reads
-            if self._calls[name] > 1:
-                why = f"{name} is called {self._calls[name]} times in one forward pass"
-                for part in (writes, reads, again):
-                    self.hold(part, why)
         elif isinstance(module, Subsample):
             writes = torch.cat([self.fresh(module.before), reads, self.fresh(module.after)])
-            self.shortcuts[name] = writes
+            kind = self.shortcuts
         elif isinstance(module, Constant):
-            writes = self.constants[name] = self.fresh(len(module.value))
-        else:
-            self.norms[name] = reads
-            if self._calls[name] > 1:
-                self.hold(reads, f"{name} is called {self._calls[name]} times in one forward pass")
+            writes = self.fresh(len(module.value))
+            kind = self.constants
+        if name in kind:
+            for slots in (reads, writes, kind[name]):
+                self.hold(slots, f"{name} is called twice in one forward pass")
+        kind[name] = reads if kind is self.inputs else writes
         channels = bool((writes >= 0).any())
         self.labels[output] = _Label(dim if channels else None, writes if channels else None, node)
 
@@ -218,7 +206,7 @@ class Trace(TorchDispatchMode):
             except _Uncut as reason:
                 where = f"{self.names[self._stack[-1]] or 'the model'} ({type(self._stack[-1]).__name__})"
                 for _, label in channels:
-                    self.hold(label.slots, f"{name} in {where} {reason}")
+                    self.hold(label.slots, f"{name.removeprefix('native_').strip('_')} in {where} {reason}")
         for tensor, place in zip(outs, found, strict=True):
             self.labels[tensor] = _Label(*place, node)
         return out
@@ -399,26 +387,23 @@ def channel_dim(module: nn.Module, x: Tensor) -> int:
 
 def traced(model: nn.Module, example: Any) -> Trace:
     """One pass in evaluation mode; and, where it leaves layers out, one in training mode: such as auxiliary heads."""
-    with torch.inference_mode(False):
-        twin = copy.deepcopy(model)
+    with torch.inference_mode(False), torch.no_grad():
+        twin = copy.deepcopy(model).eval()
         trace = Trace(twin)
-        with evaluating(twin):
-            trace.run(twin, example)
+        trace.run(twin, example)
         owners: dict[int, str] = {}
         for module, name in trace.names.items():
             for parameter in module.parameters(recurse=False):
                 other = owners.setdefault(id(parameter), name)
-                for shared in (name, other) if other != name else ():
-                    for slots in (trace.own, trace.inputs, trace.norms):
+                for slots in (trace.own, trace.inputs, trace.norms):
+                    for shared in (name, other) if other != name else ():
                         trace.hold(slots.get(shared), f"{other} and {name} share a parameter")
-        if trace.own.keys() - trace.inputs.keys():
-            other_twin = copy.deepcopy(model).train()
-            training = Trace(other_twin)
-            try:
-                with torch.no_grad():
-                    training.run(other_twin, example)
-            except ValueError:
-                return trace
-            for name in training.inputs.keys() - trace.inputs.keys():
+        idle = trace.own.keys() - trace.inputs.keys()
+        if idle:
+            twin = copy.deepcopy(model).train()
+            training = Trace(twin)
+            with suppress(ValueError), torch.random.fork_rng():
+                training.run(twin, tree_map_only(Tensor, lambda x: torch.cat([x, x]) if x.ndim else x, example))
+            for name in idle & training.inputs.keys():
                 trace.hold(training.inputs[name], f"{name} reads it, in training only")
     return trace
