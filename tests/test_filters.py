@@ -386,14 +386,14 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
 }
 QUICK = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5",
          "regnet_y_400mf", "googlenet", "convnext", "vit", "swin")  # fmt: skip
-LONG = ("vgg11_bn", "densenet121", "efficientnet_b0", "resnext50_32x4d", "vit_b_16", "swin_t", "convnext_tiny")
+LONG = ("densenet121", "efficientnet_b0")
 BY_LAYER_NORM = ("convnext", "vit", "swin")
 
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)])
 def test_classifiers_shrink_exactly_or_say_what_is_held(name: str) -> None:
     """Where all else passes through layer norms, only the hidden units of the perceptrons can go."""
-    options: dict[str, Any] = {"num_classes": 10} | ({"image_size": 32} if name == "vit_b_16" else {})
+    options: dict[str, Any] = {"num_classes": 10}
     torch.manual_seed(0)
     model = randomize(ZOO[name](**options) if name in ZOO else torchvision.models.get_model(name, **options)).eval()
     for parameter in model.parameters():  # ViT's head is zero at first, ConvNeXt's branches nearly so
@@ -501,7 +501,7 @@ def test_a_share_of_any_kind_of_float_is_a_share(net: nn.Module) -> None:
 
 def test_every_layer_keeps_a_tenth_of_its_filters_unless_asked() -> None:
     torch.manual_seed(0)
-    model, x = torchvision.models.mobilenet_v2(num_classes=10, width_mult=0.5).eval(), torch.randn(1, 3, 32, 32)
+    model, x = torchvision.models.mobilenet_v2(num_classes=10, width_mult=0.25).eval(), torch.randn(1, 3, 32, 32)
     _, report = prune_filters(model, x, macs=0.3, repeats=0)
     assert all(left >= math.ceil(0.1 * before) for before, left in report.filters.values())
     assert report.kept

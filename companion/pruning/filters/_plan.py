@@ -104,6 +104,7 @@ def _resize(module: Any, bias: bool | None) -> None:
     columns = module.in_features if isinstance(module, nn.Linear) else module.in_channels // module.groups
     old_bias = module.bias if module.bias is not None else module.weight
     _replace(module, "weight", module.weight, (rows, columns, *module.weight.shape[2:]))
+    module.register_parameter("bias", None)
     if bias:
         _replace(module, "bias", old_bias, (rows,))
 
