@@ -333,7 +333,7 @@ HELD: dict[str, tuple[Callable[[], nn.Module], str | None]] = {  # None: all but
     "padded maximum": (lambda: Around(lambda m, x: F.max_pool2d(x, 3, 1, 1)), None),
     "instance norm": (lambda: Around(lambda m, x: m.norm(x), norm=nn.InstanceNorm2d(6, affine=True)), None),
     "twice": (lambda: Around(lambda m, x: m.cv(m.cv(x)), cv=nn.Conv2d(6, 6, 1)), "cv is called twice"),
-    "idle": (lambda: Around(lambda m, x: x, idle=nn.Conv2d(6, 6, 1)), "does not reach it"),
+    "idle": (lambda: Around(lambda m, x: x, idle=nn.Conv2d(6, 6, 1)), "does not call it"),
     "padded by hand": (lambda: Around(lambda m, x: F.pad(x, (0, 0, 0, 0, 1, 1)), width=8), "works along the channels"),
     "picked": (lambda: Around(lambda m, x: x[:, :4], width=4), "picks or reorders channels"),
     "reordered": (lambda: Around(lambda m, x: x.roll(1, 1)), "picks or reorders channels"),

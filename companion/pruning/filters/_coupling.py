@@ -39,7 +39,7 @@ class Coupling:
         branches: the last layer of a residual branch → layers and norms of the branch, its entry first, its end last.
         free: the channels that may go.
         why: channel that may not → the reason.
-        idle: layer that the forward pass does not reach → the reason why it stays.
+        idle: layers that the forward pass does not call.
     """
 
     filters: Mapping[str, Int[Tensor, " filters"]]
@@ -51,13 +51,14 @@ class Coupling:
     branches: Mapping[str, Sequence[str]]
     free: Bool[Tensor, " channels"]
     why: Mapping[int, str]
-    idle: Mapping[str, str]
+    idle: Sequence[str]
 
     @property
     def held(self) -> dict[str, str]:
         """layer, some of whose filters may not go → why."""
         held = {n: channels[~self.free[channels]].tolist() for n, channels in self.filters.items()}
-        return {name: self.why[channels[0]] for name, channels in held.items() if channels} | dict(self.idle)
+        held_by = {name: self.why[channels[0]] for name, channels in held.items() if channels}
+        return held_by | dict.fromkeys(self.idle, "the forward pass does not call it")
 
     def hold(self, channels: Bool[Tensor, " channels"], why: str) -> Coupling:
         """The same, with these channels held too."""
@@ -130,7 +131,7 @@ def couple(model: nn.Module, example: Any) -> Coupling:
         branches={},
         free=free,
         why=held,
-        idle={name: trace.idle for name in trace.own if name not in trace.inputs},
+        idle=[name for name in trace.own if name not in trace.inputs],
     )
     return dataclasses.replace(coupling, branches=_branches(trace, coupling))
 

@@ -106,7 +106,6 @@ class Trace(TorchDispatchMode):
         self.labels: Any = WeakTensorKeyDictionary()
         self.nodes: list[str] = []  # what each did: a layer, or "" for an operation
         self.sources: list[set[int]] = []
-        self.idle = "the forward pass does not reach it"
         self._stack: list[nn.Module] = [model]
         self._hooks = ExitStack()
         for module in self.names:
