@@ -44,7 +44,7 @@ def test_pip_upgrades_nothing_that_colab_has_and_adds_little() -> None:
         elif name not in added:
             added.add(name)
             wanted += [Requirement(text) for text in metadata.requires(name) or []]
-    assert added == {"jaxtyping", "lightning-utilities", "torch-pruning", "torchmetrics", "wadler-lindig"}
+    assert added == {"jaxtyping", "lightning-utilities", "torchmetrics", "wadler-lindig"}
 
 
 def test_colab_s_python_is_new_enough() -> None:

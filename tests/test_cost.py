@@ -134,6 +134,51 @@ def test_wrapped_and_under_inference_mode_and_autocast() -> None:
         assert cost(model, x) == plain
 
 
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair, self.rnn = nn.Bilinear(3, 4, 5, bias=False), nn.LSTM(5, 6, num_layers=2, bidirectional=True)
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        return self.rnn(self.pair(one, other))[0]
+
+
+def test_bilinear_and_recurrent_layers_count_once_for_each_example_and_step() -> None:
+    """An LSTM's weights of two layers and two directions, at 7 steps of 2 examples."""
+    model, steps, examples = Named(), 7, 2
+    zero(model.pair.weight, 0.5)
+    example = {"one": torch.randn(steps, examples, 3), "other": torch.randn(steps, examples, 4)}
+    found = cost(model, example)
+    macs = found.table()
+    assert macs.loc["pair", "macs_dense"] == 3 * 4 * 5 * 14 == 2 * macs.loc["pair", "macs_sparse"]
+    assert macs.loc["rnn", "macs_dense"] == 2 * (4 * 6 * (5 + 6) + 4 * 6 * (12 + 6)) * 14
+    assert cost(model, tuple(example.values())) == found
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("how", ["torch's pruning", "weight norm", "old weight norm", "orthogonal"])
+def test_weights_that_are_computed_count_as_what_they_are(how: str) -> None:
+    def mask(layer: nn.Module) -> None:
+        torch.nn.utils.prune.random_unstructured(layer, "weight", 0.75)
+
+    model, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)), torch.randn(1, 8)
+    before = cost(model, x)
+    {
+        "torch's pruning": mask,
+        "weight norm": nn.utils.parametrizations.weight_norm,
+        "old weight norm": nn.utils.weight_norm,
+        "orthogonal": nn.utils.parametrizations.orthogonal,
+    }[how](model[0])
+    model(x)
+    after = cost(model, x)
+    if how == "torch's pruning":
+        assert after.macs_sparse == before.macs_sparse - 36 and after.parameters_sparse == before.parameters_sparse - 36
+        assert (after.macs_dense, after.parameters_dense) == (before.macs_dense, before.parameters_dense)
+    else:
+        assert after == before
+    assert model(x).requires_grad  # the model still computes its weight
+
+
 def test_a_model_without_parameters_is_refused() -> None:
     with pytest.raises(ValueError, match="no parameter"):
         cost(nn.Sequential(nn.ReLU()), torch.randn(1, 2))

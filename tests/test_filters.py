@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 import math
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -22,12 +31,14 @@ from companion.pruning import (
     couple,
     filter_norms,
     finetune,
+    plan,
     prune_filters,
+    rebuild,
     widest_gap,
     zero_filters,
 )
-from companion.pruning.filters_coupling import BatchNorm
-from companion.pruning.filters_removal import constants, remove
+from companion.pruning.filters import constants, remove
+from companion.pruning.filters._trace import BatchNorm, Constant
 
 
 def randomize(model: nn.Module) -> nn.Module:
@@ -278,51 +289,312 @@ def test_what_the_network_returns_stays() -> None:
         prune_filters(TwoHeads(), torch.randn(2, 4), macs=0.5)
 
 
-# ------------------------------------------------------------------------------------------------------------ refusals
-class Called(nn.Module):
-    """A network around one function of a convolution, which stands for what cannot be traced."""
+# ---------------------------------------------------------------------------------------------------- held, not refused
+class Around(nn.Module):
+    """A network around one function of a tensor of six channels; what reads its outcome can always be pruned."""
 
-    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor], **modules: nn.Module) -> None:
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor], width: int = 6, **modules: nn.Module) -> None:
         super().__init__()
         self.function = function
-        self.first = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+        self.first = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
         for name, module in modules.items():
             setattr(self, name, module)
-        self.last = nn.Conv2d(4, 4, 1)
+        self.then = nn.Sequential(nn.Conv2d(width, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.last = nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.function(self, self.first(x))).mean((2, 3))
+        return self.last(self.then(self.function(self, self.first(x))).mean((2, 3)))
 
 
-@pytest.mark.parametrize(
-    ("model", "says"),
-    [
-        (Called(lambda m, x: m.norm(x), norm=nn.GroupNorm(2, 4)), "norm is a GroupNorm"),
-        (Called(lambda m, x: m.up(x), up=nn.ConvTranspose2d(4, 4, 1)), "up is a ConvTranspose2d"),
-        (Called(lambda m, x: m.twice(m.twice(x)), twice=nn.Conv2d(4, 4, 1)), "twice is called 2 times"),
-        (Called(lambda m, x: x, idle=nn.Conv2d(4, 4, 1)), "idle is called 0 times"),
-        (Called(lambda m, x: F.pad(x[:, :3], (0, 0, 0, 0, 0, 1))), "pads channels by hand"),
-        (Called(lambda m, x: x.view(2, 2, 2, 8, 8).transpose(1, 2).flatten(1, 2)), "Called"),
-        (Called(lambda m, x: x.view(2, 4, -1).view(2, 4, 8, 8)), "Called does not run without"),
-        (Called(lambda m, x: F.group_norm(x, 1)), "mixes channels"),
-        (Called(lambda m, x: F.avg_pool2d(x, 3, 1, 1)), "last would not read a constant"),
-        (torchvision.models.vit_b_16(num_classes=10).eval(), "VisionTransformer with parameters"),
-    ],
-)
-def test_what_cannot_be_traced_is_refused_by_name(model: nn.Module, says: str) -> None:
-    size = 224 if isinstance(model, torchvision.models.VisionTransformer) else 8
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.bias)
-    with pytest.raises(ValueError, match=says):
-        prune_filters(model, torch.randn(2, 3, size, size), macs=0.6, norm="l1", repeats=0)
+def shuffled(m: nn.Module, x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
-def test_shared_parameters_are_refused() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+def halves(m: nn.Module, x: Tensor) -> Tensor:
+    one, other = x.chunk(2, 1)
+    return torch.cat([one, m.cv(other)], 1)
+
+
+def written(m: nn.Module, x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    y[:, :6] = x.flip(1)
+    return y
+
+
+HELD: dict[str, tuple[Callable[[], nn.Module], str | None]] = {  # None: all but the output can go
+    "PReLU": (lambda: Around(lambda m, x: m.act(x), act=nn.PReLU(6)), "parameter or buffer of fixed size"),
+    "PReLU, one slope": (lambda: Around(lambda m, x: m.act(x), act=nn.PReLU()), None),
+    "group norm": (lambda: Around(lambda m, x: m.norm(x), norm=nn.GroupNorm(2, 6)), r"in norm \(GroupNorm\)"),
+    "functional group norm": (lambda: Around(lambda m, x: F.group_norm(x, 1)), "group_norm in the model"),
+    "transposed": (lambda: Around(lambda m, x: m.up(x), up=nn.ConvTranspose2d(6, 6, 3)), r"up \(ConvTranspose2d\)"),
+    "layer scale": (lambda: scaled_by_parameter(), "parameter or buffer of fixed size"),
+    "padded average": (lambda: Around(lambda m, x: F.avg_pool2d(x, 3, 1, 1)), "would not read a constant"),
+    "padded maximum": (lambda: Around(lambda m, x: F.max_pool2d(x, 3, 1, 1)), None),
+    "instance norm": (lambda: Around(lambda m, x: m.norm(x), norm=nn.InstanceNorm2d(6, affine=True)), None),
+    "twice": (lambda: Around(lambda m, x: m.cv(m.cv(x)), cv=nn.Conv2d(6, 6, 1)), "cv is called twice"),
+    "idle": (lambda: Around(lambda m, x: x, idle=nn.Conv2d(6, 6, 1)), "does not call it"),
+    "padded by hand": (lambda: Around(lambda m, x: F.pad(x, (0, 0, 0, 0, 1, 1)), width=8), "works along the channels"),
+    "picked": (lambda: Around(lambda m, x: x[:, :4], width=4), "picks or reorders channels"),
+    "reordered": (lambda: Around(lambda m, x: x.roll(1, 1)), "picks or reorders channels"),
+    "written to": (lambda: Around(written), "picks or reorders channels"),
+    "shuffled": (lambda: Around(shuffled), "over several axes"),
+    "spatial gate": (lambda: Around(lambda m, x: x * m.cv(x).sigmoid(), cv=nn.Conv2d(6, 1, 1)), "depends on other"),
+    "channel gate": (
+        lambda: Around(lambda m, x: x * m.cv(x.mean((2, 3), True)).sigmoid(), cv=nn.Conv2d(6, 6, 1)), None,
+    ),
+    "halves": (lambda: Around(halves, cv=nn.Conv2d(3, 3, 1)), None),
+    "glu": (lambda: Around(lambda m, x: F.glu(x, 1), width=3), None),
+    "depthwise, two filters a channel": (
+        lambda: Around(lambda m, x: m.cv(x), width=12, cv=nn.Conv2d(6, 12, 3, padding=1, groups=6)), None,
+    ),
+    "sizes in the code": (lambda: Around(lambda m, x: x.view(-1, 6, 6, 6)), "the network without it is another one"),
+    "no statistics": (
+        lambda: Around(lambda m, x: m.norm(x), norm=nn.BatchNorm2d(6, track_running_stats=False)), None,
+    ),
+}  # fmt: skip
+
+
+def scaled_by_parameter() -> nn.Module:
+    model = Around(lambda m, x: x * m.gamma)
+    model.gamma = nn.Parameter(torch.ones(6, 1, 1))
+    return model
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_what_cannot_go_exactly_is_held_and_the_rest_goes(name: str) -> None:
+    make, why = HELD[name]
+    torch.manual_seed(1)
+    model, x = randomize(make()).eval(), torch.randn(2, 3, 8, 8)
+    smaller, report = prune_filters(model, x, norm="l2", relative="rank", threshold=0.45, repeats=0)
+    assert len(report.zeroed["then.0"]) == 4 and report.error < 1e-12
+    assert distance(zero_filters(model, report.zeroed), smaller, x) < 1e-5
+    held = {layer: reason for layer, reason in report.held.items() if layer != "last"}
+    if why is None:
+        assert not held and report.zeroed["first.0"]
+    else:
+        assert any(re.search(why, reason) for reason in held.values())
+
+
+ZOO: dict[str, Callable[..., nn.Module]] = {
+    "vit": lambda **_: torchvision.models.VisionTransformer(32, 16, 2, 4, 32, 256, num_classes=10),
+    "swin": lambda **_: torchvision.models.SwinTransformer([4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=10),
+    "convnext": lambda **_: torchvision.models.ConvNeXt(
+        [torchvision.models.convnext.CNBlockConfig(*sizes) for sizes in ((16, 32, 2), (32, None, 2))], num_classes=10
+    ),
+    "googlenet": lambda **options: torchvision.models.googlenet(init_weights=False, **options),
+}
+QUICK = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5",
+         "regnet_y_400mf", "googlenet", "convnext", "vit", "swin")  # fmt: skip
+LONG = ("densenet121", "efficientnet_b0")
+BY_LAYER_NORM = ("convnext", "vit", "swin")
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)])
+def test_classifiers_shrink_exactly_or_say_what_is_held(name: str) -> None:
+    """Where all else passes through layer norms, only the hidden units of the perceptrons can go."""
+    options: dict[str, Any] = {"num_classes": 10}
+    torch.manual_seed(0)
+    model = randomize(ZOO[name](**options) if name in ZOO else torchvision.models.get_model(name, **options)).eval()
+    for parameter in model.parameters():  # ViT's head is zero at first, ConvNeXt's branches nearly so
+        if parameter.ndim > 1 and parameter.abs().max() < 1e-4:
+            nn.init.normal_(parameter, std=0.1)
+    x = torch.randn(2, 3, 32, 32)
+    smaller, report = prune_filters(model, x, norm="l2", relative="rank", threshold=0.45, repeats=0)
+    by_layer_norm = name.startswith(BY_LAYER_NORM)
+    assert report.error < 1e-10 and report.parameters < (0.85 if by_layer_norm else 0.7)
+    assert all("\n" not in why for why in report.held.values())
+    whole = not by_layer_norm and name not in ("shufflenet_v2_x0_5", "googlenet")
+    assert (set(report.held.values()) == {"the network returns it"}) == whole
+    if name == "googlenet":  # its auxiliary heads still fit
+        smaller.train()
+        assert smaller(torch.randn(2, 3, 64, 64)).aux_logits1.shape == (2, 10)
+
+
+def test_shared_parameters_are_held() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 5), nn.Linear(5, 2))
     model[2].weight = model[0].weight
-    with pytest.raises(ValueError, match="0 and 2 share a parameter"):
-        couple(model, torch.randn(1, 4))
+    held = couple(model, torch.randn(1, 4)).held
+    assert held == dict.fromkeys("02", "0 and 2 share a parameter") | {"4": "the network returns it"}
+
+
+def test_a_network_that_does_not_run_is_refused_in_one_sentence() -> None:
+    with pytest.raises(ValueError, match="Sequential does not run on this example: RuntimeError"):
+        couple(nn.Sequential(nn.Linear(3, 2)), torch.randn(1, 4))
+
+
+# ------------------------------------------------------------------------------------------------------- golden choices
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "filter_choices.json").read_text())
+MAKE: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "resnet20_a": (resnet20, 32),
+    "resnet20_thin": (lambda: resnet20(width=8), 16),
+    "vgg16": (lambda: vgg16_bn(width=8), 32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", GOLDEN)
+def test_the_same_filters_are_chosen_as_when_the_registered_runs_began(key: str) -> None:
+    name, norm, relative, target = key.split(" ", 3)
+    make, size = MAKE[name]
+    torch.manual_seed(0)
+    model = randomize(make().double())
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    how = {"norm": norm, "relative": None if relative == "None" else relative, **json.loads(target)}
+    _, report = prune_filters(model, x, floor=0, repeats=0, **how)
+    found = {name: getattr(report, name) for name in ("zeroed", "constant", "kept")}
+    found |= {name: getattr(report.after, f"{name}_dense") for name in ("parameters", "macs")}
+    assert found == GOLDEN[key]
+
+
+# ----------------------------------------------------------------------------------------------------- inputs and plans
+class Image(Tensor):
+    """A subclass such as torchvision's `tv_tensors`."""
+
+
+def test_an_example_that_is_a_subclass_of_tensor_changes_nothing() -> None:
+    model, x = randomize(digits_net(width=8, blocks=2)), torch.randn(2, 1, 8, 8)
+    plain, wrapped = (
+        prune_filters(model, one, norm="folded", macs=0.5, repeats=0)[1] for one in (x, x.as_subclass(Image))
+    )
+    assert plain.zeroed == wrapped.zeroed
+    assert couple(model, x.as_subclass(Image)).norm_of == couple(model, x).norm_of != {}
+
+
+@dataclasses.dataclass
+class Answer:
+    logits: Tensor
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(4, 8), nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, one: Tensor, other: Tensor) -> Answer:
+        return Answer(self.last((self.a(one) + self.b(other)).relu()))
+
+
+@pytest.mark.parametrize("kind", [tuple, dict])
+def test_several_inputs_by_place_or_by_name_and_outputs_in_a_dataclass(kind: type) -> None:
+    example = {"one": torch.randn(3, 4), "other": torch.randn(3, 3)}
+    with torch.inference_mode():
+        smaller, report = prune_filters(
+            Named(), example if kind is dict else tuple(example.values()), norm="l2", parameters=0.6, repeats=2
+        )
+    assert report.filters["a"][1] == report.filters["b"][1] < 8 and report.held == {"last": "the network returns it"}
+    assert smaller(**example).logits.shape == (3, 2)
+
+
+def test_wrong_arguments_are_refused_in_one_sentence(net: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"macs=50: so few macs\? for a share of them give macs=0.5"):
+        prune_filters(net, X, macs=50)
+    with pytest.raises(ValueError, match=r"example=\(1, 1, 8, 8\) holds no tensor"):
+        prune_filters(net, (1, 1, 8, 8), macs=0.5)
+    with pytest.raises(ValueError, match=r"floor=2 must lie in"):
+        prune_filters(net, X, macs=0.5, floor=2)
+
+
+def test_a_share_of_any_kind_of_float_is_a_share(net: nn.Module) -> None:
+    plain, numpy = (prune_filters(net, X, parameters=share, repeats=0)[1] for share in (0.625, np.float32(0.625)))
+    assert plain.zeroed == numpy.zeroed and plain.parameters <= 0.625
+
+
+def test_every_layer_keeps_a_tenth_of_its_filters_unless_asked() -> None:
+    torch.manual_seed(0)
+    model, x = torchvision.models.mobilenet_v2(num_classes=10, width_mult=0.25).eval(), torch.randn(1, 3, 32, 32)
+    _, report = prune_filters(model, x, macs=0.3, repeats=0)
+    assert all(left >= math.ceil(0.1 * before) for before, left in report.filters.values())
+    assert report.kept
+    _, bare = prune_filters(model, x, macs=0.3, floor=0, repeats=0)
+    assert min(left / before for before, left in bare.filters.values()) < 0.1
+
+
+def test_a_frozen_network_stays_frozen() -> None:
+    model = stack(nn.Conv2d(4, 2, 1, bias=False)).requires_grad_(False)
+    smaller, _ = prune_filters(zero_filters(model, {"0": [1]}), torch.randn(2, 3, 8, 8), norm="l1", threshold=0.0)
+    assert smaller[3].bias is not None and not any(p.requires_grad for p in smaller.parameters())
+
+
+def without_branches() -> tuple[nn.Module, Any]:
+    torch.manual_seed(0)
+    model = randomize(resnet20()).eval()
+    with torch.no_grad():
+        for block in ("layer1.1", "layer2.0"):
+            model.get_submodule(f"{block}.conv1").weight *= 1e-6
+    return prune_filters(model, torch.randn(2, 3, 32, 32), norm="l2", threshold=1e-3, empty="identity", repeats=0)
+
+
+def ends(model: nn.Module) -> list[Any]:
+    """What is in the place of branches that are gone."""
+    return [module for module in model.modules() if isinstance(module, Constant)]
+
+
+def test_a_network_without_branches_can_be_pruned_again() -> None:
+    model, first = without_branches()
+    assert len(first.branches) == 2
+    smaller, second = prune_filters(model, torch.randn(2, 3, 32, 32), norm="l2", relative="rank", macs=0.5, repeats=0)
+    assert second.macs <= 0.5 and second.held == {"linear": "the network returns it"} and second.error < 1e-10
+    assert second.zeroed["conv1"] and all(end.value.numel() < 64 for end in ends(smaller)) and len(ends(smaller)) == 2
+    assert distance(zero_filters(model, second.zeroed), smaller, torch.randn(2, 3, 32, 32)) < 1e-5
+
+
+def test_a_plan_and_a_state_dict_are_a_network_in_a_fresh_process(tmp_path: Path) -> None:
+    model, _ = without_branches()
+    smaller, _ = prune_filters(model, torch.randn(2, 3, 32, 32), norm="l2", macs=0.5, repeats=0)
+    x = torch.randn(2, 3, 32, 32)
+    (tmp_path / "plan.json").write_text(json.dumps(plan(smaller)))
+    with torch.no_grad():
+        torch.save((smaller.state_dict(), x, smaller.eval()(x)), tmp_path / "smaller.pt")
+    code = (
+        "import json, pathlib, torch\nfrom companion.models import resnet20\nfrom companion.pruning import rebuild\n"
+        "model = rebuild(resnet20(), json.loads(pathlib.Path('plan.json').read_text())).eval()\n"
+        "state, x, y = torch.load('smaller.pt', weights_only=True)\nmodel.load_state_dict(state)\n"
+        "assert torch.allclose(model(x), y, atol=1e-5)\nprint(sum(p.numel() for p in model.parameters()))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == parameters(smaller)
+
+
+def test_a_plan_of_another_network_is_refused() -> None:
+    with pytest.raises(ValueError, match="the plan has a Conv2d 'conv1', Sequential has none"):
+        rebuild(nn.Sequential(nn.Linear(2, 2)), plan(resnet20()))
+    with pytest.raises(ValueError, match="type='Linear' is unknown"):
+        rebuild(nn.Sequential(nn.Conv2d(2, 2, 1)), plan(nn.Sequential(nn.Linear(2, 2))))
+
+
+def test_a_grouped_network_without_biases_is_rebuilt() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 8, 3, groups=8, bias=False), nn.BatchNorm2d(8),
+                          nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 2))  # fmt: skip
+    model, x = randomize(model).eval(), torch.randn(2, 3, 6, 6)
+    smaller, _ = prune_filters(model, x, norm="l2", relative="rank", threshold=0.45, repeats=0)
+    again = rebuild(model, plan(smaller))
+    again.load_state_dict(smaller.state_dict())
+    assert torch.equal(again.eval()(x), smaller.eval()(x)) and parameters(model) > parameters(again)
+
+
+@pytest.mark.parametrize("how", ["parametrized", "weight norm", "old weight norm", "spectral norm", "torch's pruning"])
+def test_weights_that_are_computed_are_pruned_as_they_are(how: str) -> None:
+    model, x = mlp([4, 8, 6, 2]), torch.randn(3, 4)
+    make: dict[str, Callable[[nn.Module], Any]] = {
+        "parametrized": nn.utils.parametrizations.orthogonal,
+        "weight norm": nn.utils.parametrizations.weight_norm,
+        "old weight norm": nn.utils.weight_norm,
+        "spectral norm": nn.utils.spectral_norm,
+        "torch's pruning": lambda layer: torch.nn.utils.prune.ln_structured(layer, "weight", 0.5, 2, 0),
+    }
+    make[how](model.linear2)
+    model(x)  # as after a step of training: the weight has a history
+    with torch.no_grad():
+        y = model.eval()(x)
+    smaller, report = prune_filters(model, x, norm="l2", threshold=0.0, repeats=0)
+    assert distance(model, smaller, x) < 1e-5 and torch.allclose(model(x), y)
+    assert report.zeroed == ({"linear2": sorted(report.zeroed["linear2"])} if how == "torch's pruning" else {})
+    assert len(report.zeroed.get("linear2", [])) == (3 if how == "torch's pruning" else 0)
+    for refused in (lambda: zero_filters(model, {"linear2": [0]}), lambda: couple(model, x)):
+        with pytest.raises(ValueError, match=r"\['linear2'\] compute their weights"):
+            refused()
 
 
 # --------------------------------------------------------------------------------------------------------------- norms

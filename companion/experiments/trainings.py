@@ -326,7 +326,7 @@ def filters_removed(model: nn.Module, after: _Afterwards) -> list[dict[str, Any]
     example = next(iter(after.task.followed))[0][:64]
     for share in chosen["macs"]:
         smaller, report = prune_filters(
-            model, example, norm=chosen["norm"], relative="mean", macs=share, repeats=0, empty="keep"
+            model, example, norm=chosen["norm"], relative="mean", macs=share, repeats=0, empty="keep", floor=0
         )
         entry = {
             "macs": report.macs,

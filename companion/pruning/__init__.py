@@ -12,33 +12,48 @@
 >>> int(model.linear1.weight.count_nonzero() + model.linear2.weight.count_nonzero()), round(sparsity.density(), 3)
 (237, 0.1)
 
-`axes` holds densities, schedules and criteria, `masks` what every method does with them, `methods`, `lottery` and
-`thresholds` the methods, `cost` the counts and times; `filters` takes whole filters out of a network, with
-`filters_coupling` (what hangs together) and `filters_removal` (what changes nothing).
+Masks and what they choose by are here, `methods` holds the methods, one file each, found by name in `METHODS`;
+`filters` takes whole filters out of a network.
 """
 
 from __future__ import annotations
 
-from companion.pruning.axes import constant, cosine, cubic, erk, iterative, one_shot, uniform
-from companion.pruning.cost import Cost, Latency, cost, latencies, latency
+from companion.pruning._cost import Cost, Latency, cost, latencies, latency
+from companion.pruning._criteria import CRITERIA
+from companion.pruning._densities import DENSITIES, erk, uniform
+from companion.pruning._masks import METHODS, Masks
+from companion.pruning._schedules import constant, cosine_decay, cubic, iterative, one_shot
 from companion.pruning.filters import (
+    Coupling,
     FilterReport,
     FineTuning,
     channel_norms,
+    couple,
     filter_norms,
     finetune,
+    plan,
     prune_filters,
+    rebuild,
     widest_gap,
+    zero_filters,
 )
-from companion.pruning.filters_coupling import Coupling, couple
-from companion.pruning.filters_removal import zero_filters
-from companion.pruning.lottery import LotteryTicket
-from companion.pruning.masks import Masks
-from companion.pruning.methods import SET, GraNet, MagnitudePruning, RandomPruning, RigL, RigLITOP
-from companion.pruning.thresholds import DST, surrogate
+from companion.pruning.methods import (
+    DST,
+    SET,
+    GraNet,
+    LotteryTicket,
+    MagnitudePruning,
+    RandomPruning,
+    RigL,
+    RigLITOP,
+    surrogate,
+)
 
 __all__ = [
+    "CRITERIA",
+    "DENSITIES",
     "DST",
+    "METHODS",
     "SET",
     "Cost",
     "Coupling",
@@ -54,7 +69,7 @@ __all__ = [
     "RigLITOP",
     "channel_norms",
     "constant",
-    "cosine",
+    "cosine_decay",
     "cost",
     "couple",
     "cubic",
@@ -65,7 +80,9 @@ __all__ = [
     "latencies",
     "latency",
     "one_shot",
+    "plan",
     "prune_filters",
+    "rebuild",
     "surrogate",
     "uniform",
     "widest_gap",

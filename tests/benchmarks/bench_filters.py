@@ -35,7 +35,7 @@ from companion.experiments.records import provenance
 from companion.features import evaluating
 from companion.models import resnet20, resnet56, vgg16_bn
 from companion.pruning import couple, latencies, prune_filters, zero_filters
-from companion.pruning.filters_removal import constants, remove
+from companion.pruning.filters import constants, remove
 
 
 def seconds(task: Callable[[], Any], device: torch.device) -> tuple[float, Any]:

@@ -9,13 +9,15 @@ from typing import Any, TypeAlias, Unpack
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from companion.pruning.axes import checked, iterative
-from companion.pruning.masks import Masks, Options
+from companion._checks import at_least, between
+from companion.pruning._masks import METHODS, Masks, Options
+from companion.pruning._schedules import iterative
 
 Train: TypeAlias = Callable[[nn.Module, Callable[[Optimizer], Masks]], Any]
 """A function of (model, masked): it trains the model with a fresh optimizer and steps `masked(optimizer)` after it."""
 
 
+@METHODS.register("lottery", title="Lottery ticket")
 class LotteryTicket:
     """Iterative magnitude pruning with rewinding (Frankle & Carbin 2019, arXiv 1803.03635).
 
@@ -69,11 +71,12 @@ class LotteryTicket:
         rewind: int = 0,
         **options: Unpack[Options],
     ) -> None:
+        between(0, 1, open_high=True, sparsity=sparsity)
         if levels is None:
-            levels = max(1, round(math.log(1 - checked(sparsity)) / math.log(0.8)))
-        if levels < 1 or rewind < 0:
-            raise ValueError(f"levels={levels}, rewind={rewind}: at least 1 level, and a step from 0 on")
-        self.model, self.train, self.sparsity = model, train, checked(sparsity)
+            levels = max(1, round(math.log(1 - sparsity) / math.log(0.8)))
+        at_least(1, levels=levels)
+        at_least(0, rewind=rewind)
+        self.model, self.train, self.sparsity = model, train, sparsity
         self.levels, self.rewind, self.level, self.options = levels, rewind, 0, options
         self.masks: dict[str, Tensor] = Masks(model, None, **options).masks
         self.start: dict[str, Tensor] | None = None

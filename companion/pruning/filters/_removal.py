@@ -22,21 +22,27 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from companion.features import evaluating
-from companion.pruning.filters_coupling import IMAGE, Coupling
+from companion.pruning._inputs import as_input, call
+from companion.pruning._plain import refuse_computed
+from companion.pruning.filters._coupling import Coupling
+from companion.pruning.filters._trace import IMAGE, Blank, Constant, channel_dim, first_tensor
 
 
 @torch.no_grad()
 def zero_filters(model: nn.Module, filters: Mapping[str, Sequence[int]]) -> nn.Module:
     """A copy of `model` in which the weights of these filters (layer → indices) are 0; biases and norms stay.
 
+    Raises:
+        ValueError: a layer whose weight is computed from other parameters.
+
     >>> layer = nn.Sequential(nn.Conv2d(3, 4, 3))
     >>> zero_filters(layer, {"0": [1, 3]})[0].weight.flatten(1).any(dim=1).tolist()
     [True, False, True, False]
     """
+    refuse_computed(model, filters)
     zeroed = copy.deepcopy(model)
     for name, indices in filters.items():
-        weight = zeroed.get_submodule(name).get_parameter("weight")
-        weight[list(indices)] = 0
+        zeroed.get_submodule(name).get_parameter("weight")[list(indices)] = 0
     return zeroed
 
 
@@ -54,7 +60,7 @@ class Constants:
 
 
 @torch.no_grad()
-def constants(model: nn.Module, coupling: Coupling, example: Tensor) -> Constants:
+def constants(model: nn.Module, coupling: Coupling, example: Any) -> Constants:
     """Measure both in two forward passes of `example` in which *all* filters that may go are zero: what a channel then
     emits depends on no other."""
     probe = double(model)
@@ -63,32 +69,6 @@ def constants(model: nn.Module, coupling: Coupling, example: Tensor) -> Constant
     emitted = _read(probe, coupling, example)
     emit_one(probe, coupling, coupling.free)
     return Constants(emitted, _read(probe, coupling, example))
-
-
-class Blank(nn.Module):
-    """The entry of a branch that is gone: one channel of zeros with the resolution that the branch had at its end."""
-
-    def __init__(self, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, x: Float[Tensor, "examples channels *size"]) -> Float[Tensor, "examples 1 *smaller"]:
-        return torch.zeros_like(x[(slice(None), slice(1), *[slice(None, None, self.stride)] * (x.ndim - 2))])
-
-
-class Constant(nn.Module):
-    """The end of a branch that is gone: what it emits when the filters of its last layer are zero, for each channel one
-    number at all positions. It trains as the batch norm's shift did."""
-
-    def __init__(self, value: Float[Tensor, " channels"]) -> None:
-        super().__init__()
-        self.value = nn.Parameter(value)
-
-    def forward(self, x: Float[Tensor, "examples 1 *size"]) -> Float[Tensor, "examples channels *size"]:
-        return torch.zeros_like(x) + self.value.view(-1, *[1] * (x.ndim - 2))
-
-    def extra_repr(self) -> str:
-        return f"channels={len(self.value)}"
 
 
 @torch.no_grad()
@@ -116,14 +96,14 @@ def remove(
     zero(small, coupling, gone)
     at_borders: dict[str, Tensor] = {}  # layer → Σ_k c_k w_k, for those that need a constant channel
     for name, channels in coupling.inputs.items():
-        dead = gone[channels] & (channels != IMAGE)
+        dead = _at(gone, channels)
         if not dead.any():
             continue
         emitted = constants.emitted[name].where(dead, 0)
         if emitted.isnan().any():
             raise ValueError(
                 f"{name} would not read a constant from its inputs {emitted.isnan().nonzero().flatten().tolist()} if "
-                "their filters were zero (padded average pooling? positions added?): they cannot be removed exactly"
+                "their filters were zero: they cannot be removed exactly"
             )
         layer = layers[name]
         response = _response(layer, emitted)
@@ -141,9 +121,9 @@ def remove(
     for name, channels in coupling.inputs.items():
         layer = layers[name]
         columns = _columns(layer)
-        columns[(gone[channels] & (channels != IMAGE)).view(columns.shape[:2])] = 0
+        columns[_at(gone, channels).view(columns.shape[:2])] = 0
         if name in at_borders:
-            _carry(layer, kept[channels] & (channels != IMAGE), at_borders[name], constants.carried[name])
+            _carry(layer, _at(kept, channels), at_borders[name], constants.carried[name])
     _slice(small, coupling, ~gone | kept)
     return small, kept
 
@@ -157,7 +137,7 @@ def _silence(model: nn.Module, coupling: Coupling, last: str) -> Constant:
     if layers[-1] is not layer:  # the batch norm after it
         with evaluating(layers[-1]) as norm:
             value = norm(value)
-    end = Constant(value.detach().flatten().clone())
+    end = Constant(value.detach().flatten().clone(), layer.weight.requires_grad)
     stride = math.prod(getattr(one, "stride", (1,))[0] for one in layers)
     for name, new in zip(
         coupling.branches[last], [Blank(stride), *(nn.Identity() for _ in layers[2:]), end], strict=True
@@ -190,7 +170,7 @@ def emit_one(model: nn.Module, coupling: Coupling, channels: Bool[Tensor, " chan
             layer.bias[channels[written]] = 1
     for name, through in coupling.norms.items():
         norm: Any = model.get_submodule(name)
-        chosen = channels[through]
+        chosen = _at(channels, through)
         if norm.affine:
             norm.weight[chosen], norm.bias[chosen] = 0, 1
         elif norm.running_mean is not None:
@@ -204,21 +184,17 @@ def double(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).to("cpu" if device.type == "mps" else device, torch.float64)
 
 
-def as_input(model: nn.Module, example: Tensor) -> Tensor:
-    """The example with the model's device and type."""
-    return example.to(next(model.parameters()))
-
-
 @contextmanager
 def reading(model: nn.Module, coupling: Coupling) -> Iterator[dict[str, Float[Tensor, "inputs readings"]]]:
     """layer → all that each of its inputs was in the last forward pass: over examples and positions."""
     read: dict[str, Tensor] = {}
 
     def hook(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            read[name] = inputs[0].movedim(-1 if isinstance(module, nn.Linear) else 1, 0).flatten(1)
+        def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
+            x = first_tensor(args, kwargs)
+            read[name] = x.movedim(channel_dim(module, x), 0).flatten(1)
 
-        return layer.register_forward_pre_hook(keep)
+        return layer.register_forward_pre_hook(keep, with_kwargs=True)
 
     handles = [hook(name, model.get_submodule(name)) for name in coupling.inputs]
     try:
@@ -229,13 +205,14 @@ def reading(model: nn.Module, coupling: Coupling) -> Iterator[dict[str, Float[Te
             handle.remove()
 
 
-def _read(model: nn.Module, coupling: Coupling, example: Tensor) -> dict[str, Float[Tensor, " inputs"]]:
+def _read(model: nn.Module, coupling: Coupling, example: Any) -> dict[str, Float[Tensor, " inputs"]]:
     with reading(model, coupling) as read:
-        model(example)
+        call(model, example)
     values = {}
     for name, x in read.items():
         low, high = x.aminmax(dim=1)
-        values[name] = high.where(high - low <= 1e-9 * high.abs().clamp(min=1), torch.nan).cpu()
+        value = high.where(high - low <= 1e-9 * high.abs().clamp(min=1), torch.nan).cpu()
+        values[name] = value.where(~(value.abs() <= 1e-12), 0)  # what an instance norm leaves of a bias is rounding
     return values
 
 
@@ -265,7 +242,7 @@ def _add_bias(layer: Any, norm: Any, bias: Float[Tensor, " outputs"]) -> None:
     elif norm is not None and norm.running_mean is not None:
         norm.running_mean.copy_(norm.running_mean.double() - bias)
     else:
-        layer.bias = nn.Parameter(bias.to(layer.weight))
+        layer.bias = nn.Parameter(bias.to(layer.weight), requires_grad=layer.weight.requires_grad)
 
 
 def _carriers(
@@ -278,7 +255,7 @@ def _carriers(
     offers = {}
     for name in at_borders:
         channels = coupling.inputs[name]
-        usable = gone[channels] & (channels != IMAGE) & (constants.carried[name].abs() > 1e-3)
+        usable = _at(gone, channels) & (constants.carried[name].abs() > 1e-3)
         offers[name] = torch.zeros_like(gone).index_fill_(0, channels[usable], True)
         if not usable.any():
             raise ValueError(f"no constant channel can reach {name} with a value other than 0: see its activation")
@@ -314,7 +291,7 @@ def _slice(model: nn.Module, coupling: Coupling, alive: Bool[Tensor, " channels"
     for name in coupling.filters:
         layer: Any = model.get_submodule(name)
         rows, inputs = alive[coupling.filters[name]], coupling.inputs[name]
-        columns = alive[inputs] | (inputs == IMAGE)
+        columns = ~_at(~alive, inputs)
         depthwise = getattr(layer, "groups", 1) == len(inputs) > 1
         if isinstance(layer, nn.Linear):
             layer.in_features, layer.out_features = int(columns.sum()), int(rows.sum())
@@ -329,17 +306,25 @@ def _slice(model: nn.Module, coupling: Coupling, alive: Bool[Tensor, " channels"
             layer.bias = _kept(layer.bias, rows)
     for name, channels in coupling.norms.items():
         norm: Any = model.get_submodule(name)
-        places = alive[channels]
+        places = ~_at(~alive, channels)
         norm.num_features = int(places.sum())
         if norm.affine:
             norm.weight, norm.bias = _kept(norm.weight, places), _kept(norm.bias, places)
         if norm.running_mean is not None:
             norm.running_mean, norm.running_var = norm.running_mean[places], norm.running_var[places]
+    for name, channels in coupling.constants.items():
+        constant: Any = model.get_submodule(name)
+        constant.value = _kept(constant.value, ~_at(~alive, channels))
     for name, channels in coupling.shortcuts.items():
         shortcut: Any = model.get_submodule(name)
-        places = alive[channels]
+        places = ~_at(~alive, channels)
         before, after = places[: shortcut.before], places[len(places) - shortcut.after :]
         shortcut.before, shortcut.after = int(before.sum()), int(after.sum())
+
+
+def _at(channels: Bool[Tensor, " channels"], places: Tensor) -> Tensor:
+    """The mark of the channel at each place; none where there is no channel."""
+    return channels[places] & (places != IMAGE)
 
 
 def _kept(

@@ -13,10 +13,15 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from companion._checks import at_least, one_of, whole_number
+from companion._registry import Registry
 from companion.features import Layers, find_layers, unwrap
-from companion.pruning.axes import CRITERIA, DENSITIES, number_kept, top, uniform, whole
+from companion.pruning._criteria import CRITERIA, top
+from companion.pruning._densities import DENSITIES, number_kept, uniform, whole
+from companion.pruning._plain import refuse_computed
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+METHODS: Registry[type] = Registry("method")  # sparse training methods, by the name that people type
 PRUNABLE: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)
 
 
@@ -51,7 +56,9 @@ class Masks:
         seed: of the random choices; they follow from it and the number of steps alone, alike on all ranks and devices.
 
     Raises:
-        ValueError: no layer, unknown names, an optimizer without the weights, or masks of other layers or shapes.
+        ValueError: no layer, unknown names, an optimizer without the weights, masks of other layers or shapes, weights
+            that are computed from other parameters; a method that grows by gradient on a layer that has none; random
+            masks on weights that are sparse already.
 
     >>> model = nn.Sequential(nn.Linear(2, 2))
     >>> masks = Masks(model, None, {"0": torch.eye(2, dtype=torch.bool)})
@@ -60,6 +67,7 @@ class Masks:
     """
 
     every = 0  # steps between two updates; 0 for none
+    by_gradient = False  # whether updates look at gradients
 
     def __init__(
         self,
@@ -72,8 +80,7 @@ class Masks:
         grain: Literal["weight", "row"] = "weight",
         seed: int = 0,
     ) -> None:
-        if grain not in ("weight", "row"):
-            raise ValueError(f'grain={grain!r}; allowed: "weight", "row"')
+        one_of(grain=(grain, ("weight", "row")))
         self.model, self.optimizer = unwrap(model), optimizer
         self.grain, self.seed, self.steps, self.active = grain, seed, 0, True
         self.weights = _weights(self.model, layers)
@@ -86,6 +93,13 @@ class Masks:
                     f"the optimizer does not hold the weights of {missing}: build it from this model's parameters, "
                     "or leave these layers out by layers="
                 )
+        frozen = [name for name, weight in self.weights.items() if not weight.requires_grad]
+        if self.by_gradient and frozen:
+            raise ValueError(
+                f"{type(self).__name__} grows by gradient and {frozen} are frozen: leave them out by layers="
+            )
+        self._before: list[tuple[Tensor, Tensor, int]] | None = []  # what was there when the masks were built
+        self._cut: list[str] = []  # weights that were sparse already when random masks were built
         # In the weights' own type, so that one fused multiplication applies them all.
         self._masks = {name: torch.ones_like(self._units(weight)) for name, weight in self.weights.items()}
         self._seen = {name: torch.zeros_like(mask, dtype=torch.bool) for name, mask in self._masks.items()}
@@ -98,9 +112,16 @@ class Masks:
 
     # -- in the training loop
     def step(self) -> None:
-        """Call it after each `optimizer.step()`, before `zero_grad()`."""
+        """Call it after each `optimizer.step()`, before `zero_grad()`.
+
+        Raises:
+            ValueError: at the first step, of a layer without a gradient that the method grows by; of random masks on
+                weights that were sparse already and whose state was not loaded.
+        """
         if not self.active:
             return
+        if self._before is not None:
+            self._begin()
         self.apply()
         self.steps += 1
         if self.every and self.steps % self.every == 0:
@@ -108,6 +129,28 @@ class Masks:
 
     def update(self) -> None:
         """What a method does every `every` steps: `prune` further, or `regrow`."""
+
+    def _begin(self) -> None:
+        """Before the first step: what only shows once there are gradients."""
+        if self._cut:
+            raise ValueError(self._is_cut())
+        if self.by_gradient:
+            missing = [name for name, weight in self.weights.items() if weight.grad is None]
+            if missing:
+                raise ValueError(
+                    f"{type(self).__name__} grows by gradient and {missing} have none: leave out by layers= what the "
+                    "loss does not reach, and call step() after backward(), before zero_grad()"
+                )
+            if not any(bool(p.grad.any()) for p in self.model.parameters() if p.grad is not None):
+                raise ValueError("all gradients are 0: call step() after backward(), before zero_grad()")
+        self._before = None
+
+    def _is_cut(self) -> str:
+        return (
+            f"the weights of {self._cut} were sparse already when {type(self).__name__} drew its random masks, which "
+            "cut what was left: load its own state (load_state_dict) before the first step, or hold the zeros by "
+            "Masks(model, optimizer, masks)"
+        )
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -122,7 +165,11 @@ class Masks:
                 if isinstance(tensor, Tensor) and tensor.shape == weight.shape:
                     tensors.append(tensor)
                     masks.append(mask)
+        if self._before == []:
+            self._before = [(tensor, tensor.clone(), 0) for tensor in tensors]
         torch._foreach_mul_(tensors, masks)
+        if self._before is not None:
+            self._before = [(tensor, before, tensor._version) for tensor, before, _ in self._before]
 
     # -- what methods are made of
     @torch.no_grad()
@@ -140,6 +187,11 @@ class Masks:
         Raises:
             ValueError: a sparsity outside [0, 1), an unknown density or criterion, no gradient.
         """
+        one_of(density=(density, [*DENSITIES, "global"]))
+        if criterion == "random" and self.steps == 0:
+            self._cut = [name for name, weight in self.weights.items() if self._sparse_already(name, weight)]
+            if self._cut and self.optimizer is None:
+                raise ValueError(self._is_cut())
         dead = {name: mask.flatten() == 0 for name, mask in self._masks.items()}
         scores = {name: score.masked_fill(dead[name], -torch.inf) for name, score in self._scores(criterion).items()}
         if density == "global":
@@ -150,8 +202,6 @@ class Masks:
             chosen = top(torch.cat(list(scores.values())), number_kept(sum(sizes.values()), sparsity))
             self.keep(dict(zip(sizes, chosen.split(list(sizes.values())), strict=True)))
             return
-        if density not in DENSITIES:
-            raise ValueError(f"density={density!r}; allowed: {', '.join(map(repr, DENSITIES))}, 'global'")
         counts = DENSITIES[density]({name: weight.shape for name, weight in self.weights.items()}, sparsity, self.dense)
         if self.grain == "row":
             counts = whole({name: counts[name] * len(weight) / weight.numel() for name, weight in self.weights.items()})
@@ -161,17 +211,20 @@ class Masks:
     def regrow(self, share: float, criterion: str | Callable[[Tensor], Tensor] = "gradient") -> None:
         """In each layer drop `share` of the weights that are alive, the smallest, and grow as many of the others.
 
-        As in RigL what was just dropped may grow again; then it keeps its value. New weights start at 0.
+        As in RigL what was just dropped may grow again; then it keeps its value. New weights start at 0. Where a score
+        is infinite or NaN, as after a float16 overflow, nothing is exchanged.
         """
         alive, masks = self.alive, {}
         sizes, scores = self._scores("magnitude"), self._scores(criterion)
+        sound = torch.stack([score.isfinite().all() for score in (*sizes.values(), *scores.values())]).all()
         for name, mask in self._masks.items():
             exchanged = int(share * alive[name])
             if exchanged == 0 or alive[name] == mask.numel():
                 masks[name] = mask.flatten() != 0
                 continue
             kept = top(sizes[name].masked_fill(mask.flatten() == 0, -torch.inf), alive[name] - exchanged)
-            masks[name] = kept | top(scores[name].masked_fill(kept, -torch.inf), exchanged)
+            grown = kept | top(scores[name].masked_fill(kept, -torch.inf), exchanged)
+            masks[name] = torch.where(sound, grown, mask.flatten() != 0)
         self.keep(masks, alive)
 
     def keep(self, masks: Mapping[str, Bool[Tensor, " units"]], alive: dict[str, int] | None = None) -> None:
@@ -191,10 +244,8 @@ class Masks:
 
     def _scores(self, criterion: str | Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """layer → one score for each weight (or row), flat, at least float32."""
-        if isinstance(criterion, str) and criterion != "random" and criterion not in CRITERIA:
-            raise ValueError(
-                f"criterion={criterion!r}; allowed: 'random', {', '.join(map(repr, CRITERIA))}, a function"
-            )
+        if isinstance(criterion, str):
+            one_of(criterion=(criterion, ["random", *CRITERIA]))
         random, scores = self.generator(), {}
         for name, weight in self.weights.items():
             if criterion == "random":
@@ -204,6 +255,11 @@ class Masks:
             score = score.to(torch.promote_types(score.dtype, torch.float32))
             scores[name] = score.flatten(1).norm(dim=1) if self.grain == "row" else score.flatten()
         return scores
+
+    def _sparse_already(self, name: str, weight: Tensor) -> bool:
+        """More zeros than chance leaves in a fresh weight, yet not all of it: someone has pruned it."""
+        alive = (self._masks[name] != 0).expand(weight.shape)
+        return 0.01 < float(((weight == 0) & alive).float().mean()) < 1
 
     def _units(self, weight: Tensor) -> Tensor:
         """What has one mask value: a view with the mask's shape."""
@@ -263,7 +319,8 @@ class Masks:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict()`.
+        """Go on from a `state_dict()`. Weights that the building of these masks has cut, and that nobody has written to
+        since, come back first: so the model's own state may be loaded before or after the masks are built.
 
         Raises:
             ValueError: it is of other layers or shapes.
@@ -271,6 +328,11 @@ class Masks:
         self._set(self._masks, state["masks"])
         self._set(self._seen, state["explored"])
         self.steps, self._alive = state["steps"], None
+        with torch.no_grad():
+            for tensor, before, version in self._before or []:
+                if tensor._version == version:
+                    tensor.copy_(before)
+        self._cut = []
         self.apply()
 
     def _set(self, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
@@ -293,10 +355,20 @@ def from_rank_zero(tensor: Tensor) -> Tensor:
 def _weights(model: nn.Module, layers: Layers) -> dict[str, nn.Parameter]:
     """layer → its weight ("layer.in_proj_weight" and the like under another name); a shared one comes once."""
     found: dict[str, nn.Parameter] = {}
-    for name, module in find_layers(model, layers).items():
+    chosen = find_layers(model, layers)
+    refuse_computed(model, chosen)
+    for name, module in chosen.items():
         for key, parameter in module.named_parameters(recurse=False):
             if key.endswith("weight") and parameter.ndim > 1 and not any(parameter is p for p in found.values()):
                 found[name if key == "weight" else f"{name}.{key}"] = parameter
     if not found:
         raise ValueError(f"layers={layers!r}: none of them has a weight with two dimensions or more")
     return found
+
+
+def updates_in(steps: float, every: int) -> int:
+    """Number of updates within so many steps; at least one."""
+    at_least(1, every=whole_number(every=every))
+    if steps < every:
+        raise ValueError(f"every={every}: no update falls into the {steps:g} steps that are open for one; lower every=")
+    return int(steps // every)

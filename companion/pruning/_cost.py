@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import pandas as pd
@@ -16,9 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from companion.features import device_of, evaluating, unwrap
+from companion.pruning._inputs import call, tensors_of
+from companion.pruning._plain import plain
 
 
 # ------------------------------------------------------------------------------------------------------------- counting
@@ -27,10 +34,10 @@ class Cost:
     """What one forward pass of one example input costs; of a network, or of one of its layers.
 
     One MAC (multiply-add) is two FLOPs. Counted are matrix products and convolutions, wherever they are called:
-    linear and convolutional layers (grouped, strided, transposed), attention, recurrent cells written in Python. The
-    dense numbers are those of `torch.utils.flop_counter`. **Not counted** are element-wise work and reductions (biases,
-    norms, activations, pooling, softmax), memory traffic, and fused recurrent kernels. Multiplications by padded zeros
-    count as dense ones do.
+    linear, bilinear and convolutional layers (grouped, strided, transposed), attention, recurrent layers. The dense
+    numbers are those of `torch.utils.flop_counter`; it leaves out bilinear layers and fused recurrent kernels, whose
+    weights take part once for each example and step. **Not counted** are element-wise work and reductions (biases,
+    norms, activations, pooling, softmax) and memory traffic. Multiplications by padded zeros count as dense ones do.
 
     Attributes:
         parameters_dense: all parameters; a shared one counts once.
@@ -76,18 +83,46 @@ class Cost:
 ACTIVATIONS = "(activations)"
 
 
+_WHOLE = (nn.Bilinear, nn.RNNBase)  # counted as one: every weight takes part once at every position
+
+
 class _MacCounter(TorchDispatchMode):
     """Sees every product that reaches the device. A parameter in it, or a view of one, is known by its storage."""
 
     def __init__(self, owners: Mapping[int, str]) -> None:
         super().__init__()
         self.owners = owners  # storage → layer
-        self.dense: dict[str, int] = {}
-        self.sparse: dict[str, int] = {}
+        self.dense: Counter[str] = Counter()
+        self.sparse: Counter[str] = Counter()
+        self.inside = False
+
+    @contextmanager
+    def hooked(self, model: nn.Module) -> Iterator[None]:
+        """While it lasts, the layers in `_WHOLE` are counted."""
+        with ExitStack() as hooks:
+            for name, module in model.named_modules():
+                if isinstance(module, _WHOLE):
+                    hooks.callback(module.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
+                    hooks.callback(module.register_forward_hook(partial(self._leave, name), with_kwargs=True).remove)
+            yield
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.inside = True
+
+    def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        self.inside = False
+        x = tensors_of((args, kwargs))[0]
+        for weight in module.parameters():
+            if weight.ndim > 1:
+                positions = x.numel() // x.shape[-1]
+                self.dense[name] += weight.numel() * positions
+                self.sparse[name] += int(weight.count_nonzero()) * positions
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         formula = flop_registry.get(func.overloadpacket)
+        if self.inside:
+            return func(*args, **kwargs)
         if formula is None:
             with self:  # a composite operation is counted in its parts
                 parts = func.decompose(*args, **kwargs)
@@ -101,15 +136,16 @@ class _MacCounter(TorchDispatchMode):
             # A weight takes part once at every position: macs = weights × positions.
             owner = self.owners[weight.untyped_storage().data_ptr()]
             alive = macs * int(weight.count_nonzero()) // weight.numel()
-        self.dense[owner] = self.dense.get(owner, 0) + macs
-        self.sparse[owner] = self.sparse.get(owner, 0) + alive
+        self.dense[owner] += macs
+        self.sparse[owner] += alive
         return out
 
 
-def cost(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Cost:
+def cost(model: nn.Module, example: Any) -> Cost:
     """Count parameters, multiply-adds and bytes of `model` in one forward pass of `example`, dense and sparse.
 
-    A batch of n examples costs n times one: give `x[:1]`. The model is left as it was, mode included.
+    A batch of n examples costs n times one: give `x[:1]`; a tuple of arguments or a mapping of named ones for several
+    inputs. The model is left as it was, mode included.
 
     >>> layer = nn.Sequential(nn.Linear(8, 4))
     >>> with torch.no_grad():
@@ -121,7 +157,7 @@ def cost(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Cost:
     Raises:
         ValueError: the model has no parameter.
     """
-    model = unwrap(model)
+    model = plain(unwrap(model))
     owners: dict[int, str] = {}
     parameters: dict[str, list[Tensor]] = {}
     for name, parameter in model.named_parameters():  # a shared one appears once, under its first owner
@@ -130,7 +166,7 @@ def cost(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Cost:
     if not parameters:
         raise ValueError(f"{type(model).__name__} has no parameter: there is nothing to count")
     device = next(model.parameters()).device
-    inputs = [x.to(device) for x in (example if isinstance(example, tuple) else (example,))]
+    example = tree_map_only(Tensor, methodcaller("to", device), example)
 
     counter = _MacCounter(owners)
     fastpath = torch.backends.mha.get_fastpath_enabled()
@@ -141,16 +177,17 @@ def cost(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Cost:
             torch.autocast(device.type, enabled=False),  # a cast copy would not be known as the weight
             sdpa_kernel(SDPBackend.MATH),
             evaluating(model),
+            counter.hooked(model),
             counter,
         ):
-            model(*inputs)
+            call(model, example)
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
     layers = []
     for name in [*parameters, *(counter.dense.keys() - parameters.keys())]:
         sizes = [(0, 0, 0, 0), *map(_sizes, parameters.get(name, []))]
         dense, sparse, bytes_dense, bytes_sparse = map(sum, zip(*sizes, strict=True))
-        macs = counter.dense.get(name, 0), counter.sparse.get(name, 0)
+        macs = counter.dense[name], counter.sparse[name]
         layers.append(Cost(dense, sparse, *macs, bytes_dense, bytes_sparse, name))
 
     def total(what: str) -> int:
@@ -210,7 +247,7 @@ class Latency:
         return f"Latency({median} ms, quartiles {low} … {high} ms, {len(self.seconds)} passes)"
 
 
-def latency(model: nn.Module, example: Tensor, *, repeats: int = 30, warmup: int = 5) -> Latency:
+def latency(model: nn.Module, example: Any, *, repeats: int = 30, warmup: int = 5) -> Latency:
     """Seconds of a forward pass of `example` on the model's device, in eval mode without gradients.
 
     `warmup` passes are not counted. On CUDA the time is the device's own, between two events. The model is left as it
@@ -227,7 +264,7 @@ def latency(model: nn.Module, example: Tensor, *, repeats: int = 30, warmup: int
 
 
 def latencies(
-    models: Mapping[str, nn.Module], example: Tensor, *, repeats: int = 30, warmup: int = 5
+    models: Mapping[str, nn.Module], example: Any, *, repeats: int = 30, warmup: int = 5
 ) -> dict[str, Latency]:
     """`latency` of several models under equal conditions: they take turns, in alternating order.
 
@@ -246,23 +283,24 @@ def latencies(
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(-warmup, repeats):
         for name, model in list(models.items())[:: 1 if turn % 2 else -1]:
-            x = example.to(device_of(model, example))
+            device = device_of(model, tensors_of(example)[0])
+            x = tree_map_only(Tensor, methodcaller("to", device), example)
             with evaluating(model):
-                elapsed = _timed(model, x)
+                elapsed = _timed(model, x, device)
             if turn >= 0:
                 seconds[name].append(elapsed)
     return {name: Latency(tuple(measured)) for name, measured in seconds.items()}
 
 
-def _timed(model: nn.Module, x: Tensor) -> float:
-    if x.device.type == "cuda":
+def _timed(model: nn.Module, example: Any, device: torch.device) -> float:
+    if device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize(x.device)
-        start.record(torch.cuda.current_stream(x.device))
-        model(x)
-        end.record(torch.cuda.current_stream(x.device))
+        torch.cuda.synchronize(device)
+        start.record(torch.cuda.current_stream(device))
+        call(model, example)
+        end.record(torch.cuda.current_stream(device))
         end.synchronize()
         return start.elapsed_time(end) / 1000
     began = time.perf_counter()
-    model(x)
+    call(model, example)
     return time.perf_counter() - began

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from companion._checks import between
 from companion.features import Layers
-from companion.pruning.masks import PRUNABLE, Masks, from_rank_zero
+from companion.pruning._masks import METHODS, PRUNABLE, Masks, from_rank_zero
 
 
 def surrogate(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -26,6 +28,7 @@ def surrogate(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return torch.where(x <= 0.4, 2 - 4 * x, 0.4 * (x <= 1))
 
 
+@METHODS.register("dst", title="DST")
 class DST(Masks):
     """Dynamic sparse training with trainable thresholds (Liu et al. 2020, arXiv 2005.06870).
 
@@ -71,8 +74,7 @@ class DST(Masks):
         layers: Layers = PRUNABLE,
     ) -> None:
         super().__init__(model, optimizer, layers=layers)
-        if not alpha > 0:
-            raise ValueError(f"alpha={alpha!r}: the weight of the thresholds' term, above 0")
+        between(0, math.inf, open_low=True, open_high=True, alpha=alpha)
         self.alpha, self.floor, self.pending = alpha, floor, False
         self.latent = {name: from_rank_zero(weight.detach().clone()) for name, weight in self.weights.items()}
         self.thresholds = {

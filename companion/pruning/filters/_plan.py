@@ -1,0 +1,116 @@
+"""The architecture of a smaller network as a few numbers, and the smaller network from them and the original code."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from companion._checks import one_of
+from companion.features import unwrap
+from companion.models import Subsample
+from companion.pruning.filters._trace import BatchNorm, Blank, Constant, Convolution, InstanceNorm
+
+Plan = dict[str, dict[str, Any]]
+
+
+def plan(model: nn.Module) -> Plan:
+    """module → its type and sizes, for all that `prune_filters` cuts or puts in; good for JSON.
+
+    With the state dict it is all that must be kept of a smaller network (`rebuild`), whether pruned once or often.
+
+    >>> plan(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.BatchNorm1d(3)))
+    {'0': {'type': 'Linear', 'in_features': 4, 'out_features': 3, 'bias': True}, '2': {'type': 'BatchNorm1d', \
+'num_features': 3}}
+    """
+    return {name: sizes for name, module in unwrap(model).named_modules() if (sizes := _sizes(module))}
+
+
+def rebuild(model: nn.Module, plan: Mapping[str, Mapping[str, Any]]) -> nn.Module:
+    """A copy of the original network with the sizes of the smaller one, whose state dict it then loads.
+
+    >>> from companion.models import mlp
+    >>> from companion.pruning import prune_filters
+    >>> smaller, _ = prune_filters(mlp([64, 32, 10]), torch.randn(2, 64), parameters=0.5, repeats=0)
+    >>> again = rebuild(mlp([64, 32, 10]), plan(smaller))  # in another process, from JSON
+    >>> again.load_state_dict(smaller.state_dict())
+    <All keys matched successfully>
+
+    Raises:
+        ValueError: the plan is of another architecture: the first module that differs is named.
+    """
+    model = copy.deepcopy(unwrap(model))
+    modules = dict(model.named_modules())
+    for name, entry in plan.items():
+        sizes = dict(entry)
+        kind = sizes.pop("type")
+        if name not in modules:
+            raise ValueError(
+                f"the plan has a {kind} {name!r}, {type(model).__name__} has none: it is of another network"
+            )
+        module: Any = modules[name]
+        if kind in _PUT_IN:
+            if type(module).__name__ != kind:
+                parent, _, child = name.rpartition(".")
+                setattr(modules[parent], child, _PUT_IN[kind](**sizes))
+            continue
+        one_of(type=(kind, [type(module).__name__]))
+        bias = sizes.pop("bias", None)
+        for key, value in sizes.items():
+            setattr(module, key, value)
+        _resize(module, bias)
+    return model
+
+
+def _sizes(module: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {"type": type(module).__name__}
+    if isinstance(module, nn.Linear):
+        return found | _of(module, "in_features", "out_features") | {"bias": module.bias is not None}
+    if isinstance(module, Convolution):
+        return found | _of(module, "in_channels", "out_channels", "groups") | {"bias": module.bias is not None}
+    if isinstance(module, BatchNorm | InstanceNorm):
+        return found | _of(module, "num_features")
+    if isinstance(module, Subsample):
+        return found | _of(module, "before", "after")
+    if isinstance(module, Blank):
+        return found | _of(module, "stride")
+    if isinstance(module, Constant):
+        return found | {"channels": len(module.value)}
+    return found if type(module) is nn.Identity else {}
+
+
+def _of(module: Any, *keys: str) -> dict[str, Any]:
+    return {key: getattr(module, key) for key in keys}
+
+
+_PUT_IN: dict[str, Any] = {
+    "Blank": Blank,
+    "Constant": lambda channels: Constant(torch.zeros(channels)),
+    "Identity": nn.Identity,
+}
+
+
+def _resize(module: Any, bias: bool | None) -> None:
+    """Fresh parameters and buffers of the sizes that the module now says."""
+    if bias is None:
+        for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if tensor.ndim:
+                _replace(module, key, tensor, (module.num_features,))
+        return
+    rows = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+    columns = module.in_features if isinstance(module, nn.Linear) else module.in_channels // module.groups
+    old_bias = module.bias if module.bias is not None else module.weight
+    _replace(module, "weight", module.weight, (rows, columns, *module.weight.shape[2:]))
+    module.register_parameter("bias", None)
+    if bias:
+        _replace(module, "bias", old_bias, (rows,))
+
+
+def _replace(module: nn.Module, key: str, like: torch.Tensor, shape: tuple[int, ...]) -> None:
+    fresh = like.new_zeros(shape)
+    setattr(
+        module, key, nn.Parameter(fresh, requires_grad=like.requires_grad) if isinstance(like, nn.Parameter) else fresh
+    )
