@@ -24,7 +24,7 @@ EXPLORABLE = [name for name in PAGES if "explorable" in {given.get("class") for 
 UPSTREAM: tuple[tuple[str, str, str], ...] = ()
 
 # What every page fetches, and a browser keeps: styles, scripts and fonts, and the words to search for.
-SHARED = re.compile(r"_static/(?!explorables/)|searchindex\.js")
+SHARED = re.compile(r"_static/|searchindex\.js")
 
 
 def watched(page: Page, site: str) -> list[str]:
