@@ -668,7 +668,8 @@ def chapter(name: str, browser: Browser, site: str) -> Iterator[Page]:
         leave_math(context)
         page = context.new_page()
         listen(page, faults)
-        page.goto(site + CHAPTERS[name], wait_until="networkidle")
+        page.goto(site + CHAPTERS[name])
+        page.wait_for_selector(".explorable-view")
         yield page
     assert not faults
 

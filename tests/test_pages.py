@@ -280,7 +280,7 @@ def test_names_in_the_text_lead_to_the_api() -> None:
 
 def test_search_finds_cka(visit: Callable[[str], Page]) -> None:
     page = visit("search.html?q=CKA")
-    page.wait_for_selector("#search-results li a")
+    page.get_by_text("Search finished").wait_for()  # results come one by one
     assert "Feature similarity" in page.inner_text("#search-results")
     assert not barriers(page)
 
