@@ -1,15 +1,15 @@
-"""What pyproject.toml cannot say: the book's records are packaged too, so that chapters replay them anywhere."""
+"""What pyproject.toml cannot say: records and explorables of the book are packaged, so that chapters run anywhere."""
 
 from setuptools import find_namespace_packages, find_packages, setup
 
-RESULTS = "book/results"
+DATA = {f"companion.{name}": f"book/{name}" for name in ("results", "explorables")}
 
 setup(
     packages=[
         *find_packages(include=["companion", "companion.*"]),
-        "companion.results",
-        *(f"companion.results.{folder}" for folder in find_namespace_packages(RESULTS)),
+        *DATA,
+        *(f"{package}.{part}" for package, folder in DATA.items() for part in find_namespace_packages(folder)),
     ],
-    package_dir={"companion.results": RESULTS},
-    package_data={"": ["*.json", "SHA256SUMS", "py.typed"]},
+    package_dir=DATA,
+    package_data={"": ["*.json", "*.js", "*.css", "*.png", "SHA256SUMS", "py.typed"]},
 )

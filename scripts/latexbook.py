@@ -74,9 +74,7 @@ class HtmlIntoLatex(SphinxTransform):
         address = f"{self.config.html_baseurl}{self.env.docname}.html#{figure['id']}"
         where = nodes.reference("", address.removeprefix("https://"), refuri=address)
         text = [nodes.Text(" ".join(caption.get_text().split()) + " The figure that answers: "), where, nodes.Text(".")]
-        static = next(iter(self.config.html_static_path), "_static")  # what a page on the web finds in _static
-        source = f"/{static}/{str(picture['src']).partition('_static/')[2]}"
-        image = nodes.image("", uri=source, alt=str(picture["alt"]))
+        image = nodes.image("", uri=str(picture["src"]), alt=str(picture["alt"]))
         return nodes.figure("", image, nodes.caption("", "", *text), classes=["explorable"])
 
 

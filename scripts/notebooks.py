@@ -25,7 +25,6 @@ def run(path: Path) -> float:
         notebook,
         timeout=600,
         record_timing=False,
-        store_widget_state=False,
         coalesce_streams=True,  # one box for all that a cell prints
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()

@@ -1,4 +1,4 @@
-"""Draw what stands outside the chapters from the book's records: the explorable's data, pictures of intro and README.
+"""Draw what stands outside the chapters from the book's records: pictures of intro and README.
 
 python scripts/pictures.py
 """
@@ -15,17 +15,11 @@ from matplotlib.figure import Figure
 from companion import plots
 from companion.blocks import spans
 from companion.experiments import load_or_run
+from companion.experiments.explorables import network_name
 from companion.experiments.records import Record, Records
-from companion.widgets import cka_explorer, explorable_script, network_name
 
 STATIC = Path(__file__).resolve().parent.parent / "book" / "_static"
-EXPLORED = ("resnet20", "resnet56", "resnet20-untrained", "resnet56-untrained")
 DEPTHS = ("resnet20", "resnet32", "resnet44", "resnet56")
-
-
-def explored(records: Records) -> list[Record]:
-    """The explorable's records, in the order of its menu."""
-    return [records.one(method=method) for method in EXPLORED]
 
 
 def two_wishes(record: Record) -> Figure:
@@ -70,14 +64,11 @@ def depths(records: Records) -> Figure:
 
 
 def main(folder: Path = STATIC) -> None:
-    """Write every picture and the explorable's data into `folder`."""
+    """Write every picture into `folder`."""
     records = load_or_run("published_cka", tier="paper")
     with plt.rc_context({**plots.STYLE, "savefig.bbox": "tight", "savefig.dpi": 200}):
         two_wishes(records.one(method="resnet56")).savefig(folder / "two_wishes.png")
         depths(records).savefig(folder / "readme.png", dpi=120)
-        explorables = folder / "explorables"
-        explorables.joinpath("cka_map.data.js").write_text(explorable_script(explored(records)))
-        explorables.joinpath("cka_map.png").write_bytes(cka_explorer(explored(records)).picture.value)
 
 
 if __name__ == "__main__":

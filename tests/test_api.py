@@ -18,7 +18,7 @@ def offered() -> set[str]:
     names = set()
     there = {info.name: info.ispkg for info in pkgutil.iter_modules(companion.__path__, "companion.")}
     there = {path: is_package for path, is_package in there.items() if not path.startswith("companion._")}
-    evidence = ("claims", "hypotheses", "notebook", "published", "quantities", "records", "statistics")
+    evidence = ("claims", "explorables", "hypotheses", "notebook", "published", "quantities", "records", "statistics")
     there |= {f"companion.experiments.{name}": False for name in evidence}
     for path, is_package in there.items():
         module = importlib.import_module(path)

@@ -129,16 +129,18 @@ def test_every_definition_and_theorem_can_be_referred_to() -> None:
 
 @every_chapter
 def test_a_figure_that_needs_a_kernel_has_a_picture_without_one(path: Path) -> None:
-    """A widget's output stays out of the page, where an explorable of the same data stands before it."""
+    """A widget's output stays out of the page, where an explorable or the picture of one setting stands before it."""
     cells = cells_of(path)
     for number, cell in enumerate(cells):
         if any(
             "application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in cell.get("outputs", [])
         ):
             assert "remove-output" in cell.metadata.get("tags", [])
-            before = [c.source for c in cells[:number] if '<figure class="explorable"' in c.source]
-            assert before, cell.source
-            assert re.search(r'<noscript><img src="\S+" alt="[^"]{40,}"', before[-1]) and "<figcaption>" in before[-1]
+            before = cells[number - 1]
+            assert shows_a_picture(before), cell.source
+            if before.cell_type == "markdown":
+                (source,) = re.findall(r'<noscript><img src="(\S+)" alt="[^"]{40,}"', before.source)
+                assert (path.parent / source).exists() and "<figcaption>" in before.source
 
 
 def test_every_word_of_the_glossary_leads_to_where_it_is_explained() -> None:

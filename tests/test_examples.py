@@ -24,6 +24,7 @@ WITHOUT = {
     "comes out of a function, whose example shows it": {
         *("flow.Trajectory", "similarity.Interval", "pruning.Cost", "pruning.Coupling"),
         *("pruning.FilterReport", "pruning.FineTuning", "training.Place", "experiments.Outcome", "experiments.Task"),
+        "widgets.Parts",
     },
     "works in Google Colab alone": {"experiments.notebook.keep_on_drive"},
     "its other half's example shows it": {"training.load_checkpoint"},
@@ -39,8 +40,8 @@ WITHOUT = {
         f"experiments.claims.{name}" for name in ("Comparison", "Contrast", "Judgement", "Tested")
     },
     "a figure that answers to the reader: a chapter shows it": {
-        *("widgets.CKAExplorer", "widgets.cka_explorer", "widgets.explorable_data", "widgets.explorable_script"),
-        *("widgets.MaskExplorer", "widgets.mask_life_data", "widgets.mask_life_script"),
+        f"experiments.explorables.{name}_data"
+        for name in ("cka_map", "flow_path", "information_grid", "mask_life", "penalty_strengths")
     },
     "changes nothing but the look, or the text of a page: every chapter shows it": {"plots.glue", "plots.scale"},
 }

@@ -1,248 +1,272 @@
-"""The book's explorables, by mouse, finger and keyboard; their data are the records' and the chapters'."""
+"""The book's explorables: what they show, in a live notebook and in the page, by mouse, finger and keyboard."""
 
 from __future__ import annotations
 
 import base64
-import json
+import dataclasses
+import io
+import itertools
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, leave_math
+import torch
+from conftest import HTML, ROOT, leave_math
+from PIL import Image
 
-from companion.experiments import load_or_run
-from companion.widgets import explorable_data, explorable_script
-from scripts.pictures import explored
+from companion.experiments import quantities, replay
+from companion.experiments.explorables import (
+    cka_map_data,
+    flow_path_data,
+    information_grid_data,
+    mask_life_data,
+    network_name,
+    penalty_strengths_data,
+)
+from companion.experiments.records import Record, Run
+from companion.widgets import explorable, parts
+from scripts.explorables import FIGURE, data, included, written
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
-CHAPTER = "notebooks/02_similarity.html"
-FOLDER = ROOT / "book" / "_static" / "explorables"
-IN_BROWSER = pytest.mark.pages
+FOLDER = ROOT / "book" / "explorables"
+NAMES = sorted(path.parent.name for path in FOLDER.glob("*/module.js"))
+CHAPTERS = {
+    figure.replace("-", "_"): path.relative_to(ROOT).with_suffix(".html").as_posix()
+    for path in sorted(ROOT.glob("notebooks/*.ipynb"))
+    for figure in FIGURE.findall(path.read_text().replace('\\"', '"'))
+}
+every = pytest.mark.parametrize("name", NAMES)
+in_browser = pytest.mark.pages
+
+
+# ----------------------------------------------------------------------------------------------- what they are made of
+def test_every_explorable_stands_in_a_chapter() -> None:
+    assert set(CHAPTERS) == set(NAMES) and len(NAMES) == 5
+
+
+@every
+def test_it_is_small_and_needs_nothing_else(name: str) -> None:
+    module, style, shown, picture = parts(name)
+    assert len((FOLDER / name / "module.js").read_text().splitlines()) < 250
+    assert len(written(shown)) < 200_000 and len(picture) < 100_000
+    assert set(re.findall(r"https?://[^\"]+", module + style)) == {"http://www.w3.org/2000/svg"}  # a name, no address
+    assert not re.search(r"\b(import|require|fetch|XMLHttpRequest|eval)\b|@import|url\(", module + style)
+    assert module.count("export ") == 1 and "export default { render };" in module
+    assert Image.open(io.BytesIO(picture)).size[0] > 1200
+
+
+def test_colours_are_those_of_matplotlib() -> None:
+    import matplotlib
+
+    (text,) = re.findall(r"const VIRIDIS = \(([^)]+)\)", (FOLDER / "explorable.js").read_text())
+    stops = (255 * matplotlib.colormaps["viridis"](np.linspace(0, 1, 33))[:, :3]).round().astype(int)
+    assert re.findall(r"[0-9a-f]{6}", text) == ["{:02x}{:02x}{:02x}".format(*stop) for stop in stops]
+
+
+def test_an_unknown_name_or_datum_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"name=.cka_maps. is unknown.*did you mean .cka_map."):
+        explorable("cka_maps")
+    with pytest.raises(ValueError, match="data='networsk' is unknown"):
+        explorable("cka_map", networsk=[])
+
+
+# ---------------------------------------------------------------------------------------------------- the live notebook
+def test_without_anywidget_the_picture_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "anywidget", None)
+    shown = explorable("cka_map")
+    assert shown.data == parts("cka_map").picture
+
+
+@every
+def test_a_widget_has_module_style_and_data(name: str) -> None:
+    pytest.importorskip("anywidget")
+    widget = explorable(name)
+    state = widget.get_state()
+    module, style, own, picture = parts(name)
+    assert (state["_esm"], state["_css"]) == (module, style)
+    assert {key: state[key] for key in own} == own
+    bundle, _ = widget._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert bundle["image/png"] == base64.b64encode(picture).decode() and bundle["text/plain"] == f"explorable({name!r})"
+    assert explorable(name, state={}).state == {}
+
+
+def test_a_notebook_shows_it_live() -> None:
+    pytest.importorskip("anywidget")
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    cells = [f"from companion.widgets import explorable\nexplorable({name!r})" for name in NAMES[:2]]
+    notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
+    models = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
+    for name, cell in zip(NAMES, notebook.cells, strict=False):
+        view = cell.outputs[0].data["application/vnd.jupyter.widget-view+json"]["model_id"]
+        assert models[view]["state"]["_esm"] == parts(name).module
+        assert models[view]["state"]["state"] == parts(name).data["state"]
+    # anywidget keeps one style for each of these.
+    assert len({model["state"]["_anywidget_id"] for model in models.values() if "_esm" in model["state"]}) == 2
 
 
 # ------------------------------------------------------------------------------------------------------------- the data
-def test_the_data_are_those_of_the_records() -> None:
-    records = explored(load_or_run("published_cka", tier="paper"))
-    assert (FOLDER / "cka_map.data.js").read_text() == explorable_script(records), "run: python scripts/pictures.py"
-    shown = explorable_data(records)
-    for network, record in zip(shown["networks"], records, strict=True):
-        assert network["cka"] == record.measures["cka"]["values"]
-        assert network["explained"] == record.measures["geometry"]["explained"]
-        assert len(network["points"]) == len(network["layers"]) == len(network["cka"])
-        assert all(len(points) == len(shown["images"]) for points in network["points"])
+@pytest.mark.parametrize("name", ["cka_map", "information_grid", "penalty_strengths"])
+def test_the_data_are_those_of_the_records(name: str) -> None:
+    assert (FOLDER / name / "data.json").read_text() == written(data(name)), (
+        f"run: python scripts/explorables.py {name}"
+    )
 
 
-def test_it_is_small_and_needs_nothing_else() -> None:
-    code = (FOLDER / "cka_map.js").read_text()
-    assert len(code.splitlines()) < 300
-    # The SVG namespace is a name, not an address; nothing is imported or fetched.
-    assert re.findall(r"https?://[^\"]+", code + (FOLDER / "cka_map.css").read_text()) == ["http://www.w3.org/2000/svg"]
-    assert not re.search(r"\b(import|require|fetch|XMLHttpRequest)\b", code)
+LAYERS = ["relu", "layer1.0", "layer1.1", "layer2.0", "linear"]
 
 
-# ---------------------------------------------------------------------------------------------------------- in the page
-@pytest.fixture
-def opened(browser: Browser, site: str) -> Iterator[Callable[..., Page]]:
-    """Opens a chapter at its explorable in a context of one's choice; no script may fail."""
-    faults: list[str] = []
-    contexts = []
-
-    def opened(chapter: str = CHAPTER, part: str = ".cka-map", **options: Any) -> Page:
-        usual = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}
-        context = browser.new_context(**usual | options)
-        contexts.append(context)
-        leave_math(context)
-        page = context.new_page()
-        page.on("console", lambda message: message.type == "error" and faults.append(message.text))
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.goto(site + chapter, wait_until="networkidle")
-        page.locator(part).scroll_into_view_if_needed()
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert not faults
+def record(method: str = "resnet20", layers: list[str] = LAYERS, seed: int = 0) -> Record:
+    """A record as `published_cka` writes it, of ten images."""
+    random = np.random.default_rng(seed)
+    cka = random.uniform(-0.1, 1, (len(layers), len(layers)))
+    geometry = {
+        "layers": layers,
+        "points": random.normal(size=(len(layers), 10, 2)).round(3).tolist(),
+        "explained": random.uniform(0, 1, len(layers)).round(3).tolist(),
+        "images": list(range(3, 13)),
+        "labels": [0, 1] * 5,
+        "classes": ["cat", "ship"],
+    }
+    measures = {"cka": {"layers": layers, "values": cka.tolist()}, "geometry": geometry}
+    return Record(Run("published_cka", "paper", method, 0), {}, [], measures, {})
 
 
-def cell(page: Page, i: int, j: int) -> Locator:
-    return page.locator(f'.cka-grid [data-cell="{i},{j}"]')
+def test_maps_hold_the_record_rounded() -> None:
+    given = record()
+    shown = cka_map_data([given])
+    (network,) = shown["networks"]
+    assert network["cka"] == given.measures["cka"]["values"]
+    assert network["explained"] == given.measures["geometry"]["explained"]
+    for drawn, points in zip(network["points"], given.measures["geometry"]["points"], strict=True):
+        ratio = np.sqrt(np.square(points).sum(1).mean())
+        assert np.abs(np.array(drawn) * ratio - points).max() <= 0.005 * ratio + 1e-12
+    assert network["first"] == [1, 3] and shown["state"] == {"network": 0, "row": 1, "column": 3}
+    assert network["layers"] == ["stem", "layer1.0", "layer1.1", "layer2.0", "logits"]
+    assert [(c["name"], c["shape"]) for c in shown["classes"]] == [("cat", "circle"), ("ship", "square")]
+    assert network_name("resnet20-untrained") == "ResNet-20, untrained"
 
 
-def sentence(page: Page) -> str:
-    return page.locator(".cka-sentence").inner_text()
+def test_maps_are_refused_when_they_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="no records"):
+        cka_map_data([])
+    bare = dataclasses.replace(record(), measures={"cka": record().measures["cka"]})
+    with pytest.raises(ValueError, match=r"measures \['cka'\]; an explorable needs"):
+        cka_map_data([bare])
+    other = record()
+    other.measures["geometry"]["images"][0] = 99
+    with pytest.raises(ValueError, match="other images"):
+        cka_map_data([record(), other])
 
 
-def drawn() -> dict[str, Any]:
-    """What the page draws."""
-    text = (FOLDER / "cka_map.data.js").read_text()
-    return json.loads(text.removeprefix("window.ckaMapData = ").removesuffix(";\n"))
+def test_a_layer_without_variation_is_a_point() -> None:
+    dead = record()
+    dead.measures["geometry"]["points"][2] = [[0.0, 0.0]] * 10
+    assert cka_map_data([dead])["networks"][0]["points"][2] == [[0.0, 0.0]] * 10
 
 
-def said(network: dict[str, Any], i: int, j: int) -> str:
-    """How the sentence must begin."""
-    return f"{network['layers'][i]} and {network['layers'][j]}: CKA {network['cka'][i][j]:.2f}"
+def test_every_estimator_answers_every_setting() -> None:
+    shown = parts("information_grid").data
+    shape = len(shown["pairs"]), len(shown["correlations"])
+    for table in (shown["truth"], *(estimator["values"] for estimator in shown["estimators"])):
+        assert (len(table), {len(row) for row in table}) == (shape[0], {shape[1]})
+    assert len(shown["estimators"]) >= 4
+    with pytest.raises(ValueError, match="no records"):
+        information_grid_data([record()])
 
 
-@IN_BROWSER
-def test_first_frame_already_tells_the_story(opened: Callable[..., Page]) -> None:
-    page, data = opened(), drawn()
-    network = data["networks"][0]
-    assert sentence(page).startswith(said(network, *network["first"]))
-    assert "little in common" in sentence(page)
-    assert page.locator('.cka-grid [role="gridcell"]').count() == len(network["layers"]) ** 2
-    for side in ("left", "right"):
-        marks = page.locator(f".cka-{side} svg > *")
-        assert marks.count() == len(data["images"])
-        assert len({mark.evaluate("mark => mark.style.transform") for mark in marks.all()[:20]}) > 15
-    for text, layer in zip(page.locator(".cka-share").all_inner_texts(), network["first"], strict=True):
-        percent = re.fullmatch(r"shows (\d+) % of its variance", text)
-        assert percent and abs(int(percent[1]) - 100 * network["explained"][layer]) <= 0.5
+def nets(shown: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The nets of the explorable of penalties, by method."""
+    return {"none": shown["none"]} | {
+        f"{penalty['method']}_{strength['label']}": strength["net"]
+        for penalty in shown["penalties"]
+        for strength in penalty["strengths"]
+    }
 
 
-@IN_BROWSER
-def test_hover_shows_a_pair_and_a_click_keeps_it(opened: Callable[..., Page]) -> None:
-    page, network = opened(), drawn()["networks"][0]
-    before = sentence(page)
-    cell(page, 4, 5).hover()
-    assert sentence(page).startswith(said(network, 4, 5))
-    page.locator(".cka-legend").hover(position={"x": 1, "y": 1})
-    assert sentence(page) == before
-    cell(page, 4, 5).click()
-    page.locator(".cka-legend").hover(position={"x": 1, "y": 1})
-    assert sentence(page).startswith(said(network, 4, 5))
-    assert cell(page, 4, 5).get_attribute("aria-selected") == "true"
-    assert page.locator('.cka-grid [aria-selected="true"]').count() == 1
+def neighbours(net: dict[str, Any]) -> float:
+    """Mean CKA of each block and the next."""
+    layers = parts("penalty_strengths").data["layers"]
+    blocks = [k for k, layer in enumerate(layers) if layer.startswith("layer")]
+    return float(np.mean([net["cka"][a][b] for a, b in itertools.pairwise(blocks)]))
 
 
-@IN_BROWSER
-def test_a_finger_chooses_a_pair(opened: Callable[..., Page]) -> None:
-    page = opened(has_touch=True, is_mobile=True, viewport={"width": 390, "height": 844})
-    network = drawn()["networks"][0]
-    cell(page, 2, 8).tap()
-    assert sentence(page).startswith(said(network, 2, 8))
-    page.locator(".cka-left svg").tap()  # anywhere: the nearest mark, if one is near
-    cell(page, 0, 1).tap()
-    assert sentence(page).startswith(said(network, 0, 1))
+def test_nets_under_penalties_are_those_of_their_records() -> None:
+    shown, records = parts("penalty_strengths").data, replay("dense_penalties_strengths")
+    found = nets(shown)
+    assert set(found) == {record.run.method for record in records} and len(shown["penalties"]) == 7
+    for record in records:
+        net = found[record.run.method]
+        assert net["accuracy"][0] == pytest.approx(quantities.percent(record), abs=0.051)
+        assert net["accuracy"][4] == pytest.approx(quantities.after_pruning(0.9)(record), abs=0.051)
+        assert net["accuracy"][6] == pytest.approx(quantities.after_removal(0.25, "pruned")(record), abs=0.051)
+        assert len(net["accuracy"]) == len(shown["pruned"]) and len(net["inner"]) == len(shown["blocks"])
+        assert np.mean(net["steps"]) == pytest.approx(quantities.path_length(record))
+        assert np.radians(np.mean(net["angles"])) == pytest.approx(quantities.path_angle(record), abs=0.01)
+        assert neighbours(net) == pytest.approx(quantities.cka_of_neighbours(record), abs=0.01)
+    for penalty in shown["penalties"]:
+        values = [float(strength["label"]) for strength in penalty["strengths"]]
+        assert len(values) == 3 and values == sorted(values)
 
 
-@IN_BROWSER
-def test_keys_choose_a_pair(opened: Callable[..., Page]) -> None:
-    page, network = opened(), drawn()["networks"][0]
-    i, j = network["first"]
-    page.locator(".cka-head select").focus()
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.dataset.cell") == f"{i},{j}"
-    moves = {"ArrowDown": (1, 0), "ArrowLeft": (1, -1), "ArrowUp": (0, -1), "ArrowRight": (0, 0)}
-    for key, (down, right) in moves.items():
-        page.keyboard.press(key)
-        assert page.evaluate("document.activeElement.dataset.cell") == f"{i + down},{j + right}"
-        assert sentence(page).startswith(said(network, i + down, j + right))
-    page.keyboard.press("Home")
-    page.keyboard.press("ArrowLeft")
-    label = page.evaluate("document.activeElement.getAttribute('aria-label')")
-    assert label.startswith(said(network, i, 0))
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.tagName") == "BUTTON"
-    assert page.locator(".cka-left .cka-of-class").count() == drawn()["labels"].count(0)
+def test_nets_under_penalties_are_refused_without_their_reference() -> None:
+    records = list(replay("dense_penalties_strengths"))
+    with pytest.raises(ValueError, match="one without a penalty"):
+        penalty_strengths_data([record for record in records if record.run.method != "none"])
+    with pytest.raises(ValueError, match=r"as many of one as of another"):
+        penalty_strengths_data(records[:-1])
 
 
-@IN_BROWSER
-def test_another_network_starts_with_its_own_first_pair(opened: Callable[..., Page]) -> None:
-    page, networks = opened(), drawn()["networks"]
-    for k, network in enumerate(networks):
-        page.locator(".cka-head select").select_option(str(k))
-        assert sentence(page).startswith(said(network, *network["first"]))
-        assert page.locator('.cka-grid [role="row"]').count() == len(network["layers"])
+def lives(*names: str) -> dict[str, list[torch.Tensor]]:
+    """Three masks of five units on 3 × 3 pixels for each name."""
+    torch.manual_seed(0)
+    return {name: [torch.rand(5, 9) < density for density in (0.6, 0.4, 0.4)] for name in names}
 
 
-@IN_BROWSER
-def test_a_mark_finds_its_image_on_both_sides(opened: Callable[..., Page]) -> None:
-    page, data = opened(), drawn()
-    page.locator(".cka-left svg [data-image='7']").hover(force=True)
-    found = [page.locator(f".cka-{side} .cka-this").get_attribute("data-image") for side in ("left", "right")]
-    assert found[0] == found[1]
-    image = int(found[0] or -1)
-    name = data["classes"][data["labels"][image]]
-    assert page.locator(".cka-detail").inner_text() == f"Image {data['images'][image]} of the test set: {name}."
-    page.locator(".cka-sentence").hover()
-    assert page.locator(".cka-this").count() == 0
-
-
-@IN_BROWSER
-def test_marks_glide_unless_the_reader_wants_no_motion(opened: Callable[..., Page]) -> None:
-    duration = "getComputedStyle(document.querySelector('.cka-left svg > *')).transitionDuration"
-    assert opened(reduced_motion="no-preference").evaluate(duration) == "0.35s"
-    assert opened(reduced_motion="reduce").evaluate(duration) == "0s"
-
-
-@IN_BROWSER
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_can_be_read_in_every_light(scheme: str, opened: Callable[..., Page]) -> None:
-    page = opened(color_scheme=scheme)
-    for part in (".cka-sentence", ".cka-share", ".cka-detail", ".cka-legend button", ".cka-head select", ".cka-below"):
-        text, ground = page.locator(part).first.evaluate(
-            """element => {
-              const ground = (node) => getComputedStyle(node).backgroundColor;
-              let behind = element;
-              while (behind.parentElement && ground(behind) === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
-              return [getComputedStyle(element).color, ground(behind)];
-            }"""
-        )
-        assert contrast(text, ground) >= 4.5, part
-    mark = page.locator(".cka-left svg > *").first.evaluate("mark => getComputedStyle(mark).stroke")
-    assert contrast(mark, page.evaluate("getComputedStyle(document.body).backgroundColor")) >= 3
-
-
-def contrast(one: str, other: str) -> float:
-    """Contrast ratio of two CSS colours (WCAG 2.2)."""
-
-    def luminance(colour: str) -> float:
-        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
-@IN_BROWSER
-def test_it_fits_a_phone(opened: Callable[..., Page]) -> None:
-    page = opened(viewport={"width": 390, "height": 844})
-    for k in range(len(drawn()["networks"])):
-        page.locator(".cka-head select").select_option(str(k))
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        edge = "Math.max(...[...document.querySelectorAll('.cka-map *')].map((e) => e.getBoundingClientRect().right))"
-        assert page.evaluate(edge) <= 390
-
-
-# --------------------------------------------------------------------------------- masks, epoch by epoch (chapter 06)
-MASKS = {"chapter": "notebooks/06_sparse_training.html", "part": ".mask-life"}
-
-
-def life() -> dict[str, Any]:
-    """What the page of masks draws."""
-    text = (FOLDER / "mask_life.data.js").read_text()
-    return json.loads(text.removeprefix("window.maskLifeData = ").removesuffix(";\n"))
-
-
-def bits(data: dict[str, Any], method: str) -> np.ndarray:
+def bits(shown: dict[str, Any], method: str) -> np.ndarray:
     """Masks of a method: epochs × units × pixels."""
-    frames = next(m["frames"] for m in data["methods"] if m["name"] == method)
-    shape = data["units"], data["side"] ** 2
+    frames = next(m["frames"] for m in shown["methods"] if m["name"] == method)
+    shape = shown["units"], shown["side"] ** 2
     unpacked = [np.unpackbits(np.frombuffer(base64.b64decode(f), dtype=np.uint8))[: np.prod(shape)] for f in frames]
     return np.array(unpacked, dtype=bool).reshape(-1, *shape)
 
 
+def test_masks_can_be_unpacked() -> None:
+    given = lives("a", "b", "c")
+    shown = mask_life_data(given, torch.linspace(0, 1, 9))
+    assert (shown["side"], shown["units"], shown["state"]) == (3, 5, {"method": 1, "epoch": 2})
+    for name, masks in given.items():
+        np.testing.assert_array_equal(bits(shown, name), np.array([mask.numpy() for mask in masks]))
+
+
+def test_masks_and_paths_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="the same number of masks"):
+        mask_life_data({}, torch.rand(9))
+    with pytest.raises(ValueError, match="10 pixels"):
+        mask_life_data(lives("a"), torch.rand(10))
+    uneven = lives("a", "b")
+    uneven["b"].pop()
+    with pytest.raises(ValueError, match=r"methods with \[2, 3\] masks"):
+        mask_life_data(uneven, torch.rand(9))
+    with pytest.raises(ValueError, match="square"):
+        mask_life_data({"a": [torch.ones(2, 6) > 0]}, torch.rand(6))
+    path = {"points": torch.rand(4, 3, 2), "length": torch.rand(4, 2), "angle": torch.rand(4, 1)}
+    for given in ({}, {"net": path}, {"net": path | {"guesses": torch.zeros(4, 2)}}):
+        with pytest.raises(ValueError, match="at least one net"):
+            flow_path_data(torch.rand(4, 1, 8, 8), torch.arange(4), given)
+
+
 def test_masks_move_as_their_methods_say() -> None:
-    data = life()
-    names = [method["name"] for method in data["methods"]]
+    shown = parts("mask_life").data
+    names = [method["name"] for method in shown["methods"]]
     assert names == ["random, ERK", "SET", "RigL", "GraNet", "gradual magnitude"]
-    masks = {name: bits(data, name) for name in names}
+    masks = {name: bits(shown, name) for name in names}
     assert len({m.shape for m in masks.values()}) == 1
     assert (masks["random, ERK"] == masks["random, ERK"][0]).all()
     for name in ("SET", "RigL"):  # the number of each layer never changes, its places do
@@ -252,135 +276,34 @@ def test_masks_move_as_their_methods_say() -> None:
     for name in ("GraNet", "gradual magnitude"):
         assert masks[name][0].sum() > 4 * masks[name][-1].sum()
     assert not (masks["gradual magnitude"][1:] & ~masks["gradual magnitude"][:-1]).any()  # nothing comes back
-    edge = np.isin(np.arange(data["side"] ** 2) % data["side"], (0, data["side"] - 1))
+    edge = np.isin(np.arange(shown["side"] ** 2) % shown["side"], (0, shown["side"] - 1))
     outside = {name: m[-1][:, edge].sum() / m[-1].sum() for name, m in masks.items()}
     assert outside["random, ERK"] > outside["RigL"] > outside["GraNet"]
 
 
 def test_masks_are_those_that_the_chapter_trains() -> None:
-    from scripts.mask_life import trained
-
-    lives, ink = trained()
-    data = life()
-    assert [method["name"] for method in data["methods"]] == list(lives), "run: python scripts/mask_life.py"
-    np.testing.assert_allclose(data["ink"], ink, atol=5e-4)
-    for name, masks in lives.items():
-        stored = bits(data, name)
-        assert len(stored) == len(masks)
+    made, stored = data("mask_life"), parts("mask_life").data
+    assert [method["name"] for method in stored["methods"]] == [method["name"] for method in made["methods"]]
+    np.testing.assert_allclose(stored["ink"], made["ink"], atol=5e-4)
+    for method in made["methods"]:
+        here, there = bits(made, method["name"]), bits(stored, method["name"])
         # Where training leads differs between processors; where it starts does not, nor how fast the masks thin out.
-        np.testing.assert_array_equal(stored[0], masks[0].numpy())
-        np.testing.assert_allclose(stored.mean((1, 2)), [float(m.float().mean()) for m in masks], atol=0.03)
+        np.testing.assert_array_equal(there[0], here[0])
+        np.testing.assert_allclose(there.mean((1, 2)), here.mean((1, 2)), atol=0.03)
 
 
-def test_the_page_of_masks_is_small_and_needs_nothing_else() -> None:
-    code = (FOLDER / "mask_life.js").read_text()
-    assert len(code.splitlines()) < 200 and len((FOLDER / "mask_life.data.js").read_bytes()) < 200_000
-    assert re.findall(r"https?://[^\"]+", code + (FOLDER / "mask_life.css").read_text()) == [
-        "http://www.w3.org/2000/svg"
-    ]
-    assert not re.search(r"\b(import|require|fetch|XMLHttpRequest)\b", code)
-
-
-def told(data: dict[str, Any], method: str, epoch: int) -> str:
-    """How the sentence of the masks must go on after the method's name."""
-    masks = bits(data, method)
-    text = f"{masks[epoch].sum():,} of {masks[epoch].size:,} weights alive."
-    if epoch:
-        died, grew = (masks[epoch - 1] & ~masks[epoch]).sum(), (masks[epoch] & ~masks[epoch - 1]).sum()
-        text += f" Since epoch {epoch - 1}, {died:,} died and {grew:,} grew;"
-    return f"{method}, {f'epoch {epoch}' if epoch else 'at the start'}: {text}"
-
-
-def drawn_weights(page: Page) -> dict[str, int]:
-    """Number of squares of each kind on the page."""
-    return {
-        state: (page.locator(f".life-panels > div > svg .life-{state}").get_attribute("d") or "").count("M")
-        for state in ("alive", "grown", "died")
-    }
-
-
-@IN_BROWSER
-def test_masks_first_frame_shows_where_training_has_led(opened: Callable[..., Page]) -> None:
-    page, data = opened(**MASKS), life()
-    method, last = data["methods"][data["first"]]["name"], len(data["methods"][0]["frames"]) - 1
-    assert page.locator(".life-sentence").inner_text().startswith(told(data, method, last))
-    masks = bits(data, method)
-    assert drawn_weights(page) == {
-        "alive": (masks[last] & masks[last - 1]).sum(),
-        "grown": (masks[last] & ~masks[last - 1]).sum(),
-        "died": (masks[last - 1] & ~masks[last]).sum(),
-    }
-    assert page.locator(".life-maps figure").count() == 3
-
-
-@IN_BROWSER
-def test_keys_move_through_the_epochs_of_masks(opened: Callable[..., Page]) -> None:
-    page, data = opened(**MASKS), life()
-    last = len(data["methods"][0]["frames"]) - 1
-    page.locator(".life-head select").select_option("1")
-    slider = page.locator(".life-head input")
-    slider.focus()
-    page.keyboard.press("ArrowLeft")
-    assert page.locator(".life-sentence").inner_text().startswith(told(data, "SET", last - 1))
-    page.keyboard.press("Home")
-    assert page.locator(".life-sentence").inner_text().startswith(told(data, "SET", 0))
-    assert slider.get_attribute("aria-valuetext") == "start"
-    page.keyboard.press("ArrowRight")
-    assert slider.get_attribute("aria-valuetext") == "epoch 1"
-    assert drawn_weights(page)["grown"] > 0
-
-
-@IN_BROWSER
-def test_a_finger_moves_through_the_epochs_of_masks(opened: Callable[..., Page]) -> None:
-    page = opened(**MASKS, has_touch=True, is_mobile=True, viewport={"width": 390, "height": 844})
-    slider = page.locator(".life-head input")
-    box = slider.bounding_box() or {}
-    slider.tap(position={"x": box["width"] / 2, "y": box["height"] / 2})
-    assert 5 <= int(slider.input_value()) <= 15
-    assert f"epoch {slider.input_value()}:" in page.locator(".life-sentence").inner_text()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    edge = "Math.max(...[...document.querySelectorAll('.mask-life *')].map((e) => e.getBoundingClientRect().right))"
-    assert page.evaluate(edge) <= 390
-
-
-@IN_BROWSER
-def test_masks_play_only_for_readers_who_want_motion(opened: Callable[..., Page]) -> None:
-    assert not opened(**MASKS).locator(".life-head button").is_visible()  # reduced motion: the slider alone
-    page = opened(**MASKS, reduced_motion="no-preference")
-    play, slider = page.locator(".life-head button"), page.locator(".life-head input")
-    last = slider.input_value()
-    page.wait_for_timeout(700)
-    assert slider.input_value() == last  # nothing moves by itself
-    play.click()
-    assert play.inner_text() == "Pause"
-    page.wait_for_function("Number(document.querySelector('.life-head input').value) >= 2")
-    play.click()
-    paused = slider.input_value()
-    page.wait_for_timeout(700)
-    assert slider.input_value() == paused and play.inner_text() == "Play"
-
-
-@IN_BROWSER
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_masks_can_be_seen_in_every_light(scheme: str, opened: Callable[..., Page]) -> None:
-    page = opened(**MASKS, color_scheme=scheme)
-    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    for state in ("alive", "grown"):
-        mark = page.locator(f".life-panels .life-{state}").first.evaluate("mark => getComputedStyle(mark).fill")
-        assert contrast(mark, ground) >= 3, state
-    for part in (".life-sentence", ".life-legend", ".life-head select"):
-        text = page.locator(part).first.evaluate("element => getComputedStyle(element).color")
-        assert contrast(text, ground) >= 4.5, part
-
-
-# ------------------------------------------------------------------------------------- paths of digits (chapter 04)
-PATHS = {"chapter": "notebooks/04_flow.html", "part": ".flow-path"}
-
-
-def walks() -> dict[str, Any]:
-    """What the page of paths draws."""
-    text = (FOLDER / "flow_path.data.js").read_text()
-    return json.loads(text.removeprefix("window.flowPathData = ").removesuffix(";\n"))
+def test_a_shadow_is_never_longer_than_its_path() -> None:
+    shown = parts("flow_path").data
+    images, blocks = len(shown["images"]), len(shown["nets"][0]["points"][0])
+    assert sorted(shown["labels"]) == sorted(list(range(10)) * 3) and {len(p) for p in shown["images"]} == {64}
+    for net in shown["nets"]:
+        assert np.shape(net["points"]) == (images, blocks, 2) and np.shape(net["guesses"]) == (images, blocks)
+        assert (seen_lengths(net) <= np.array(net["length"]) + 0.02).all()
+        assert ((np.array(net["angle"]) > 0) & (np.array(net["angle"]) < 180)).all()
+    trained, untrained = shown["nets"]
+    right = [np.mean(np.array(net["guesses"])[:, -1] == shown["labels"]) for net in (trained, untrained)]
+    assert right[0] > 0.9 > 0.5 > right[1]
+    assert np.mean(trained["angle"]) < np.mean(untrained["angle"])
 
 
 def seen_lengths(net: dict[str, Any]) -> np.ndarray:
@@ -388,87 +311,457 @@ def seen_lengths(net: dict[str, Any]) -> np.ndarray:
     return np.linalg.norm(np.diff(np.array(net["points"]), axis=1), axis=2)
 
 
-def test_a_shadow_is_never_longer_than_its_path() -> None:
-    data = walks()
-    images, blocks = len(data["images"]), len(data["nets"][0]["points"][0])
-    assert (
-        sorted(data["labels"]) == sorted(list(range(10)) * 3)
-        and [len(pixels) for pixels in data["images"]] == [64] * 30
-    )
-    for net in data["nets"]:
-        assert np.array(net["points"]).shape == (images, blocks, 2) and np.array(net["guesses"]).shape == (
-            images,
-            blocks,
-        )
-        assert (seen_lengths(net) <= np.array(net["length"]) + 0.02).all()
-        assert ((np.array(net["angle"]) > 0) & (np.array(net["angle"]) < 180)).all()
-    trained, untrained = data["nets"]
-    right = [np.mean(np.array(net["guesses"])[:, -1] == data["labels"]) for net in (trained, untrained)]
-    assert right[0] > 0.9 > 0.5 > right[1]
-    assert np.mean(trained["angle"]) < np.mean(untrained["angle"])
-
-
 def test_paths_are_those_that_the_chapter_trains() -> None:
-    from scripts.flow_path import path_data, trained
-
-    data, made = walks(), path_data(trained())
-    assert (data["images"], data["labels"], data["first"]) == (made["images"], made["labels"], made["first"])
-    for stored, net in zip(data["nets"], made["nets"], strict=True):
-        assert stored["name"] == net["name"], "run: python scripts/flow_path.py"
+    made, stored = data("flow_path"), parts("flow_path").data
+    assert all(made[key] == stored[key] for key in ("images", "labels", "state"))
+    for net, kept in zip(made["nets"], stored["nets"], strict=True):
+        assert kept["name"] == net["name"], "run: python scripts/explorables.py flow_path"
         # Where training leads differs a little between processors.
-        np.testing.assert_allclose(np.mean(stored["length"], 0), np.mean(net["length"], 0), rtol=0.2)
-        np.testing.assert_allclose(np.mean(stored["angle"], 0), np.mean(net["angle"], 0), atol=8)
+        np.testing.assert_allclose(np.mean(kept["length"], 0), np.mean(net["length"], 0), rtol=0.2)
+        np.testing.assert_allclose(np.mean(kept["angle"], 0), np.mean(net["angle"], 0), atol=8)
 
 
-def test_the_page_of_paths_is_small_and_needs_nothing_else() -> None:
-    code = (FOLDER / "flow_path.js").read_text()
-    assert len(code.splitlines()) < 200 and len((FOLDER / "flow_path.data.js").read_bytes()) < 50_000
-    assert re.findall(r"https?://[^\"]+", code + (FOLDER / "flow_path.css").read_text()) == [
-        "http://www.w3.org/2000/svg"
-    ]
-    assert not re.search(r"\b(import|require|fetch|XMLHttpRequest)\b", code)
+# -------------------------------------------------------------------------------------------------- in a page from disk
+@pytest.fixture
+def opened(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]:
+    """Opens a bare page with an explorable from disk, in a context of one's choice; no script may fail."""
+    faults: list[str] = []
+    contexts = []
+
+    def opened(name: str, **options: Any) -> Page:
+        figure = f'<figure class="explorable" id="explorable-{name.replace("_", "-")}"><div>no scripts</div></figure>'
+        file = tmp_path / f"{name}.html"
+        file.write_text(f'<!doctype html><meta charset="utf-8">{included(figure, lambda path: path, tmp_path)}')
+        context = browser.new_context(
+            **{"viewport": {"width": 1000, "height": 900}, "reduced_motion": "reduce"} | options
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.clock.install()  # time passes when a test says so
+        listen(page, faults)
+        page.goto(file.as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not faults
 
 
-@IN_BROWSER
+def listen(page: Page, faults: list[str]) -> None:
+    """Note what goes wrong in the page."""
+    page.on("console", lambda message: message.type == "error" and faults.append(message.text))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+
+
+def sentence(page: Page) -> str:
+    return page.locator(".explorable-sentence").inner_text()
+
+
+# A model as anywidget hands it over, with the widget's traits; what it hears is kept in `window.model`.
+LIVE = """async ([module, traits]) => {
+  const address = URL.createObjectURL(new Blob([module], {type: "text/javascript"}));
+  const {render} = (await import(address)).default;
+  const listeners = [];
+  window.saved = 0;
+  window.model = {
+    get: (key) => traits[key],
+    set: (key, value) => { traits[key] = value; listeners.forEach(([e, f]) => e === `change:${key}` && f()); },
+    on: (event, listener) => listeners.push([event, listener]),
+    save_changes: () => { window.saved += 1; },
+  };
+  document.body.innerHTML = "<div></div>";
+  window.ended = await render({model: window.model, el: document.body.firstChild});
+  return document.body.firstChild.innerHTML;
+}"""
+
+
+@in_browser
+@every
+def test_page_and_notebook_draw_the_same(name: str, opened: Callable[..., Page]) -> None:
+    """The page's script and the widget's ES module are one: what they draw is equal, to the last letter."""
+    page = opened(name)
+    before = page.locator("figure > div").inner_html()
+    module, _, traits, _ = parts(name)
+    assert len(before) > 1000 and before == page.evaluate(LIVE, [module, traits])
+
+
+@in_browser
+@every
+def test_a_control_and_the_kernel_change_the_same_state(name: str, opened: Callable[..., Page]) -> None:
+    page = opened(name)
+    module, _, traits, _ = parts(name)
+    page.evaluate(LIVE, [module, traits])
+    first = sentence(page)
+    if name == "cka_map":
+        page.locator('[role="gridcell"]').first.click()
+    else:
+        page.locator("input[type=range]").last.focus()
+        page.keyboard.press("ArrowLeft")
+    state = page.evaluate("window.model.get('state')")
+    assert state != traits["state"] and state.keys() == traits["state"].keys() and page.evaluate("window.saved") == 1
+    assert sentence(page) != first
+    page.evaluate("state => window.model.set('state', state)", traits["state"])  # as an assignment in Python does
+    assert sentence(page) == first
+    page.evaluate("window.ended?.()")
+
+
+# -- CKA maps
+def cell(page: Page, i: int, j: int) -> Locator:
+    return page.locator(f'.cka-grid [data-cell="{i},{j}"]')
+
+
+def said(network: dict[str, Any], i: int, j: int) -> str:
+    """How the sentence must begin."""
+    return f"{network['layers'][i]} and {network['layers'][j]}: CKA {network['cka'][i][j]:.2f}"
+
+
+@in_browser
+def test_first_map_already_tells_the_story(opened: Callable[..., Page]) -> None:
+    page, shown = opened("cka_map"), parts("cka_map").data
+    network = shown["networks"][0]
+    assert sentence(page).startswith(said(network, *network["first"])) and "little in common" in sentence(page)
+    assert page.locator('.cka-grid [role="gridcell"]').count() == len(network["layers"]) ** 2
+    for side in ("left", "right"):
+        marks = page.locator(f".cka-{side} svg > *")
+        assert marks.count() == len(shown["images"])
+        assert len({mark.evaluate("mark => mark.style.transform") for mark in marks.all()[:20]}) > 15
+    for text, layer in zip(page.locator(".cka-share").all_inner_texts(), network["first"], strict=True):
+        percent = re.fullmatch(r"shows (\d+) % of its variance", text)
+        assert percent and abs(int(percent[1]) - 100 * network["explained"][layer]) <= 0.5
+
+
+@in_browser
+def test_the_right_picture_is_turned_onto_the_left(opened: Callable[..., Page]) -> None:
+    """As numpy turns it: orthogonal Procrustes."""
+    page, shown = opened("cka_map"), parts("cka_map").data
+    places = {}
+    for side in ("left", "right"):
+        moves = page.locator(f".cka-{side} svg > *").evaluate_all("all => all.map((mark) => mark.style.transform)")
+        places[side] = np.array([[float(v) for v in re.findall(r"-?[\d.]+", move)] for move in moves]) * [1, -1]
+        places[side] -= places[side].mean(0)
+    left, right = (np.array(shown["networks"][0]["points"][layer]) for layer in shown["networks"][0]["first"])
+    u, _, v = np.linalg.svd(right.T @ left)
+    expected = right @ (u @ v)
+    expected -= expected.mean(0)
+    cosine = (expected * places["right"]).sum() / np.linalg.norm(expected) / np.linalg.norm(places["right"])
+    assert cosine > 0.9999
+
+
+@in_browser
+def test_hover_shows_a_pair_and_a_click_keeps_it(opened: Callable[..., Page]) -> None:
+    page, network = opened("cka_map"), parts("cka_map").data["networks"][0]
+    before = sentence(page)
+    cell(page, 4, 5).hover()
+    assert sentence(page).startswith(said(network, 4, 5))
+    page.locator(".cka-detail").hover()
+    assert sentence(page) == before
+    cell(page, 4, 5).click()
+    page.locator(".cka-detail").hover()
+    assert sentence(page).startswith(said(network, 4, 5))
+    assert cell(page, 4, 5).get_attribute("aria-selected") == "true"
+    assert page.locator('.cka-grid [aria-selected="true"]').count() == 1
+
+
+@in_browser
+def test_keys_choose_a_pair(opened: Callable[..., Page]) -> None:
+    page, shown = opened("cka_map"), parts("cka_map").data
+    network = shown["networks"][0]
+    i, j = network["first"]
+    page.locator("select").focus()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.dataset.cell") == f"{i},{j}"
+    moves = {"ArrowDown": (1, 0), "ArrowLeft": (1, -1), "ArrowUp": (0, -1), "ArrowRight": (0, 0)}
+    for key, (down, right) in moves.items():
+        page.keyboard.press(key)
+        assert page.evaluate("document.activeElement.dataset.cell") == f"{i + down},{j + right}"
+        assert sentence(page).startswith(said(network, i + down, j + right))
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith(said(network, i, 0))
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.tagName") == "BUTTON"
+    assert page.locator(".cka-left .cka-of-class").count() == shown["labels"].count(0)
+
+
+@in_browser
+def test_another_network_starts_with_its_own_first_pair(opened: Callable[..., Page]) -> None:
+    page = opened("cka_map")
+    for k, network in enumerate(parts("cka_map").data["networks"]):
+        page.locator("select").select_option(str(k))
+        assert sentence(page).startswith(said(network, *network["first"]))
+        assert page.locator('.cka-grid [role="row"]').count() == len(network["layers"])
+
+
+@in_browser
+def test_a_mark_finds_its_image_on_both_sides(opened: Callable[..., Page]) -> None:
+    page, shown = opened("cka_map"), parts("cka_map").data
+    page.locator(".cka-left svg [data-image='7']").hover(force=True)
+    found = [page.locator(f".cka-{side} .cka-this").get_attribute("data-image") for side in ("left", "right")]
+    assert found[0] == found[1]
+    image = int(found[0] or -1)
+    name = shown["classes"][shown["labels"][image]]["name"]
+    assert page.locator(".cka-detail").inner_text() == f"Image {shown['images'][image]} of the test set: {name}."
+    page.locator(".explorable-sentence").hover()
+    assert page.locator(".cka-this").count() == 0
+
+
+# -- paths
+@in_browser
 def test_a_path_is_chosen_and_walked(opened: Callable[..., Page]) -> None:
-    page, data = opened(**PATHS), walks()
-    first, net = data["first"], data["nets"][0]
+    page, shown = opened("flow_path"), parts("flow_path").data
+    first, net, labels = shown["state"]["image"], shown["nets"][0], shown["labels"]
     blocks = len(net["points"][0])
-    sentence, detail = page.locator(".flow-sentence"), page.locator(".flow-detail")
-    assert sentence.inner_text().startswith(f"A {data['labels'][first]} after block {blocks} of {blocks}")
+    detail = page.locator(".flow-detail")
+    assert sentence(page).startswith(f"A {labels[first]} after block {blocks} of {blocks}")
     share = round(100 * seen_lengths(net)[first].sum() / sum(net["length"][first]))
     assert detail.inner_text().startswith(f"The picture shows {share} % of the length")
     page.locator(".flow-thumbs button").nth(0).click()
-    assert sentence.inner_text().startswith(f"A {data['labels'][0]} after block")
+    assert sentence(page).startswith(f"A {labels[0]} after block")
     assert page.locator('.flow-thumbs [aria-pressed="true"]').count() == 1
-    page.locator(".flow-walk input").focus()
+    page.locator("input").focus()
     page.keyboard.press("Home")
-    assert sentence.inner_text().startswith(f"A {data['labels'][0]} after block 1 of {blocks}")
-    assert f"would say {net['guesses'][0][0]}" in sentence.inner_text()
+    assert sentence(page).startswith(f"A {labels[0]} after block 1 of {blocks}")
+    assert f"would say {net['guesses'][0][0]}" in sentence(page)
     assert page.locator(".flow-dots .flow-coming").count() == blocks - 1
-    page.locator(".flow-head select").select_option("1")
-    turning = round(sum(data["nets"][1]["angle"][0]))
-    assert f"of its {turning}° of turning" in detail.inner_text()
+    page.locator("select").select_option("1")
+    assert f"of its {round(sum(shown['nets'][1]['angle'][0]))}° of turning" in detail.inner_text()
 
 
-@IN_BROWSER
+# -- estimators
+@in_browser
+def test_sliders_choose_pairs_and_correlation(opened: Callable[..., Page]) -> None:
+    page, shown = opened("information_grid"), parts("information_grid").data
+    i, j = shown["state"]["pairs"], shown["state"]["correlation"]
+    assert f"{shown['truth'][i][j]:.2f} nats" in sentence(page)
+    page.locator("input").nth(1).focus()  # the number of pairs
+    page.keyboard.press("ArrowRight")
+    assert f"{shown['pairs'][i + 1]} pairs" in sentence(page)
+    page.locator("input").nth(0).focus()  # the correlation
+    page.keyboard.press("ArrowLeft")
+    assert f"correlation {shown['correlations'][j - 1]:.2f}" in sentence(page)
+    assert f"{shown['truth'][i + 1][j - 1]:.2f} nats" in sentence(page)
+    assert page.locator(".information-grid circle").count() == len(shown["estimators"])
+
+
+# -- masks
+def told(method: str, epoch: int) -> str:
+    """How the sentence of the masks must begin."""
+    masks = bits(parts("mask_life").data, method)
+    text = f"{masks[epoch].sum():,} of {masks[epoch].size:,} weights alive."
+    if epoch:
+        died, grew = (masks[epoch - 1] & ~masks[epoch]).sum(), (masks[epoch] & ~masks[epoch - 1]).sum()
+        text += f" Since epoch {epoch - 1}, {died:,} died and {grew:,} grew;"
+    return f"{method}, {f'epoch {epoch}' if epoch else 'at the start'}: {text}"
+
+
+@in_browser
+def test_keys_move_through_the_epochs_of_masks(opened: Callable[..., Page]) -> None:
+    page, shown = opened("mask_life"), parts("mask_life").data
+    last = shown["state"]["epoch"]
+    method = shown["methods"][shown["state"]["method"]]["name"]
+    masks, (now, before) = bits(shown, method), (last, last - 1)
+    assert sentence(page).startswith(told(method, last))
+    kinds = {
+        "alive": masks[now] & masks[before],
+        "grown": masks[now] & ~masks[before],
+        "died": masks[before] & ~masks[now],
+    }
+    for state, weights in kinds.items():
+        drawn = page.locator(f".explorable-panels > div > svg .life-{state}").get_attribute("d") or ""
+        assert drawn.count("M") == weights.sum()
+    page.locator("select").select_option("1")
+    slider = page.locator("input")
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    assert sentence(page).startswith(told("SET", last - 1))
+    page.keyboard.press("Home")
+    assert sentence(page).startswith(told("SET", 0)) and slider.get_attribute("aria-valuetext") == "start"
+    page.keyboard.press("ArrowRight")
+    assert slider.get_attribute("aria-valuetext") == "epoch 1"
+
+
+@in_browser
+def test_masks_play_only_for_readers_who_want_motion(opened: Callable[..., Page]) -> None:
+    assert not opened("mask_life").locator("button").is_visible()  # reduced motion: the slider alone
+    page = opened("mask_life", reduced_motion="no-preference")
+    play, slider, last = page.locator("button"), page.locator("input"), parts("mask_life").data["state"]["epoch"]
+    page.clock.run_for(5000)
+    assert slider.input_value() == str(last)  # nothing moves by itself
+    play.click()
+    assert play.inner_text() == "Pause" and slider.input_value() == "0"
+    page.clock.run_for(1600)
+    assert slider.input_value() == "3"
+    play.click()
+    page.clock.run_for(5000)
+    assert slider.input_value() == "3" and play.inner_text() == "Play"
+    play.click()
+    page.clock.run_for(60_000)
+    assert slider.input_value() == str(last) and play.inner_text() == "Play"  # it ends
+
+
+# -- penalties
+def strong(penalty: int, strength: int) -> str:
+    """How the sentence of the penalties must begin."""
+    shown = parts("penalty_strengths").data
+    chosen = shown["penalties"][penalty]
+    label, net = (chosen["strengths"][strength][key] for key in ("label", "net"))
+    right, without = net["accuracy"][0], shown["none"]["accuracy"][0]
+    return f"{chosen['name']} at {label}: {right:.1f} % right, without a penalty {without:.1f} %"
+
+
+@in_browser
+def test_keys_choose_penalty_and_strength(opened: Callable[..., Page]) -> None:
+    page, shown = opened("penalty_strengths"), parts("penalty_strengths").data
+    assert sentence(page).startswith(strong(*shown["state"].values()))
+    labels = len(shown["pruned"]) + 2 * len(shown["blocks"])
+    for kind in ("chosen", "none"):
+        assert page.locator(f".explorable-panels circle.strengths-{kind}").count() == labels
+    assert page.locator("polyline").count() == 2 * len(shown["none"]["angles"])
+    slider = page.locator("input")
+    for penalty, entry in enumerate(shown["penalties"]):
+        page.locator("select").select_option(str(penalty + 1))
+        slider.focus()
+        page.keyboard.press("Home")
+        for strength, step in enumerate(entry["strengths"]):
+            assert sentence(page).startswith(strong(penalty, strength))
+            assert slider.get_attribute("aria-valuetext") == step["label"]
+            note = page.locator(".strengths-maps .explorable-note").nth(1).inner_text()
+            assert abs(float(note.rpartition(" ")[2]) - neighbours(step["net"])) <= 0.0051
+            page.keyboard.press("ArrowRight")
+    fills = "cells => cells.map((cell) => cell.style.fill)"
+    maps = page.locator(".strengths-maps rect").evaluate_all(fills)
+    assert len(maps) == 2 * len(shown["layers"]) ** 2 and maps[: len(maps) // 2] != maps[len(maps) // 2 :]
+    page.locator("select").select_option("0")
+    assert slider.is_disabled()
+    assert sentence(page).startswith(f"No penalty: {shown['none']['accuracy'][0]:.1f} % right")
+    maps = page.locator(".strengths-maps rect").evaluate_all(fills)
+    assert maps[: len(maps) // 2] == maps[len(maps) // 2 :]
+
+
+# -- all of them
+@in_browser
+@pytest.mark.parametrize("name", ["cka_map", "penalty_strengths"])
+def test_marks_glide_unless_the_reader_wants_no_motion(name: str, opened: Callable[..., Page]) -> None:
+    mark = {"cka_map": ".cka-left svg > *", "penalty_strengths": "circle.strengths-chosen"}[name]
+    duration = f"parseFloat(getComputedStyle(document.querySelector('.explorable-panels {mark}')).transitionDuration)"
+    assert opened(name, reduced_motion="no-preference").evaluate(duration) > 0.2
+    assert opened(name, reduced_motion="reduce").evaluate(duration) == 0
+
+
+@in_browser
+@every
+def test_a_finger_finds_it_on_a_phone(name: str, opened: Callable[..., Page]) -> None:
+    page = opened(name, has_touch=True, is_mobile=True, viewport={"width": 390, "height": 844})
+    first = sentence(page)
+    target = page.locator('[role="gridcell"]' if name == "cka_map" else "input").first
+    target.tap(position={"x": 3, "y": (target.bounding_box() or {})["height"] / 2})
+    assert sentence(page) != first
+
+
+# ---------------------------------------------------------------------------------------------------------- in the book
+@pytest.fixture(scope="module")
+def chapter(name: str, browser: Browser, site: str) -> Iterator[Page]:
+    """The chapter with the explorable, as the book has it."""
+    faults: list[str] = []
+    with browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce") as context:
+        leave_math(context)
+        page = context.new_page()
+        listen(page, faults)
+        page.goto(site + CHAPTERS[name])
+        page.wait_for_selector(".explorable-view")
+        yield page
+    assert not faults
+
+
+every_chapter = pytest.mark.parametrize("name", NAMES, scope="module")
+TEXTS = (".explorable-sentence", ".explorable-head label", ".explorable-head select", ".explorable-note", "svg text")
+MARKS = (".life-alive", ".life-grown", ".flow-line", ".ig-dot", "circle.strengths-chosen", "circle.strengths-none")
+
+
+@in_browser
+@every_chapter
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_paths_can_be_seen_in_every_light(scheme: str, opened: Callable[..., Page]) -> None:
-    page = opened(**PATHS, color_scheme=scheme)
-    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    line = page.locator(".flow-line").evaluate("line => getComputedStyle(line).stroke")
-    assert contrast(line, ground) >= 3
-    for part in (".flow-sentence", ".flow-detail", ".flow-key", ".flow-name", ".flow-head select"):
-        text = page.locator(part).first.evaluate("element => getComputedStyle(element).color")
-        assert contrast(text, ground) >= 4.5, part
+def test_it_can_be_read_in_every_light(name: str, scheme: Any, chapter: Page) -> None:
+    chapter.emulate_media(color_scheme=scheme)
+    chapter.wait_for_function("scheme => document.documentElement.dataset.theme === scheme", arg=scheme)
+    ground = chapter.evaluate("getComputedStyle(document.body).backgroundColor")
+    checked = 0
+    for parts_, least in ((TEXTS, 4.5), (MARKS, 3)):
+        for part in parts_:
+            for element in chapter.locator(f".explorable-view {part}").all()[:1]:
+                colour = element.evaluate(
+                    """element => {
+                      const look = getComputedStyle(element);
+                      if (!(element instanceof SVGElement)) return look.color;
+                      return look.fill === "none" ? look.stroke : look.fill;
+                    }"""
+                )
+                assert contrast(colour, ground) >= least, part
+                checked += 1
+    assert checked >= 3
 
 
-@IN_BROWSER
-def test_paths_fit_a_phone_and_show_without_scripts(opened: Callable[..., Page]) -> None:
-    page = opened(**PATHS, has_touch=True, is_mobile=True, viewport={"width": 390, "height": 844})
-    page.locator(".flow-thumbs button").nth(5).tap()
-    assert page.locator(".flow-sentence").inner_text().startswith(f"A {walks()['labels'][5]} after")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    image = opened(**PATHS, java_script_enabled=False).locator(".flow-path img")
-    assert image.is_visible() and len(image.get_attribute("alt") or "") > 40
-    assert (image.bounding_box() or {})["height"] > 100
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two CSS colours (WCAG 2.2)."""
+
+    def luminance(colour: str) -> float:
+        values = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in values]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@in_browser
+@every_chapter
+def test_it_fits_a_phone(name: str, chapter: Page) -> None:
+    chapter.set_viewport_size({"width": 390, "height": 844})
+    for option in range(chapter.locator(".explorable-view option").count()):
+        chapter.locator(".explorable-view select").select_option(str(option))
+        assert chapter.evaluate("document.documentElement.scrollWidth") <= 390
+        edges = "all => Math.max(...all.map((part) => part.getBoundingClientRect().right))"
+        assert chapter.locator(".explorable-view *").evaluate_all(edges) <= 390
+
+
+@in_browser
+@every
+def test_the_book_has_its_script_and_its_picture(name: str, site: str) -> None:
+    sources = re.findall(rf'"(\.\./book/explorables/{name}/[\w.]+)"', (HTML / CHAPTERS[name]).read_text())
+    assert {Path(source).name for source in sources} == {"style.css", "script.js", "picture.png"}
+    assert all((HTML / CHAPTERS[name]).parent.joinpath(source).exists() for source in sources)
+
+
+# ------------------------------------------------------------------------------------------- sliders that compute anew
+def recomputed(chapter: str) -> dict[str, Any]:
+    """The names of a chapter's cells that a slider runs again."""
+    from scripts.cells import tagged
+
+    return tagged(ROOT / "notebooks" / f"{chapter}.ipynb", "recompute")
+
+
+def test_the_biased_estimate_follows_theory_at_any_width() -> None:
+    estimates = recomputed("02_similarity")["estimates"]
+    for examples, width in ((8, 256), (32, 64), (128, 16)):
+        found = estimates(examples, width, draws=20)
+        assert found["biased"].mean() == pytest.approx(width / (width + examples), abs=0.03)
+        chance = np.sqrt(2 / (examples * (examples - 3)))
+        assert abs(found["unbiased"].mean()) < 4 * chance / np.sqrt(20) and len(found) == 20
+
+
+def test_few_neighbours_scatter_and_many_pull_down() -> None:
+    by_neighbours = recomputed("03_information")["by_neighbours"]
+    found = by_neighbours(0.9, pairs=1, examples=300)
+    truth = -0.5 * np.log(1 - 0.9**2)
+    assert found.shape == (8, 7)
+    assert abs(found[3].mean() - truth) < 0.05 and found[50].mean() < truth - 0.1
+    assert found[1].std() > found[10].std()
+    assert by_neighbours(0.0, 1, 300, draws=2).abs().to_numpy().max() < 0.3
+
+
+def test_a_net_is_trained_anew_under_both_strengths() -> None:
+    pulled = recomputed("13_identity_meets_flow")["pulled"]
+    (_, free), (_, apart), (_, short) = (pulled(*strengths) for strengths in ((0.0, 0.0), (0.1, 0.0), (0.0, 0.1)))
+    step, alike = (lambda steps, k=k: np.mean([pair[k] for pair in steps]) for k in (0, 1))
+    assert alike(apart) < alike(free) - 0.1 and step(short) < step(free) and len(free) == 3

@@ -51,7 +51,7 @@ By looking. □
 ```
 
 <figure class="explorable" id="explorable-dots">
-<div><noscript><img src="../_static/dots.png" alt="A dot."></noscript></div>
+<div><noscript><img src="_static/dots.png" alt="A dot."></noscript></div>
 <figcaption><p>Move the dot.</p></figcaption>
 </figure>
 
@@ -98,7 +98,7 @@ def written(folder: Path, chapter: str = CHAPTER) -> tuple[str, str]:
     for name, text in (PAGES | {"chapter.md": chapter}).items():
         (folder / name).write_text(text)
     (folder / "_static").mkdir()
-    shutil.copy(ROOT / "book" / "_static" / "explorables" / "flow_path.png", folder / "_static" / "dots.png")
+    shutil.copy(ROOT / "book" / "explorables" / "flow_path" / "picture.png", folder / "_static" / "dots.png")
     warnings = io.StringIO()
     config = {
         "extensions": [

@@ -119,6 +119,7 @@ def test_the_site_reads_from_a_disk(browser: Browser, tmp_path: Path) -> None:
             page.evaluate("window.MathJax?.startup?.promise")
             untypeset = "[...document.querySelectorAll('.math')].filter(m => !m.querySelector('mjx-container')).length"
             assert page.evaluate(untypeset) == 0
+        page.locator(".cka-map").wait_for()  # an explorable
         assert not failed
         # From a disk a browser lets no script read another page: results come without their excerpts.
         page.goto((tmp_path / "site" / "search.html").as_uri() + "?q=CKA")
