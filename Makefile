@@ -116,7 +116,7 @@ $(INSTALLED): requirements.txt pyproject.toml setup.py
 	@command -v git >/dev/null || { echo "Missing: git. Install it (https://git-scm.com)."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "Missing: Python's venv module. On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
 	@echo "Installing into .venv: some gigabytes, some minutes."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[book,test]'
 	@touch $@
 
 $(COLAB)/.installed: tests/colab.txt | $(INSTALLED)

@@ -18,7 +18,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from cycler import cycler
-from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -83,6 +82,8 @@ def glue(**numbers: SupportsFloat | str) -> None:
     Two decimals, and a proper minus sign; a string is taken as it is. It shows nothing. The bundle is the one that
     `myst_nb.glue` makes; a chapter that does not import that also runs where no book is built.
     """
+    from IPython.display import display  # here: only a notebook needs it
+
     for name, number in numbers.items():
         text = number if isinstance(number, str) else f"{round(float(number), 2) + 0.0:.2f}"
         bundle = {"application/papermill.record/text/plain": repr(text.replace("-", "−"))}

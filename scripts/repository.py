@@ -31,7 +31,7 @@ import sys
 KEEP_ON_DRIVE = False  # True: images, checkpoints and records stay in your Google Drive, for the next session
 
 if "google.colab" in sys.modules:
-    %pip install --quiet "identity-and-flow @ git+{url}@{branch}"
+    %pip install --quiet "identity-and-flow[experiments] @ git+{url}@{branch}"
     if KEEP_ON_DRIVE:
         from companion.experiments.notebook import keep_on_drive
 

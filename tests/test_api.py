@@ -56,7 +56,7 @@ def test_names_that_people_type_first_come_from_the_package_itself() -> None:
     for name in companion.__all__:
         thing = getattr(companion, name)
         assert thing.__module__.startswith("companion.") and name in dir(companion)
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+    with pytest.raises(AttributeError, match="nonsense"):
         _ = companion.nonsense
 
 

@@ -13,10 +13,10 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
+from companion._checks import extra
 from companion._files import data_root, write_aside
 from companion.data.images import Images, check_split, decode
 
@@ -66,11 +66,15 @@ def digits(split: Literal["train", "test"] = "train", seed: int = 0) -> Images:
 
     Raises:
         ValueError: an unknown split.
+        ModuleNotFoundError: scikit-learn is not installed; the extra `experiments` brings it.
 
     >>> digits()
     Images('digits train', 1437 of 1×8×8, 10 classes, cpu)
     """
     check_split(split, ("train", "test"))
+    with extra("experiments"):
+        from sklearn.datasets import load_digits
+
     bunch = load_digits()
     # The 17 levels 0…16 are spread over 0…255; no two of them meet.
     pixels = torch.from_numpy(np.rint(bunch.images * 255 / 16).astype(np.uint8))[:, None]

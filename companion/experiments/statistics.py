@@ -23,10 +23,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import optimize, stats
-from statsmodels.regression.linear_model import OLS
-from statsmodels.regression.mixed_linear_model import MixedLM
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
+
+from companion._checks import extra
+
+with extra("experiments"):
+    from statsmodels.regression.linear_model import OLS
+    from statsmodels.regression.mixed_linear_model import MixedLM
+    from statsmodels.stats.multitest import multipletests
+    from statsmodels.stats.power import TTestPower
 
 ALPHA = 0.05  # the error of a family's directions, and of each test of equivalence
 VERDICTS = ("holds", "does not hold", "mixed", "equivalent within δ", "undecided", "not run")

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from sklearn.neighbors import KDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from companion.information.estimates import (
@@ -76,11 +76,14 @@ def _count(x: Float[Tensor, "n d"], radius: Float[Tensor, "n"]) -> Int[Tensor, "
     """How many points lie within distance ≤ radius_i of x_i, itself included (CPU)."""
     if x.shape[1] == 1:
         return _exact(x[:, 0].sort().values, x[:, 0], radius)
-    return torch.from_numpy(_tree(x).query_radius(x.numpy(), radius.numpy(), count_only=True))
+    return torch.from_numpy(
+        KDTree(x.numpy()).query_ball_point(x.numpy(), radius.numpy(), p=math.inf, return_length=True)
+    )
 
 
-def _tree(x: Float[Tensor, "n d"]) -> KDTree:
-    return KDTree(x.numpy(), metric="chebyshev")
+def _nearest(x: Float[Tensor, "n d"], k: int) -> tuple[Any, Any]:
+    """Distances of each point to the k points nearest to it, itself the first, and their places (CPU)."""
+    return KDTree(x.numpy()).query(x.numpy(), k, p=math.inf)
 
 
 def _exact(ordered: Float[Tensor, "n"], at: Float[Tensor, "n"], radius: Float[Tensor, "n"]) -> Int[Tensor, "n"]:
@@ -102,7 +105,7 @@ def _exact(ordered: Float[Tensor, "n"], at: Float[Tensor, "n"], radius: Float[Te
 def _kth_distance(x: Float[Tensor, "n d"], k: int, block: int | None) -> Float[Tensor, "n"]:
     """Distance of each point to its k-th nearest other point."""
     if _use_tree(x, block):
-        return torch.from_numpy(_tree(x).query(x.numpy(), k + 1)[0][:, k])
+        return torch.from_numpy(_nearest(x, k + 1)[0][:, k])
     return _by_blocks(x, block, lambda rows: (_distances(x[rows], x).kthvalue(k + 1).values,))[0]
 
 
@@ -243,7 +246,7 @@ def _ksg2_counts(
     joint = torch.cat([x, y], 1)
     n = len(x)
     if _use_tree(joint, block) and n > k + 1:
-        distances, index = _tree(joint).query(joint.numpy(), k + 2)
+        distances, index = _nearest(joint, k + 2)
         if (distances[:, k] < distances[:, k + 1]).all():  # no ties: k neighbours each (and the point itself, at 0)
             near = torch.from_numpy(index[:, : k + 1])
             sides = [(z[near] - z[:, None]).abs().amax((1, 2)) for z in (x, y)]
