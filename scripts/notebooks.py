@@ -14,6 +14,8 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 
+from companion._files import write_atomically
+
 KEPT = ("started", "wall_seconds", "processor", "accelerator", "threads", "python", "torch", "torchvision", "companion")
 
 
@@ -35,7 +37,7 @@ def run(path: Path) -> float:
         "language_info": {"name": "python"},
         "execution": execution(started, seconds),
     }
-    nbformat.write(notebook, path)
+    write_atomically(path, nbformat.writes(notebook) + "\n")
     return seconds
 
 

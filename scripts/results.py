@@ -19,6 +19,7 @@ from forest import Drawn, Line, digest, forest, in_words
 from repository import repository
 
 from companion import plots
+from companion._files import write_atomically
 from companion.experiments import EXPERIMENTS, TITLES, published, quantities, registry, replay
 from companion.experiments.claims import (
     ACROSS_HOSTS,
@@ -724,10 +725,11 @@ def page() -> str:
 
 def main() -> None:
     """Write the page, its figure, and the answer on the first page."""
-    PAGE.write_text(page())
-    INTRO.write_text(ANSWER.sub(lambda _: answer(), INTRO.read_text()))
+    write_atomically(PAGE, page())
+    write_atomically(INTRO, ANSWER.sub(lambda _: answer(), INTRO.read_text()))
     with plt.rc_context(plots.STYLE):
-        forest(drawn()).savefig(PICTURE, dpi=288, metadata={"Description": digest(drawn())})
+        options = {"format": "png", "dpi": 288, "metadata": {"Description": digest(drawn())}}
+        write_atomically(PICTURE, lambda file: forest(drawn()).savefig(file, **options))
 
 
 if __name__ == "__main__":

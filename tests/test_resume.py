@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from companion import _files
 from companion.data import DeviceLoader, Images
 from companion.pruning import DST, GraNet
 from companion.training import (
@@ -354,7 +355,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch
             self.file.write(content[: len(content) // 2])
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "open", lambda *name: Full(open(*name), next(files)), raising=False)  # noqa: SIM115
+    monkeypatch.setattr(_files, "open", lambda *name: Full(open(*name), next(files)), raising=False)  # noqa: SIM115
     with pytest.raises(OSError, match="No space left") as error:
         run(path)
     assert "the one before it is untouched" in error.value.__notes__[0]

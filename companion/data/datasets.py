@@ -17,7 +17,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
 from companion._checks import extra
-from companion._files import data_root, write_aside
+from companion._files import data_root, write_atomically
 from companion.data.images import Images, check_split, decode
 
 # Mean and standard deviation of each channel, of pixels from 0 to 1.
@@ -268,8 +268,7 @@ def _tiny_imagenet_files(folder: Path, split: str) -> dict[str, list[Path]]:
 def _cached(cache: Path, paths: list[Path]) -> UInt8[np.ndarray, "examples 3 64 64"]:
     """The decoded images, kept in `cache` for as long as no name, size or date of a file changes.
 
-    The cache is written aside and renamed when it is complete, so what bears its name is whole; the checksums of the
-    archive guard it afterwards.
+    What bears its name is whole; the checksums of the archive guard it afterwards.
     """
     listing = hashlib.sha256()
     for path in paths:
@@ -290,7 +289,7 @@ def _cached(cache: Path, paths: list[Path]) -> UInt8[np.ndarray, "examples 3 64 
             raise ValueError(f"{path} has {image.shape[2]}×{image.shape[1]} pixels, 64×64 expected")
         pixels[i] = image
     try:
-        write_aside(cache, lambda file: np.savez(file, fingerprint=fingerprint, pixels=pixels))
+        write_atomically(cache, lambda file: np.savez(file, fingerprint=fingerprint, pixels=pixels))
     except OSError as error:
         warnings.warn(f"{cache} cannot be written ({error}); the images will be decoded again next time", stacklevel=3)
     return pixels

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import io
-import os
 import pickle
 import random
-import secrets
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,14 +13,15 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+from companion._files import remove_leftovers, write_atomically
+
 FORMAT = "companion.training 1"
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain types) to `path`, whole or not at all; what stood there becomes `path.previous`.
 
-    The bytes go to a file aside in the same folder, reach the disk, and only then take the name: a process killed at
-    any moment, or a full disk (`OSError`), leaves the last good checkpoint in place.
+    A process killed at any moment, or a full disk (`OSError`), leaves the last good checkpoint in place.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -32,23 +30,13 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     {'weight': tensor([1., 1.])}
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
     try:
-        with open(aside, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            os.replace(path, previous(path))
-        os.replace(aside, path)
+        write_atomically(path, buffer.getbuffer(), previous=previous(path))
     except OSError as error:
         error.add_note(f"The checkpoint {path} was not written; the one before it is untouched.")
         raise
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -81,10 +69,7 @@ def claim(path: str | Path, configuration: dict[str, Any], held: ExitStack) -> d
         held.enter_context(FileLock(f"{path}.lock", timeout=0))  # the system lets go of it when the process dies
     except Timeout:
         raise RuntimeError(f"{path} is in use by another run: wait, or give this run another path") from None
-    # Left by a killed run: no live one can be writing this checkpoint, we hold the lock. Others in the folder may be on
-    # their way, such as `run.pt` beside `run`.
-    for stale in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 16}.tmp"):
-        stale.unlink()
+    remove_leftovers(path)
     # A run killed between the two renames leaves only the previous one.
     found = next((candidate for candidate in (path, previous(path)) if candidate.exists()), None)
     if found is None:
