@@ -29,6 +29,24 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
+__all__ = [
+    "REDUCERS",
+    "FeatureTap",
+    "Layers",
+    "Reducer",
+    "average_pool",
+    "batches",
+    "device_of",
+    "evaluating",
+    "extract",
+    "find_blocks",
+    "find_layers",
+    "flatten",
+    "per_position",
+    "resolve_reducer",
+    "unwrap",
+]
+
 Layers: TypeAlias = (
     "str | Iterable[str] | type[nn.Module] | Iterable[type[nn.Module]] | Callable[[str, nn.Module], bool]"
 )

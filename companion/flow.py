@@ -29,6 +29,22 @@ from torch import Tensor, nn
 
 from companion.features import FeatureTap, Layers, batches, device_of, evaluating, find_blocks, find_layers, unwrap
 
+__all__ = [
+    "Trajectory",
+    "carry",
+    "lengths",
+    "measure",
+    "polygons",
+    "second_differences",
+    "stages",
+    "steps",
+    "straightness",
+    "tap",
+    "trajectory",
+    "turning_angles",
+    "vertices",
+]
+
 
 # ------------------------------------------------------------------------------------------------- from layers to steps
 def stages(features: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

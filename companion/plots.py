@@ -4,6 +4,8 @@ records, they never train.
 A figure stands on white, in dark mode too: its colours carry meaning and must not change with the page. Lines have
 colours that can be told apart with deficient colour vision, and by their lightness in a grey print; the map of CKA has
 viridis.
+
+Chapter *Feature similarity* draws with them.
 """
 
 from __future__ import annotations
@@ -21,6 +23,26 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "INK",
+    "ORANGE",
+    "SKY",
+    "STYLE",
+    "VERMILION",
+    "WINE",
+    "cka_heatmap",
+    "cka_heatmaps",
+    "glue",
+    "layer_name",
+    "mask_report",
+    "scale",
+    "stages",
+    "style",
+]
 
 # Okabe & Ito (2008), with a wine for their pink; the last two are too light for thin lines.
 BLUE, VERMILION, GREEN, WINE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#882255", "#E69F00", "#56B4E9"

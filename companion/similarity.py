@@ -46,6 +46,26 @@ from companion.features import (
     unwrap,
 )
 
+__all__ = [
+    "BLOCK",
+    "MINIMUM",
+    "ExactCKA",
+    "Interval",
+    "Kernel",
+    "MinibatchCKA",
+    "alignment",
+    "cka",
+    "cka_interval",
+    "cka_map",
+    "cka_matrix",
+    "gram",
+    "h_center",
+    "hsic",
+    "linear_kernel",
+    "rbf_kernel",
+    "u_center",
+]
+
 Kernel: TypeAlias = "str | Callable[[Tensor], Tensor]"
 
 MINIMUM = 4  # HSIC₁ divides by n − 3

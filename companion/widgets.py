@@ -28,6 +28,21 @@ from torch import Tensor
 from companion.experiments.records import Record
 from companion.plots import BLUE, INK, ORANGE, VERMILION, layer_name, stages
 
+__all__ = [
+    "WORDS",
+    "CKAExplorer",
+    "Explorer",
+    "MaskExplorer",
+    "cka_explorer",
+    "explorable_data",
+    "explorable_script",
+    "mask_life_data",
+    "mask_life_script",
+    "network_name",
+    "turned",
+    "words",
+]
+
 # Petroff's ten colours (2021, arXiv 2107.02270), made to be told apart with deficient colour vision. Vehicles are
 # squares, so that not everything hangs on colour.
 PALETTE = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")

@@ -24,8 +24,10 @@ WITHOUT = {
     "comes out of a function, whose example shows it": {
         *("data.Loaders", "flow.Trajectory", "similarity.Interval", "pruning.Cost", "pruning.Coupling"),
         *("pruning.FilterReport", "pruning.FineTuning", "training.Place", "experiments.Outcome", "experiments.Task"),
+        "experiments.distributions.Task",
     },
     "works in Google Colab alone": {"experiments.notebook.keep_on_drive"},
+    "arguments that every method takes: a signature refers to it": {"pruning.Options"},
     "its other half's example shows it": {"training.load_checkpoint"},
     "an error that a sweep reports and goes on": {"experiments.OtherBlockError"},
     "a protocol, which `fit`'s example meets": {"training.Penalty", "training.Sparsity"},

@@ -7,6 +7,8 @@ fits the others.
 
 The folder is `results/EXPERIMENT/TIER/METHOD[-SPARSITY]-seedN.json`, under `book/` in the repository and inside the
 package elsewhere.
+
+See page *Running experiments*.
 """
 
 from __future__ import annotations
@@ -37,6 +39,24 @@ from companion._files import write_atomically
 
 if TYPE_CHECKING:
     from companion.experiments.statistics import Mean
+
+__all__ = [
+    "INDEX",
+    "LIMIT",
+    "Record",
+    "Records",
+    "Run",
+    "block",
+    "enlist",
+    "index",
+    "load",
+    "packed",
+    "problems",
+    "provenance",
+    "results_root",
+    "sha256",
+    "unpacked",
+]
 
 SCHEMA = 1
 LIMIT = 200_000  # bytes a record may take

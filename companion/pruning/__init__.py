@@ -15,6 +15,9 @@
 `axes` holds densities, schedules and criteria, `masks` what every method does with them, `methods`, `lottery` and
 `thresholds` the methods, `cost` the counts and times; `filters` takes whole filters out of a network, with
 `filters_coupling` (what hangs together) and `filters_removal` (what changes nothing).
+
+Chapter *What sparsity is and what it buys* counts with `cost` and times with `latency`, chapter *Random, magnitude,
+lottery, dynamic* derives the methods, chapter *From small norms to a smaller network* takes filters out.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from companion.pruning.filters import (
 from companion.pruning.filters_coupling import Coupling, couple
 from companion.pruning.filters_removal import zero_filters
 from companion.pruning.lottery import LotteryTicket
-from companion.pruning.masks import Masks
+from companion.pruning.masks import Masks, Options
 from companion.pruning.methods import SET, GraNet, MagnitudePruning, RandomPruning, RigL, RigLITOP
 from companion.pruning.thresholds import DST, surrogate
 
@@ -49,6 +52,7 @@ __all__ = [
     "LotteryTicket",
     "MagnitudePruning",
     "Masks",
+    "Options",
     "RandomPruning",
     "RigL",
     "RigLITOP",

@@ -13,6 +13,9 @@ those that read features. A strength is a number, or a function of the optimizer
 
 `penalty` holds what they share, `identity` CKA-SR and its relatives, `flow` feature-flow regularisation, `information`
 what squeezes information, `weights` the baselines that read weights.
+
+Chapter *Identity layers* derives CKA-SR, chapter *Feature-flow regularisation* FFR, chapter *The information
+bottleneck* the penalties on information.
 """
 
 from __future__ import annotations
