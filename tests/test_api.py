@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
 import pytest
+from code_links import source_address
 from conftest import ROOT
 
 import companion
@@ -26,6 +28,22 @@ def test_the_pages_are_those_that_the_package_writes(path: Path, pages: dict[Pat
 @pytest.fixture(scope="module")
 def pages() -> dict[Path, str]:
     return api.written()
+
+
+def test_every_entry_leads_to_its_lines() -> None:
+    """The lines of the address begin where the name is defined, or with its decorator."""
+    address = functools.partial(source_address, "https://github.com/owner/name", "branch")
+    methods = [("companion.features", "FeatureTap.remove"), ("companion.pruning", "Masks.report")]
+    methods += [("companion.experiments.records", "Run.path"), ("companion.training", "History.frame")]
+    for module, name in [*(full.rsplit(".", 1) for full in sorted(offered())), *methods]:
+        found = re.fullmatch(
+            r"https://github.com/owner/name/blob/branch/(.+)#L(\d+)-L(\d+)", address(module, name) or ""
+        )
+        assert found, f"{module}.{name}"
+        lines = (ROOT / found[1]).read_text().splitlines()[int(found[2]) - 1 : int(found[3])]
+        defined = next(line for line in lines if not line.lstrip().startswith(("@", ")")) or line.endswith(":"))
+        assert re.match(rf"\s*(def|class) {name.rpartition('.')[2]}\b", defined), defined
+    assert address("companion.experiments.records", "Run.seed") is None
 
 
 def test_a_new_name_reaches_its_page_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
