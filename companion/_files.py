@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import secrets
 import shutil
@@ -21,20 +20,17 @@ def data_root(root: str | Path | None = None) -> Path:
     return Path(root or os.environ.get("COMPANION_DATA") or "~/.cache/companion").expanduser()
 
 
-def write_atomically(
-    path: Path, content: str | bytes | memoryview | Callable[[IO[bytes]], Any], *, previous: Path | None = None
-) -> None:
+def write_aside(path: Path, content: str | bytes | Callable[[IO[bytes]], Any]) -> None:
     """Write a file whole or not at all: the bytes go to a file aside, reach the disk, and only then take the name.
 
     A process killed at any moment, or a full disk, leaves what stood there; of an error nothing else is left either.
 
     Args:
         content: text (as UTF-8), bytes, or what writes them into an open file.
-        previous: the new name of what stood there; None: it goes.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_atomically(Path(folder, "sub", "page.md"), "# A page")
+    ...     write_aside(Path(folder, "sub", "page.md"), "# A page")
     ...     print(Path(folder, "sub", "page.md").read_text(), len(list(Path(folder).rglob("*"))))
     # A page 2
     """
@@ -47,8 +43,6 @@ def write_atomically(
             content(file) if callable(content) else file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if previous and path.exists():
-            os.replace(path, previous)
         os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
@@ -56,7 +50,7 @@ def write_atomically(
 
 
 @contextmanager
-def filled_atomically(folder: Path) -> Iterator[Path]:
+def filled_aside(folder: Path) -> Iterator[Path]:
     """A new folder aside that becomes `folder` when all is in it, unless another process was faster."""
     aside = _aside(folder)
     aside.mkdir(parents=True)
@@ -70,12 +64,6 @@ def filled_atomically(folder: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove what killed writers of `path` left beside it. No live one may be writing it: hold a lock."""
-    for stale in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 16}.tmp"):
-        stale.unlink()
-
-
 def _aside(path: Path) -> Path:
     """A passing name, its own for each of several processes."""
-    return path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")

@@ -477,7 +477,7 @@ def extract(
     reduce: Reducer = "flatten",
     select: Callable[[Any], Tensor] | None = None,
     batch_size: int = 256,
-) -> dict[str, Float[Tensor, "examples features"]]:
+) -> dict[str, Float[Tensor, "examples ..."]]:
     """Features of all examples at the chosen layers, in evaluation mode; the model is left as it was.
 
     Args:

@@ -21,7 +21,7 @@ import nbformat
 import yaml
 
 import companion
-from companion._files import write_atomically
+from companion._files import write_aside
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTENTS = ROOT / "book" / "api.md"
@@ -151,5 +151,5 @@ def written() -> dict[Path, str]:
 
 if __name__ == "__main__":
     for path, text in written().items():
-        write_atomically(path, text)
+        write_aside(path, text)
         print(path.relative_to(ROOT))

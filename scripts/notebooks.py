@@ -14,7 +14,7 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 
-from companion._files import write_atomically
+from companion._files import write_aside
 
 KEPT = ("started", "wall_seconds", "processor", "accelerator", "threads", "python", "torch", "torchvision", "companion")
 
@@ -37,7 +37,7 @@ def run(path: Path) -> float:
         "language_info": {"name": "python"},
         "execution": execution(started, seconds),
     }
-    write_atomically(path, nbformat.writes(notebook) + "\n")
+    write_aside(path, nbformat.writes(notebook) + "\n")
     return seconds
 
 

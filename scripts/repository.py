@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import yaml
 
-from companion._files import write_atomically
+from companion._files import write_aside
 
 PLACES = (
     "_config.yml",
@@ -83,13 +83,13 @@ def write(root: Path, url: str) -> None:
             rf"\b{re.escape(old_owner)}\.github\.io/{re.escape(old_name)}(?![\w-])", f"{owner}.github.io/{name}", after
         )
         if after != before:
-            write_atomically(path, after)
+            write_aside(path, after)
     for path in sorted(root.glob("notebooks/*.ipynb")):
         notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
         cell = first_code_cell(notebook)
         if cell and "google.colab" in cell.source and cell.source != setup_cell(url, branch):
             cell.source = setup_cell(url, branch)
-            write_atomically(path, nbformat.writes(notebook) + "\n")
+            write_aside(path, nbformat.writes(notebook) + "\n")
 
 
 def first_code_cell(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode | None:

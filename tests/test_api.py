@@ -43,7 +43,7 @@ def test_every_entry_leads_to_its_lines() -> None:
         lines = (ROOT / found[1]).read_text().splitlines()[int(found[2]) - 1 : int(found[3])]
         defined = next(line for line in lines if not line.lstrip().startswith(("@", ")")) or line.endswith(":"))
         assert re.match(rf"\s*(def|class) {name.rpartition('.')[2]}\b", defined), defined
-    assert address("companion.experiments.records", "Run.seed") is None
+    assert address("companion.experiments.records", "Run.seed") is None and address("", "seed") is None
 
 
 def test_a_new_name_reaches_its_page_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from companion._files import filled_atomically, remove_leftovers, write_atomically
+from companion._files import filled_aside, write_aside
 from companion.experiments.records import enlist, index, sha256
+from companion.training import load_checkpoint, save_checkpoint
 
 FORK = multiprocessing.get_context("fork")
 MADE_ANEW = {  # builds and drawings: what the next call makes anew
@@ -50,17 +51,24 @@ def dies(place: str, visit: int, act: Callable[[], object]) -> int:
     return process.exitcode or 0
 
 
-@pytest.mark.parametrize(("place", "visit"), [("fsync", 1), ("replace", 1), ("replace", 2)])
-def test_a_kill_leaves_the_old_file_and_the_next_writer_the_new_one(tmp_path: Path, place: str, visit: int) -> None:
-    path, before = tmp_path / "state.pt", tmp_path / "state.pt.previous"
-    write_atomically(path, "old")
-    assert dies(place, visit, lambda: write_atomically(path, "new", previous=before)) == 9
-    found = path if path.exists() else before  # between the two renames only the previous one is there
-    assert found.read_text() == "old" and len(list(tmp_path.glob("*.tmp"))) == 1
-    remove_leftovers(path)
-    write_atomically(path, lambda file: file.write(b"new"), previous=before)
-    assert path.read_text() == "new" and before.read_text() == "old"
-    assert sorted(tmp_path.iterdir()) == [path, before]
+@pytest.mark.parametrize("place", ["fsync", "replace"])
+def test_a_kill_leaves_the_old_file(tmp_path: Path, place: str) -> None:
+    path = tmp_path / "state.pt"
+    write_aside(path, "old")
+    assert dies(place, 1, lambda: write_aside(path, "new")) == 9
+    assert path.read_text() == "old" and len(list(tmp_path.glob(".*.part"))) == 1
+    write_aside(path, lambda file: file.write(b"new"))
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("visit", [1, 2])
+@pytest.mark.parametrize("place", ["fsync", "replace"])
+def test_a_kill_inside_a_save_leaves_a_good_checkpoint(tmp_path: Path, place: str, visit: int) -> None:
+    path = tmp_path / "run.pt"
+    save_checkpoint(path, {"step": 1})
+    save_checkpoint(path, {"step": 2})
+    dies(place, visit, lambda: save_checkpoint(path, {"step": 3}))
+    assert load_checkpoint(path)["step"] in (2, 3)
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
@@ -69,19 +77,19 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: ty
         file.write(b"ha")  # type: ignore[attr-defined]
         raise error
 
-    write_atomically(tmp_path / "page.md", "old")
+    write_aside(tmp_path / "page.md", "old")
     with pytest.raises(error):
-        write_atomically(tmp_path / "page.md", half)
-    with pytest.raises(error), filled_atomically(tmp_path / "folder") as aside:
+        write_aside(tmp_path / "page.md", half)
+    with pytest.raises(error), filled_aside(tmp_path / "folder") as aside:
         (aside / "half").touch()
         raise error
     assert [path.name for path in tmp_path.iterdir()] == ["page.md"] and (tmp_path / "page.md").read_text() == "old"
 
 
 def test_of_two_that_fill_a_folder_the_faster_one_stays(tmp_path: Path) -> None:
-    with filled_atomically(tmp_path / "folder") as slow:
+    with filled_aside(tmp_path / "folder") as slow:
         (slow / "by").write_text("slow")
-        with filled_atomically(tmp_path / "folder") as fast:
+        with filled_aside(tmp_path / "folder") as fast:
             (fast / "by").write_text("fast")
     assert (tmp_path / "folder" / "by").read_text() == "fast" and len(list(tmp_path.iterdir())) == 1
 
@@ -95,7 +103,7 @@ def test_several_runners_on_one_index_lose_nothing(tmp_path: Path) -> None:
         for step in range(40):
             own = tmp_path / f"{number}-{step}.json"
             own.write_text(f"{number} {step}")
-            write_atomically(shared, own.read_text())
+            write_aside(shared, own.read_text())
             enlist(tmp_path, [own, shared], anew=True)
 
     processes = [FORK.Process(target=runner, args=(number,)) for number in range(4)]
@@ -128,5 +136,5 @@ def test_nothing_but_the_one_writer_writes_in_place() -> None:
     files = [path for folder in ("companion", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
     found = [call for path in files if path.relative_to(ROOT).as_posix() not in MADE_ANEW for call in in_place(path)]
     found = [call for call in found if not call.startswith("companion/_files.py:")]
-    assert not found, "use companion._files.write_atomically"
-    assert len(list(in_place(ROOT / "companion" / "_files.py"))) == 4  # the test sees what it looks for
+    assert not found, "use companion._files.write_aside"
+    assert len(list(in_place(ROOT / "companion" / "_files.py"))) == 3  # the test sees what it looks for

@@ -131,7 +131,7 @@ def imported(sources: list[str]) -> dict[str, str]:
 # -------------------------------------------------------------------------------------------------------------- source
 def source_address(repository: str, branch: str, module: str, name: str) -> str | None:
     """Where the repository shows the lines of `module.name`; None of what has none, such as a field of a record."""
-    thing: Any = importlib.import_module(module)
+    thing: Any = importlib.import_module(module) if module else None  # a field that a docstring lists
     for part in name.split("."):
         thing = inspect.getattr_static(thing, part, None)
         thing = (

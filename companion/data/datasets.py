@@ -17,7 +17,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
 from companion._checks import extra
-from companion._files import data_root, write_atomically
+from companion._files import data_root, write_aside
 from companion.data.images import Images, check_split, decode
 
 # Mean and standard deviation of each channel, of pixels from 0 to 1.
@@ -289,7 +289,7 @@ def _cached(cache: Path, paths: list[Path]) -> UInt8[np.ndarray, "examples 3 64 
             raise ValueError(f"{path} has {image.shape[2]}×{image.shape[1]} pixels, 64×64 expected")
         pixels[i] = image
     try:
-        write_atomically(cache, lambda file: np.savez(file, fingerprint=fingerprint, pixels=pixels))
+        write_aside(cache, lambda file: np.savez(file, fingerprint=fingerprint, pixels=pixels))
     except OSError as error:
         warnings.warn(f"{cache} cannot be written ({error}); the images will be decoded again next time", stacklevel=3)
     return pixels

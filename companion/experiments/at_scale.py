@@ -24,7 +24,7 @@ from torch import nn
 from torchvision.datasets import ImageFolder
 
 from companion import data, training
-from companion._files import filled_atomically
+from companion._files import filled_aside
 from companion.experiments import quantities
 from companion.experiments.plan import Outcome, Workplace
 from companion.experiments.records import Run
@@ -49,7 +49,7 @@ def drawn_photographs(root: Path, classes: int = 8, train: int = 16, val: int = 
     if folder.is_dir():
         return folder
     chance = np.random.default_rng(0)
-    with filled_atomically(folder) as aside:
+    with filled_aside(folder) as aside:
         for split, label, index in itertools.chain(
             itertools.product(["train"], range(classes), range(train)),
             itertools.product(["val"], range(classes), range(val)),

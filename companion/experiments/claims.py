@@ -499,7 +499,7 @@ def _removed(method: str) -> list[Comparison]:
 
 
 def _short(share: float) -> str:
-    """.9 for 0.9"""
+    """.9 for 0.9."""
     return f"{share:g}".removeprefix("0")
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from scipy.integrate import quad
 from scipy.special import digamma, gammaln
 from torch import Tensor
@@ -54,7 +54,7 @@ class Task:
     q: int
     draw: Sampler
 
-    def sample(self, n: int, seed: int) -> tuple[Float[Tensor, "n p"], Float[Tensor, "n q"]]:
+    def sample(self, n: int, seed: int) -> tuple[Num[Tensor, "n p"], Num[Tensor, "n q"]]:
         """n independent pairs, float64 (labels and symbols: int64), the same for the same seed."""
         x, y = self.draw(n, torch.Generator().manual_seed(seed))
         return x.view(n, -1), y.view(n, -1)

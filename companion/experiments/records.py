@@ -35,7 +35,7 @@ from filelock import FileLock
 from jaxtyping import Bool
 from torch import Tensor
 
-from companion._files import write_atomically
+from companion._files import write_aside
 
 if TYPE_CHECKING:
     from companion.experiments.statistics import Mean
@@ -198,7 +198,7 @@ class Record:
             raise ValueError(f"record {self.run}: {size} bytes, at most {LIMIT} are allowed: round the measures")
         folder = results_root(root)
         path = folder / self.run.path
-        write_atomically(path, text)
+        write_aside(path, text)
         enlist(folder, [path], anew=True)
         return path
 
@@ -253,7 +253,7 @@ def enlist(root: str | Path, paths: Iterable[Path], anew: bool = False) -> list[
         new = {name: path for name, path in named.items() if anew or name not in known}
         if new:
             known |= {name: sha256(path) for name, path in new.items()}
-            write_atomically(root / INDEX, "".join(f"{digest}  {name}\n" for name, digest in sorted(known.items())))
+            write_aside(root / INDEX, "".join(f"{digest}  {name}\n" for name, digest in sorted(known.items())))
     return list(new.values())
 
 

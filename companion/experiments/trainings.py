@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
 from companion import data, models, training
-from companion._files import write_atomically
+from companion._files import write_aside
 from companion._ranks import buffers_of_rank_zero
 from companion.experiments import quantities
 from companion.experiments.controls import PlaceboAugmentedCKASparsity, PlaceboCKASparsity
@@ -444,7 +444,7 @@ def lottery(run: Run, place: Workplace) -> Outcome:
 
     def trained(model: nn.Module, masked: Callable[[Optimizer], Masks]) -> None:
         state = {"ticket": ticket.state_dict(), "levels": levels}
-        write_atomically(progress, lambda file: torch.save(state, file))
+        write_aside(progress, lambda file: torch.save(state, file))
         history[:] = task.fit(run, place, model, masked, checkpoint=f".level{ticket.level}")
         kept = sum(int(mask.sum()) for mask in ticket.masks.values())
         held = sum(mask.numel() for mask in ticket.masks.values())

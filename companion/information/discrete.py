@@ -131,7 +131,7 @@ def discrete_entropy(
 
 def discrete_mutual_information(
     x: Int[Tensor, "examples *columns"],
-    y: Int[Tensor, "examples *columns"],
+    y: Int[Tensor, "examples *columns_y"],
     *,
     correction: str = "grassberger",
     unit: str = "nats",

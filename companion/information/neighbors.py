@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from scipy.spatial import KDTree
 from torch import Tensor
 
@@ -222,7 +222,7 @@ def _pair(x: Any, y: Any, k: int) -> tuple[Float[Tensor, "n p"], Float[Tensor, "
 
 def _ksg1_counts(
     x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, block: int | None
-) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"], Int[Tensor, "n"]]:
+) -> tuple[Float[Tensor, "n"], Num[Tensor, "n"], Num[Tensor, "n"]]:
     """ε_i, and how many others lie strictly closer than ε_i in x and in y."""
     joint = torch.cat([x, y], 1)
     if _use_tree(joint, block):
@@ -241,7 +241,7 @@ def _ksg1_counts(
 
 def _ksg2_counts(
     x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, block: int | None
-) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"], Int[Tensor, "n"], Int[Tensor, "n"]]:
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"], Num[Tensor, "n"], Num[Tensor, "n"]]:
     """ε_i, the number of neighbours within it (k without ties), and the others in the rectangle's sides."""
     joint = torch.cat([x, y], 1)
     n = len(x)

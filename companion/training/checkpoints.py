@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import glob
 import io
+import os
 import pickle
 import random
+import secrets
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from companion._files import remove_leftovers, write_atomically
+from companion._files import write_aside
 
 FORMAT = "companion.training 1"
 
@@ -21,7 +25,8 @@ FORMAT = "companion.training 1"
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain types) to `path`, whole or not at all; what stood there becomes `path.previous`.
 
-    A process killed at any moment, or a full disk (`OSError`), leaves the last good checkpoint in place.
+    The bytes go to a file aside in the same folder, reach the disk, and only then take the name: a process killed at
+    any moment, or a full disk (`OSError`), leaves a good checkpoint at `path`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -29,14 +34,31 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     ...     print(load_checkpoint(Path(folder) / "run.pt")["model"])
     {'weight': tensor([1., 1.])}
     """
-    path = Path(path)
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **state}, buffer)
+    path, buffer = Path(path), io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)  # to the disk itself, it would hide why that cannot be written to
+
+    def write(file: IO[bytes]) -> None:
+        file.write(buffer.getbuffer())
+        _keep(path)  # not before: a disk may be full
+
     try:
-        write_atomically(path, buffer.getbuffer(), previous=previous(path))
+        write_aside(path, write)
     except OSError as error:
         error.add_note(f"The checkpoint {path} was not written; the one before it is untouched.")
         raise
+
+
+def _keep(path: Path) -> None:
+    """Give a checkpoint the name of the previous one, too. Its own it loses only to the next."""
+    if not path.exists():
+        return
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        os.link(path, aside)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, aside)
+    aside.replace(previous(path))
+    aside.unlink(missing_ok=True)  # a file that has both names already is not renamed
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -69,7 +91,10 @@ def claim(path: str | Path, configuration: dict[str, Any], held: ExitStack) -> d
         held.enter_context(FileLock(f"{path}.lock", timeout=0))  # the system lets go of it when the process dies
     except Timeout:
         raise RuntimeError(f"{path} is in use by another run: wait, or give this run another path") from None
-    remove_leftovers(path)
+    # Left by a killed run: no live one can be writing this checkpoint, we hold the lock. Others in the folder may be on
+    # their way, such as `run.pt` beside `run`.
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.part"):
+        stale.unlink()
     # A run killed between the two renames leaves only the previous one.
     found = next((candidate for candidate in (path, previous(path)) if candidate.exists()), None)
     if found is None:
