@@ -386,8 +386,8 @@ def cka(
 
 
 def cka_matrix(
-    xs: Sequence[Float[Tensor, "examples _"]] | Mapping[str, Float[Tensor, "examples _"]],
-    ys: Sequence[Float[Tensor, "examples _"]] | Mapping[str, Float[Tensor, "examples _"]] | None = None,
+    xs: Sequence[Float[Tensor, "examples ..."]] | Mapping[str, Float[Tensor, "examples ..."]],
+    ys: Sequence[Float[Tensor, "examples ..."]] | Mapping[str, Float[Tensor, "examples ..."]] | None = None,
     *,
     unbiased: bool = True,
     kernel: Kernel = "linear",

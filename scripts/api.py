@@ -120,17 +120,18 @@ def section(name: str, pages: dict[str, str]) -> str:
 
 
 def directive(name: str, thing: Any) -> Iterator[str]:
-    """What documents one name; of a tuple, whose fields have docstrings that say nothing, the methods alone."""
+    """What documents one name; of a class whose fields have values, which have docstrings of their own, its methods."""
     if inspect.isfunction(thing):
         yield f".. autofunction:: {name}"
     elif issubclass(thing, BaseException):
         yield f".. autoexception:: {name}"
     else:
         yield f".. autoclass:: {name}"
-        members = [one for one in vars(thing) if not one.startswith("_") and one not in getattr(thing, "_fields", ())]
-        documented = [one for one in members if inspect.getdoc(vars(thing)[one])]
+        fields = {*getattr(thing, "_fields", ()), *getattr(thing, "__dataclass_fields__", ())}
+        members = {one: value for one, value in vars(thing).items() if not one.startswith("_") and one not in fields}
+        documented = [one for one, value in members.items() if value.__doc__ not in (None, type(value).__doc__)]
         if documented:
-            yield f"   :members: {', '.join(documented)}" if hasattr(thing, "_fields") else "   :members:"
+            yield f"   :members: {', '.join(documented)}" if fields & set(vars(thing)) else "   :members:"
 
 
 def written() -> dict[Path, str]:

@@ -18,6 +18,12 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+# Before anything of the package is imported.
+install_import_hook(
+    [f"companion.{name}" for name in ("features", "flow", "information", "similarity")], "shapes.checked"
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
