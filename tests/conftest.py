@@ -21,9 +21,8 @@ import torch
 from jaxtyping import install_import_hook
 
 # Before anything of the package is imported.
-install_import_hook(
-    [f"companion.{name}" for name in ("features", "flow", "information", "similarity")], "shapes.checked"
-)
+MEASURES = ("features", "flow", "information", "regularizers", "similarity")
+install_import_hook([f"companion.{name}" for name in MEASURES], "shapes.checked")
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
