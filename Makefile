@@ -1,7 +1,7 @@
 # Identity & Flow: everything that is made here. `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test test-package test-notebooks test-pages test-kernels lint links colab offline pdf notebooks status benchmark requirements repository clean
+.PHONY: help book serve test test-package test-notebooks test-pages test-kernels lint links colab offline pdf notebooks api status benchmark requirements repository clean
 
 # The first Python that is new enough; `make book PYTHON=/path/to/python` chooses another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -89,6 +89,9 @@ offline: $(BUILT) ## zip the built book: unpacked anywhere, it reads without a n
 pdf: $(INSTALLED) ## make the book's PDF by LaTeX; says what is missing
 	$(BIN)/python scripts/pdf.py
 
+api: $(INSTALLED) ## write the API pages from the package
+	$(BIN)/python scripts/api.py
+
 status: $(INSTALLED) ## write the page that says what ran, from the stored notebooks and records
 	$(BIN)/python scripts/status.py
 
@@ -116,7 +119,7 @@ $(INSTALLED): requirements.txt pyproject.toml setup.py
 	@command -v git >/dev/null || { echo "Missing: git. Install it (https://git-scm.com)."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "Missing: Python's venv module. On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
 	@echo "Installing into .venv: some gigabytes, some minutes."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[book,test]'
 	@touch $@
 
 $(COLAB)/.installed: tests/colab.txt | $(INSTALLED)

@@ -1,15 +1,21 @@
 """What pyproject.toml cannot say: records and explorables of the book are packaged, so that chapters run anywhere."""
 
-from setuptools import find_namespace_packages, find_packages, setup
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
-DATA = {f"companion.{name}": f"book/{name}" for name in ("results", "explorables")}
+
+class WithBook(build_py):
+    """Adds what the package reads of the book; an editable install reads it where it lies."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            for name in ("results", "explorables"):
+                self.copy_tree(f"book/{name}", f"{self.build_lib}/companion/{name}")
+
 
 setup(
-    packages=[
-        *find_packages(include=["companion", "companion.*"]),
-        *DATA,
-        *(f"{package}.{part}" for package, folder in DATA.items() for part in find_namespace_packages(folder)),
-    ],
-    package_dir=DATA,
-    package_data={"": ["*.json", "*.js", "*.css", "*.png", "SHA256SUMS", "py.typed"]},
+    packages=find_packages(include=["companion", "companion.*"]),
+    package_data={"companion": ["*.pyi", "py.typed"]},
+    cmdclass={"build_py": WithBook},
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -64,3 +65,18 @@ def whole_number(**values: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise ValueError(f"{name}={value!r} must be a whole number") from None
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Around an import: say which of the package's extras brings a module that is not installed.
+
+    >>> with extra("experiments"):
+    ...     import seaborn_of_tomorrow
+    Traceback (most recent call last):
+    ModuleNotFoundError: No module named 'seaborn_of_tomorrow': pip install "identity-and-flow[experiments]"
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f'{error}: pip install "identity-and-flow[{name}]"', name=error.name) from error

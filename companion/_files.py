@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,16 +20,50 @@ def data_root(root: str | Path | None = None) -> Path:
     return Path(root or os.environ.get("COMPANION_DATA") or "~/.cache/companion").expanduser()
 
 
-def write_aside(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file under a passing name beside `path`, then rename it; a failure leaves nothing behind."""
+def write_aside(path: Path, content: str | bytes | Callable[[IO[bytes]], Any]) -> None:
+    """Write a file whole or not at all: the bytes go to a file aside, reach the disk, and only then take the name.
+
+    A process killed at any moment, or a full disk, leaves what stood there; of an error nothing else is left either.
+
+    Args:
+        content: text (as UTF-8), bytes, or what writes them into an open file.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_aside(Path(folder, "sub", "page.md"), "# A page")
+    ...     print(Path(folder, "sub", "page.md").read_text(), len(list(Path(folder).rglob("*"))))
+    # A page 2
+    """
+    if isinstance(content, str):
+        content = content.encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # its own for each of several processes
+    aside = _aside(path)
     try:
-        with aside.open("wb") as file:
-            write(file)
+        with open(aside, "wb") as file:
+            content(file) if callable(content) else file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def filled_aside(folder: Path) -> Iterator[Path]:
+    """A new folder aside that becomes `folder` when all is in it, unless another process was faster."""
+    aside = _aside(folder)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        os.rename(aside, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    """A passing name, its own for each of several processes."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")

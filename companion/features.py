@@ -34,6 +34,24 @@ from torch.utils.module_tracker import ModuleTracker
 
 from companion._checks import one_of
 
+__all__ = [
+    "REDUCERS",
+    "FeatureTap",
+    "Layers",
+    "Reducer",
+    "average_pool",
+    "batches",
+    "device_of",
+    "evaluating",
+    "extract",
+    "find_blocks",
+    "find_layers",
+    "flatten",
+    "per_position",
+    "resolve_reducer",
+    "unwrap",
+]
+
 Layers: TypeAlias = (
     "str | Iterable[str] | type[nn.Module] | Iterable[type[nn.Module]] | Callable[[str, nn.Module], bool]"
 )
@@ -756,7 +774,7 @@ def extract(
     select: Select = None,
     forward: Forward = None,
     batch_size: int = 256,
-) -> dict[str, Float[Tensor, "examples features"]]:
+) -> dict[str, Float[Tensor, "examples ..."]]:
     """Features of all examples at the chosen layers, in evaluation mode; the model is left as it was.
 
     Args:

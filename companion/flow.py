@@ -41,6 +41,22 @@ from companion.features import (
     unwrap,
 )
 
+__all__ = [
+    "Trajectory",
+    "carry",
+    "lengths",
+    "measure",
+    "polygons",
+    "second_differences",
+    "stages",
+    "steps",
+    "straightness",
+    "tap",
+    "trajectory",
+    "turning_angles",
+    "vertices",
+]
+
 
 # ------------------------------------------------------------------------------------------------- from layers to steps
 def carry(x: Float[Tensor, "examples *feature"], shape: Sequence[int]) -> Float[Tensor, "examples *shape"]:
@@ -76,7 +92,7 @@ def carry(x: Float[Tensor, "examples *feature"], shape: Sequence[int]) -> Float[
     return F.pad(x, (0, 0) * (len(old) - 1) + (before, new[0] - old[0] - before))
 
 
-def steps(features: Sequence[Float[Tensor, "examples *feature"]]) -> list[Float[Tensor, "examples *feature"]]:
+def steps(features: Sequence[Float[Tensor, "examples ..."]]) -> list[Float[Tensor, "examples ..."]]:
     """The steps d_l = x_{l+1} − x_l of every example; x_l is carried over where the shape changes (`carry`).
 
     Raises:
@@ -91,7 +107,7 @@ def steps(features: Sequence[Float[Tensor, "examples *feature"]]) -> list[Float[
 
 
 # ------------------------------------------------------------------------------------------------ measures of the steps
-def lengths(path: Sequence[Float[Tensor, "examples *feature"]], norm: float = 2) -> Float[Tensor, "steps examples"]:
+def lengths(path: Sequence[Float[Tensor, "examples ..."]], norm: float = 2) -> Float[Tensor, "steps examples"]:
     """‖d_l‖ of every step, in units of the features.
 
     Raises:
@@ -105,7 +121,7 @@ def lengths(path: Sequence[Float[Tensor, "examples *feature"]], norm: float = 2)
 
 
 def second_differences(
-    path: Sequence[Float[Tensor, "examples *feature"]], norm: float = 2
+    path: Sequence[Float[Tensor, "examples ..."]], norm: float = 2
 ) -> Float[Tensor, "turns examples"]:
     """‖d_{l+1} − d_l‖ = ‖x_{l+2} − 2x_{l+1} + x_l‖, in units of the features: how much the step changes.
 
@@ -119,7 +135,7 @@ def second_differences(
     return torch.stack(turns) if turns else _no_turns(path)
 
 
-def turning_angles(path: Sequence[Float[Tensor, "examples *feature"]]) -> Float[Tensor, "turns examples"]:
+def turning_angles(path: Sequence[Float[Tensor, "examples ..."]]) -> Float[Tensor, "turns examples"]:
     """Angle between successive steps, in radians: 0 is straight on, π straight back.
 
     2·atan2(‖u − v‖, ‖u + v‖) of the unit steps u, v, because arccos⟨u, v⟩ has an infinite gradient at 0, the straight
@@ -143,7 +159,7 @@ def turning_angles(path: Sequence[Float[Tensor, "examples *feature"]]) -> Float[
     return torch.stack(angles) if angles else _no_turns(path)
 
 
-def straightness(features: Sequence[Float[Tensor, "examples *feature"]], norm: float = 2) -> Float[Tensor, " examples"]:
+def straightness(features: Sequence[Float[Tensor, "examples ..."]], norm: float = 2) -> Float[Tensor, " examples"]:
     """Chord over length, ‖x_L − x₀‖ / Σ_l ‖d_l‖, from 0 (a closed path) to 1 (a straight one, or one that rests).
 
     Raises:

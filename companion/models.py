@@ -1,8 +1,9 @@
 """Networks for small images: CIFAR ResNets, VGG-16 with batch norm, and small nets for the digits.
 
 ImageNet networks are torchvision's. Every network maps normalised images `(examples, channels, height, width)` to
-logits `(examples, classes)`; shapes in comments are those of a 32×32 image with the default widths. Chapters 02 and 10
-look inside these networks, chapter 09 removes filters from them.
+logits `(examples, classes)`; shapes in comments are those of a 32×32 image with the default widths. Chapters
+*Feature similarity* and *CIFAR: identity* look inside these networks, chapter *From small norms to a smaller network*
+removes filters from them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,21 @@ from torch import Tensor, nn
 
 from companion._checks import at_least, one_of, whole_number
 from companion._files import data_root
+
+__all__ = [
+    "VGG",
+    "BasicBlock",
+    "ResNet",
+    "Subsample",
+    "digits_net",
+    "mlp",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "vgg16_bn",
+]
 
 Shortcut = Literal["A", "B"]
 Weights = Literal["akamaster"] | None

@@ -5,6 +5,8 @@ tables and records, they never train.
 A figure stands on white, in dark mode too: its colours carry meaning and must not change with the page. Lines have
 colours that can be told apart with deficient colour vision, and by their lightness in a grey print; the map of CKA has
 viridis.
+
+Chapter *Feature similarity* draws with them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from cycler import cycler
-from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
@@ -32,6 +33,26 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("companion.plots draws with seaborn: pip install seaborn") from error
 
 from companion.blocks import label, spans, stage_of
+
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "INK",
+    "ORANGE",
+    "SKY",
+    "STYLE",
+    "VERMILION",
+    "WINE",
+    "cka_heatmap",
+    "cka_heatmaps",
+    "glue",
+    "layer_name",
+    "mask_report",
+    "scale",
+    "stages",
+    "style",
+]
 
 # Okabe & Ito (2008), with a wine for their pink; the last two are too light for thin lines.
 BLUE, VERMILION, GREEN, WINE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#882255", "#E69F00", "#56B4E9"
@@ -93,6 +114,8 @@ def glue(**numbers: SupportsFloat | str) -> None:
     Two decimals, and a proper minus sign; a string is taken as it is. It shows nothing. The bundle is the one that
     `myst_nb.glue` makes; a chapter that does not import that also runs where no book is built.
     """
+    from IPython.display import display  # here: only a notebook needs it
+
     for name, number in numbers.items():
         text = number if isinstance(number, str) else f"{round(float(number), 2) + 0.0:.2f}"
         bundle = {"application/papermill.record/text/plain": repr(text.replace("-", "−"))}

@@ -14,6 +14,8 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 
+from companion._files import write_aside
+
 KEPT = ("started", "wall_seconds", "processor", "accelerator", "threads", "python", "torch", "torchvision", "companion")
 
 
@@ -34,7 +36,7 @@ def run(path: Path) -> float:
         "language_info": {"name": "python"},
         "execution": execution(started, seconds),
     }
-    nbformat.write(notebook, path)
+    write_aside(path, nbformat.writes(notebook) + "\n")
     return seconds
 
 

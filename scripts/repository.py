@@ -13,6 +13,8 @@ from pathlib import Path
 import nbformat
 import yaml
 
+from companion._files import write_aside
+
 PLACES = (
     "_config.yml",
     "pyproject.toml",
@@ -31,7 +33,7 @@ import sys
 KEEP_ON_DRIVE = False  # True: images, checkpoints and records stay in your Google Drive, for the next session
 
 if "google.colab" in sys.modules:
-    %pip install --quiet "identity-and-flow @ git+{url}@{branch}"
+    %pip install --quiet "identity-and-flow[experiments] @ git+{url}@{branch}"
     if KEEP_ON_DRIVE:
         from companion.experiments.notebook import keep_on_drive
 
@@ -81,13 +83,13 @@ def write(root: Path, url: str) -> None:
             rf"\b{re.escape(old_owner)}\.github\.io/{re.escape(old_name)}(?![\w-])", f"{owner}.github.io/{name}", after
         )
         if after != before:
-            path.write_text(after)
+            write_aside(path, after)
     for path in sorted(root.glob("notebooks/*.ipynb")):
         notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
         cell = first_code_cell(notebook)
         if cell and "google.colab" in cell.source and cell.source != setup_cell(url, branch):
             cell.source = setup_cell(url, branch)
-            nbformat.write(notebook, path)
+            write_aside(path, nbformat.writes(notebook) + "\n")
 
 
 def first_code_cell(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode | None:

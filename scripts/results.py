@@ -19,6 +19,7 @@ from forest import Drawn, Line, digest, forest, in_words
 from repository import repository
 
 from companion import plots
+from companion._files import write_aside
 from companion.experiments import EXPERIMENTS, TITLES, published, quantities, registry, replay
 from companion.experiments.claims import (
     ACROSS_HOSTS,
@@ -198,7 +199,7 @@ COUNTED = {  # a verdict on one claim, and on several
 
 
 def listed(parts: Iterable[str]) -> str:
-    """a, b and c"""
+    """The parts as `a, b and c`."""
     *rest, last = parts
     return f"{', '.join(rest)} and {last}" if rest else last
 
@@ -470,7 +471,7 @@ def manipulated(judged: Judgement) -> str:
 
 
 def cells(states: Counter[str]) -> str:
-    """acted; or did not act in 3 cells, unclear in 1"""
+    """What the cells did: `acted`, or `did not act in 3 cells, unclear in 1`."""
     if len(states) == 1:
         return next(iter(states))
     (word, count), *rest = states.most_common()
@@ -724,10 +725,11 @@ def page() -> str:
 
 def main() -> None:
     """Write the page, its figure, and the answer on the first page."""
-    PAGE.write_text(page())
-    INTRO.write_text(ANSWER.sub(lambda _: answer(), INTRO.read_text()))
+    write_aside(PAGE, page())
+    write_aside(INTRO, ANSWER.sub(lambda _: answer(), INTRO.read_text()))
     with plt.rc_context(plots.STYLE):
-        forest(drawn()).savefig(PICTURE, dpi=288, metadata={"Description": digest(drawn())})
+        options = {"format": "png", "dpi": 288, "metadata": {"Description": digest(drawn())}}
+        write_aside(PICTURE, lambda file: forest(drawn()).savefig(file, **options))
 
 
 if __name__ == "__main__":

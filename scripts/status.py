@@ -12,6 +12,7 @@ from typing import Any
 import nbformat
 import yaml
 
+from companion._files import write_aside
 from companion.experiments import EXPERIMENTS, replay
 from companion.experiments.records import Records
 
@@ -129,5 +130,5 @@ def page(root: Path = ROOT) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    write_aside(PAGE, page())
     print(f"{PAGE.relative_to(ROOT)}: {len(list(notebooks()))} notebooks, {len(list(experiments()))} experiments")

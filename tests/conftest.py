@@ -18,6 +18,11 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+# Before anything of the package is imported.
+MEASURES = ("features", "flow", "information", "regularizers", "similarity")
+install_import_hook([f"companion.{name}" for name in MEASURES], "shapes.checked")
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page

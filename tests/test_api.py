@@ -1,71 +1,86 @@
-"""The API pages name everything that the package offers, and nothing else."""
+"""The API pages are written from what the package offers."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
+import functools
 import re
+from pathlib import Path
 
 import pytest
+from code_links import source_address
 from conftest import ROOT
 
 import companion
+from companion import flow
+from scripts import api
 
 
 def offered() -> set[str]:
-    """Public functions and classes: what a package lists in `__all__`, what a module defines without an underscore."""
-    names = set()
-    there = {info.name: info.ispkg for info in pkgutil.iter_modules(companion.__path__, "companion.")}
-    there = {path: is_package for path, is_package in there.items() if not path.startswith("companion._")}
-    evidence = ("claims", "explorables", "hypotheses", "notebook", "published", "quantities", "records", "statistics")
-    there |= {f"companion.experiments.{name}": False for name in evidence}
-    for path, is_package in there.items():
-        module = importlib.import_module(path)
-        for name in getattr(module, "__all__", vars(module)):
-            thing = getattr(module, name)
-            own = is_package or getattr(thing, "__module__", "") == path
-            if own and not name.startswith("_") and (inspect.isfunction(thing) or inspect.isclass(thing)):
-                names.add(f"{path}.{name}")
-    return names
+    """Public functions and classes: what the public modules list in `__all__`."""
+    return {f"{module}.{name}" for module in api.modules() for name in api.entries(module)}
 
 
-def test_api_pages_name_all_that_the_package_offers() -> None:
-    named = set()
-    module = ""
-    entries = r"^\.\. (module|autofunction|autoclass|autoexception):: (\S+)"
-    for directive, name in re.findall(entries, text(), re.MULTILINE):
-        if directive == "module":
-            module = name
-        elif not name.startswith("companion."):  # a full path: what signatures refer to, not a name to import
-            named.add(f"{module}.{name}")
-    missing, gone = sorted(offered() - named), sorted(named - offered())
-    assert not missing and not gone, f"the API pages lack {missing}, and still have {gone}"
+@pytest.mark.parametrize("path", [*sorted((ROOT / "book").glob("api*/*.md")), api.CONTENTS], ids=lambda path: path.stem)
+def test_the_pages_are_those_that_the_package_writes(path: Path, pages: dict[Path, str]) -> None:
+    assert path.read_text() == pages[path], "run `make api`"
 
 
-def test_every_module_says_where_it_is_explained() -> None:
-    for section in text().split("\n## ")[1:]:
-        assert re.search(r"\]\(\S+\.(md|ipynb)\)|[Cc]hapter", section.split("```")[0]), section[:80]
+@pytest.fixture(scope="module")
+def pages() -> dict[Path, str]:
+    return api.written()
 
 
-def text() -> str:
-    return "\n".join(page.read_text() for page in sorted((ROOT / "book" / "api").glob("*.md")))
+def test_every_entry_leads_to_its_lines() -> None:
+    """The lines of the address begin where the name is defined, or with its decorator."""
+    address = functools.partial(source_address, "https://github.com/owner/name", "branch")
+    methods = [("companion.features", "FeatureTap.remove"), ("companion.pruning", "Masks.report")]
+    methods += [("companion.experiments.records", "Run.path"), ("companion.training", "History.frame")]
+    for module, name in [*(full.rsplit(".", 1) for full in sorted(offered())), *methods]:
+        found = re.fullmatch(
+            r"https://github.com/owner/name/blob/branch/(.+)#L(\d+)-L(\d+)", address(module, name) or ""
+        )
+        assert found, f"{module}.{name}"
+        lines = (ROOT / found[1]).read_text().splitlines()[int(found[2]) - 1 : int(found[3])]
+        defined = next(line for line in lines if not line.lstrip().startswith(("@", ")")) or line.endswith(":"))
+        assert re.match(rf"\s*(def|class) {name.rpartition('.')[2]}\b", defined), defined
+    assert address("companion.experiments.records", "Run.seed") is None and address("", "seed") is None
+
+
+def test_a_new_name_reaches_its_page_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def doubled(x: int) -> int:
+        """Two of it."""
+        return 2 * x
+
+    monkeypatch.setattr(flow, "doubled", doubled, raising=False)
+    monkeypatch.setattr(flow, "__all__", [*flow.__all__, "doubled"])
+    monkeypatch.setattr(doubled, "__module__", "companion.flow")
+    assert ".. autofunction:: doubled\n" in api.written()[ROOT / "book" / "api" / "looking.md"]
+
+
+@pytest.mark.parametrize("missing", ["__all__", "page", "chapter"])
+def test_a_module_that_cannot_be_documented_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if missing == "__all__":
+        monkeypatch.delattr(flow, "__all__")
+    elif missing == "page":
+        monkeypatch.setitem(api.PAGES, "looking", ("Looking", ("similarity", "information")))
+    else:
+        monkeypatch.setattr(flow, "__doc__", "Flow: a path.\n\nIt is *smooth*.")
+    with pytest.raises(ValueError, match="flow"):
+        api.written()
 
 
 def test_names_that_people_type_first_come_from_the_package_itself() -> None:
     for name in companion.__all__:
         thing = getattr(companion, name)
         assert thing.__module__.startswith("companion.") and name in dir(companion)
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+    with pytest.raises(AttributeError, match="nonsense"):
         _ = companion.nonsense
 
 
-def test_the_first_page_leads_to_every_module() -> None:
-    """In the table there each module stands beside the page that documents it."""
-    rows = re.findall(r"^\| \[.+?\]\((api/\w+\.md)\) \| (.+) \|$", (ROOT / "book" / "api.md").read_text(), re.MULTILINE)
-    table = {module: page for page, modules in rows for module in re.findall(r"`([\w.]+)`", modules)}
-    pages = sorted((ROOT / "book" / "api").glob("*.md"))
-    there = {
-        m: f"api/{p.name}" for p in pages for m in re.findall(r"^\.\. module:: (\S+)", p.read_text(), re.MULTILINE)
-    }
-    assert table == there
+@pytest.mark.parametrize(
+    "text", [(ROOT / name).read_text() for name in ("README.md", "book/recipes.md")], ids=("readme", "recipes")
+)
+def test_each_name_has_one_import_path(text: str) -> None:
+    """What the package offers itself is not imported from its module."""
+    found = re.findall(r"^from companion\.([\w.]+) import (.+)$", text, re.MULTILINE)
+    assert not [name for _, names in found for name in names.split(", ") if name in companion.__all__]

@@ -321,7 +321,7 @@ def test_glue_is_the_bundle_that_the_book_reads(monkeypatch: pytest.MonkeyPatch)
         assert raw
         outputs.append(nbformat.v4.new_output("display_data", data=data, metadata=metadata))
 
-    monkeypatch.setattr(plots, "display", display)
+    monkeypatch.setattr("IPython.display.display", display)
     plots.glue(bias=np.float32(0.9712), drop=-0.5, nothing=-0.001, exact="0.970")
     glued = dict(reader.extract_glue_data_cell(nbformat.v4.new_code_cell(outputs=outputs)))
     assert {key: output["data"]["text/plain"] for key, output in glued.items()} == {

@@ -109,7 +109,11 @@ def test_the_environment_is_pinned_and_holds_what_the_project_asks_for() -> None
         assert specifier.operator == "==", requirement
         pins.setdefault(canonical(requirement.name), []).append(specifier.version)
     extras = PROJECT["optional-dependencies"]
-    for requirement in map(Requirement, [*PROJECT["dependencies"], *extras["book"], *extras["test"]]):
+    for requirement in map(
+        Requirement, [*PROJECT["dependencies"], *extras["experiments"], *extras["book"], *extras["test"]]
+    ):
+        if requirement.name == PROJECT["name"]:  # the extra of that name
+            continue
         assert canonical(requirement.name) in pins, requirement
         assert all(version in requirement.specifier for version in pins[canonical(requirement.name)]), requirement
     assert pins["jupyter-book"] == ["1.0.4.post1"]

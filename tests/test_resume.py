@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from companion import _files
 from companion.data import DeviceLoader, Images
 from companion.pruning import DST, GraNet
 from companion.training import (
@@ -170,7 +171,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path,
         with pytest.raises(Stop):
             run(tmp_path / "run.pt", before_step=stop_at(interruption), **options)
     assert_equal(run(tmp_path / "run.pt", **options), whole)
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*.part"))
 
 
 def test_a_finished_run_returns_its_result_without_training(tmp_path: Path) -> None:
@@ -257,10 +258,10 @@ def test_killed_inside_a_save_it_ends_bit_for_bit_the_same(tmp_path: Path, place
     process = start(tmp_path, "run", moment=(place, visit))
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert list(tmp_path.glob("*.tmp"))  # the half-finished file; the next run sweeps it away
+    assert list(tmp_path.glob(".*.part"))  # the half-finished file; the next run sweeps it away
     process = start(tmp_path, "run")
     process.join()
-    assert process.exitcode == 0 and not list(tmp_path.glob("*.tmp"))
+    assert process.exitcode == 0 and not list(tmp_path.glob(".*.part"))
     assert_equal(result(tmp_path, "run"), run(None))
 
 
@@ -283,7 +284,7 @@ def test_two_runs_at_once_do_not_touch_each_other(tmp_path: Path) -> None:
 
 def test_a_run_sweeps_away_its_own_leftovers_alone(tmp_path: Path) -> None:
     """Of two runs in one folder, one's checkpoint may be named like the beginning of the other's."""
-    own, other = (tmp_path / f"{name}.{16 * 'a'}.tmp" for name in ("run[1]", "run[1].pt"))
+    own, other = (tmp_path / f".{name}.{8 * 'a'}.part" for name in ("run[1]", "run[1].pt"))
     for half in (own, other):
         half.touch()
     run(tmp_path / "run[1]", epochs=1)
@@ -354,12 +355,12 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch
             self.file.write(content[: len(content) // 2])
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "open", lambda *name: Full(open(*name), next(files)), raising=False)  # noqa: SIM115
+    monkeypatch.setattr(_files, "open", lambda *name: Full(open(*name), next(files)), raising=False)  # noqa: SIM115
     with pytest.raises(OSError, match="No space left") as error:
         run(path)
     assert "the one before it is untouched" in error.value.__notes__[0]
     monkeypatch.undo()
-    assert load_checkpoint(path)["batch"] == 6 and not list(tmp_path.glob("*.tmp"))
+    assert load_checkpoint(path)["batch"] == 6 and not list(tmp_path.glob(".*.part"))
     assert_equal(run(path), run(None))
 
 

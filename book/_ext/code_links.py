@@ -1,4 +1,5 @@
-"""Code that names something of the package, `cka_map` or `companion.flow`, leads to its entry on the API page.
+"""Code that names something of the package, `cka_map` or `companion.flow`, leads to its entry on the API page, and an
+entry to its lines in the repository.
 
 Inline code does so in every kind of output, names in the code of cells and programs on the pages of the site.
 """
@@ -6,18 +7,25 @@ Inline code does so in every kind of output, names in the code of cells and prog
 from __future__ import annotations
 
 import ast
+import functools
+import importlib
+import inspect
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import yaml
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.config import Config
 from sphinx.domains.python import ObjectEntry
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.nodes import make_refnode
 
+import companion
 from companion.experiments import EXPERIMENTS
 
 PYTHON = ("ipython3", "python")
@@ -120,7 +128,32 @@ def imported(sources: list[str]) -> dict[str, str]:
     return {name: meaning.pop() for name, meaning in found.items() if len(meaning) == 1 and meaning != {""}}
 
 
+# -------------------------------------------------------------------------------------------------------------- source
+def source_address(repository: str, branch: str, module: str, name: str) -> str | None:
+    """Where the repository shows the lines of `module.name`; None of what has none, such as a field of a record."""
+    thing: Any = importlib.import_module(module) if module else None  # a field that a docstring lists
+    for part in name.split("."):
+        thing = inspect.getattr_static(thing, part, None)
+        thing = (
+            getattr(thing, "fget", None) or getattr(thing, "func", None) or getattr(thing, "__func__", None) or thing
+        )
+    try:
+        lines, first = inspect.getsourcelines(inspect.unwrap(thing))
+        path = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "").relative_to(Path(companion.__file__).parents[1])
+    except (TypeError, ValueError):
+        return None
+    return f"{repository}/blob/{branch}/{path.as_posix()}#L{first}-L{first + len(lines) - 1}"
+
+
+def resolve_source(app: Sphinx, config: Config) -> None:
+    """Tell `sphinx.ext.linkcode` where the code of an entry is: at the address in `_config.yml`."""
+    place = yaml.safe_load((Path(__file__).parents[2] / "_config.yml").read_text())["repository"]
+    address = functools.partial(source_address, place["url"], place["branch"])
+    config.linkcode_resolve = lambda domain, info: address(info["module"], info["fullname"])
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_post_transform(CodeLinks)
     app.connect("html-page-context", link_blocks)
+    app.connect("config-inited", resolve_source)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -11,6 +11,8 @@ What is looked for under the data root (see `data_root`):
   `cifar-10-batches-py/` and `cifar-100-python/`, torchvision's, which are downloaded when missing;
 - Tiny ImageNet: `tiny-imagenet-200/` as published, or `tiny-imagenet-{200,20}/{train,val}/WNID/*.JPEG`;
 - ImageNet: `imagenet/{train,val}/WNID/*.JPEG`, or the published archives in `imagenet/`.
+
+Chapter *Feature similarity* uses digits and CIFAR-10.
 """
 
 from __future__ import annotations

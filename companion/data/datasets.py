@@ -13,11 +13,10 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
-from companion._checks import one_of
+from companion._checks import extra, one_of
 from companion._files import data_root, write_aside
 from companion.data.images import Images, decode, files_below
 
@@ -72,11 +71,15 @@ def digits(split: Literal["train", "test"] = "train", seed: int = 0) -> Images:
 
     Raises:
         ValueError: an unknown split.
+        ModuleNotFoundError: scikit-learn is not installed; the extra `experiments` brings it.
 
     >>> digits()
     Images('digits train', 1437 of 1×8×8, 10 classes, cpu)
     """
     one_of(split=(split, ("train", "test")))
+    with extra("experiments"):
+        from sklearn.datasets import load_digits
+
     bunch = load_digits()
     # The 17 levels 0…16 are spread over 0…255; no two of them meet.
     pixels = torch.from_numpy(np.rint(bunch.images * 255 / 16).astype(np.uint8))[:, None]
@@ -277,8 +280,7 @@ def _tiny_imagenet_files(folder: Path, split: str) -> dict[str, list[Path]]:
 def _cached(cache: Path, paths: list[Path]) -> UInt8[np.ndarray, "examples 3 64 64"]:
     """The decoded images, kept in `cache` for as long as no name, size or date of a file changes.
 
-    The cache is written aside and renamed when it is complete, so what bears its name is whole; the checksums of the
-    archive guard it afterwards.
+    What bears its name is whole; the checksums of the archive guard it afterwards.
     """
     listing = hashlib.sha256()
     for path in paths:

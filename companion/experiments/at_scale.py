@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
-import secrets
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +24,7 @@ from torch import nn
 from torchvision.datasets import ImageFolder
 
 from companion import data, training
+from companion._files import filled_aside
 from companion.experiments import quantities
 from companion.experiments.plan import Outcome, Workplace
 from companion.experiments.records import Run
@@ -50,25 +48,21 @@ def drawn_photographs(root: Path, classes: int = 8, train: int = 16, val: int = 
     folder = root / f"drawn-{classes}-{train}-{val}"
     if folder.is_dir():
         return folder
-    aside = folder.with_name(f"{folder.name}.{secrets.token_hex(8)}.tmp")
     chance = np.random.default_rng(0)
-    for split, label, index in itertools.chain(
-        itertools.product(["train"], range(classes), range(train)),
-        itertools.product(["val"], range(classes), range(val)),
-    ):
-        height, width = chance.integers(40, 80, 2)
-        row, column = np.mgrid[:height, :width]
-        angle, phase = np.pi * label / classes, chance.uniform(0, 2 * np.pi)
-        wave = np.sin(0.5 * (row * np.sin(angle) + column * np.cos(angle)) + phase)
-        tint = 0.5 + 0.5 * np.cos(2 * np.pi * (label / classes + np.arange(3) / 3))
-        pixels = 128 + 70 * wave[..., None] * tint + chance.normal(0, 20, (height, width, 3))
-        path = aside / split / f"class{label}" / f"{index}.JPEG"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, format="JPEG", quality=90)
-    try:
-        os.rename(aside, folder)
-    except OSError:  # another process was faster
-        shutil.rmtree(aside)
+    with filled_aside(folder) as aside:
+        for split, label, index in itertools.chain(
+            itertools.product(["train"], range(classes), range(train)),
+            itertools.product(["val"], range(classes), range(val)),
+        ):
+            height, width = chance.integers(40, 80, 2)
+            row, column = np.mgrid[:height, :width]
+            angle, phase = np.pi * label / classes, chance.uniform(0, 2 * np.pi)
+            wave = np.sin(0.5 * (row * np.sin(angle) + column * np.cos(angle)) + phase)
+            tint = 0.5 + 0.5 * np.cos(2 * np.pi * (label / classes + np.arange(3) / 3))
+            pixels = 128 + 70 * wave[..., None] * tint + chance.normal(0, 20, (height, width, 3))
+            path = aside / split / f"class{label}" / f"{index}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, format="JPEG", quality=90)
     return folder
 
 

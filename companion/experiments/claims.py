@@ -31,6 +31,28 @@ from companion.experiments.statistics import (
     stratified,
 )
 
+__all__ = [
+    "ACROSS_HOSTS",
+    "CLAIMS",
+    "DENSE",
+    "FLOW",
+    "HOSTS",
+    "MOVED",
+    "TARGETS",
+    "Claim",
+    "Comparison",
+    "Contrast",
+    "Judgement",
+    "Pairs",
+    "Test",
+    "Tested",
+    "effect",
+    "one_falls_with_the_other",
+    "penalty_of",
+    "strength_of",
+    "zeros_are_shared",
+]
+
 Pairs = Mapping[tuple[str, int], float]  # (experiment, seed) → a difference of two runs of that seed
 
 
@@ -477,7 +499,7 @@ def _removed(method: str) -> list[Comparison]:
 
 
 def _short(share: float) -> str:
-    """.9 for 0.9"""
+    """.9 for 0.9."""
     return f"{share:g}".removeprefix("0")
 
 

@@ -7,6 +7,8 @@ There are two: what the page says refutes the hypothesis, raw and after Holm's c
 says, `experiments.statistics.conclude`.
 
 Three hypotheses were first judged by a norm that says nothing about the size of a filter: see `MISJUDGED`.
+
+Chapter *Identity meets flow* shows all verdicts.
 """
 
 from __future__ import annotations
@@ -34,6 +36,31 @@ from companion.experiments.statistics import (
     tally,
     verdict,
 )
+
+__all__ = [
+    "AGAIN",
+    "CKA",
+    "CLASSICS",
+    "FEATURES",
+    "FOLDED",
+    "HYPOTHESES",
+    "LENGTHS",
+    "MEASURES",
+    "MISJUDGED",
+    "PRUNED",
+    "REMOVED",
+    "THIRD",
+    "WORDS",
+    "Between",
+    "Difference",
+    "Hypothesis",
+    "Judged",
+    "Same",
+    "all_must_refute",
+    "each_can_refute",
+    "judge",
+    "pooled",
+]
 
 FEATURES = ("cka_sr", "aug_cka_sr", "ffr_length", "ffr_curvature")
 CLASSICS = ("group_lasso", "slimming")

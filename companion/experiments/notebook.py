@@ -1,9 +1,16 @@
-"""A notebook in Google Colab: its machine forgets everything; Google Drive keeps it."""
+"""A notebook in Google Colab: its machine forgets everything; Google Drive keeps it.
+
+See page *Running experiments*.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+__all__ = [
+    "keep_on_drive",
+]
 
 DRIVE = Path("/content/drive/MyDrive")  # where Colab shows the reader's own Drive
 

@@ -2,11 +2,23 @@
 
 None of them was measured here, and none states seeds or a spread. Numbers of the papers' main texts that are not
 available to us are not here.
+
+Chapter *Identity layers* puts them beside ours.
 """
 
 from __future__ import annotations
 
 import pandas as pd
+
+__all__ = [
+    "BETA_BASELINE",
+    "dense_training",
+    "drawn_strengths",
+    "filter_pruning",
+    "random_masks_beta",
+    "random_masks_cifar100",
+    "token_sparsification",
+]
 
 APPENDIX = "Ni et al. 2023, arXiv 2307.07389, appendix"
 BENCHMARK = "the benchmark table of torch-pruning (Fang et al. 2023)"

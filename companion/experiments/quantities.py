@@ -2,6 +2,8 @@
 
 How it is measured (a network → plain JSON, rounded to the digits that a figure can show) and how it is read back (a
 record → one number, a `Reading`, by whose name runs are compared over seeds) stand side by side.
+
+Chapter *Identity layers* compares by them; page *Running experiments* lists them.
 """
 
 from __future__ import annotations
@@ -24,6 +26,46 @@ from companion.features import Layers, batches, device_of, evaluating, extract, 
 from companion.information import gaussian_estimate, kolchinsky_tracey, noisy_label_information
 from companion.regularizers import FeaturePenalty
 from companion.similarity import cka_map
+
+__all__ = [
+    "WEIGHT_EDGES",
+    "Reading",
+    "about_image",
+    "about_label",
+    "after_pruning",
+    "after_removal",
+    "block_damage",
+    "block_outputs",
+    "branch_scale",
+    "cka_in_stages",
+    "cka_of_blocks",
+    "cka_of_neighbours",
+    "convolutions",
+    "deviations",
+    "flow_by_example",
+    "folded_norms",
+    "geometry",
+    "gradient_cosines",
+    "information",
+    "inner_deviation",
+    "inner_scale",
+    "matrix",
+    "mean_cosine",
+    "of_network",
+    "path_angle",
+    "path_length",
+    "percent",
+    "pruned_on_average",
+    "raw_norms",
+    "rounded",
+    "shared_information",
+    "small_weights",
+    "sparsity_kept",
+    "straightness",
+    "trajectory",
+    "weights",
+    "without_blocks",
+]
 
 Reading = Callable[[Record], float]
 

@@ -7,6 +7,8 @@ fits the others.
 
 The folder is `results/EXPERIMENT/TIER/METHOD[-SPARSITY]-seedN.json`, under `book/` in the repository and inside the
 package elsewhere.
+
+See page *Running experiments*.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -36,6 +39,24 @@ from companion._files import write_aside
 
 if TYPE_CHECKING:
     from companion.experiments.statistics import Mean
+
+__all__ = [
+    "INDEX",
+    "LIMIT",
+    "Record",
+    "Records",
+    "Run",
+    "block",
+    "enlist",
+    "index",
+    "load",
+    "packed",
+    "problems",
+    "provenance",
+    "results_root",
+    "sha256",
+    "unpacked",
+]
 
 SCHEMA = 1
 LIMIT = 200_000  # bytes a record may take
@@ -177,7 +198,7 @@ class Record:
             raise ValueError(f"record {self.run}: {size} bytes, at most {LIMIT} are allowed: round the measures")
         folder = results_root(root)
         path = folder / self.run.path
-        write_aside(path, lambda file: file.write(text.encode()))
+        write_aside(path, text)
         enlist(folder, [path], anew=True)
         return path
 
@@ -225,16 +246,14 @@ def enlist(root: str | Path, paths: Iterable[Path], anew: bool = False) -> list[
     ...     print([new.name for new in enlist(folder, [path])], enlist(folder, [path]))
     ['record.json'] []
     """
-    root, known = Path(root), index(root)
-    digests = {path.relative_to(root).as_posix(): path for path in paths}
-    new = {name: path for name, path in digests.items() if anew or name not in known}
-    lines = {name: sha256(path) for name, path in new.items()}
-    if set(lines) & set(known):
-        text = "".join(f"{digest}  {name}\n" for name, digest in sorted((known | lines).items()))
-        write_aside(root / INDEX, lambda file: file.write(text.encode()))
-    elif lines:
-        with (root / INDEX).open("a", encoding="utf-8") as file:  # short appends of several runners do not mix
-            file.write("".join(f"{digest}  {name}\n" for name, digest in lines.items()))
+    root = Path(root)
+    with FileLock(root / f"{INDEX}.lock"):  # what several runners enter must not undo one another
+        known = index(root)
+        named = {path.relative_to(root).as_posix(): path for path in paths}
+        new = {name: path for name, path in named.items() if anew or name not in known}
+        if new:
+            known |= {name: sha256(path) for name, path in new.items()}
+            write_aside(root / INDEX, "".join(f"{digest}  {name}\n" for name, digest in sorted(known.items())))
     return list(new.values())
 
 

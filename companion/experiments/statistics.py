@@ -8,6 +8,8 @@ such tests, for the claims of the papers and for our own hypotheses alike.
 
 Intervals cover what another seed changes: initial weights, order of the batches, crops. They do not cover other test
 images.
+
+Page *The claims, one by one* states the rule.
 """
 
 from __future__ import annotations
@@ -23,10 +25,35 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import optimize, stats
-from statsmodels.regression.linear_model import OLS
-from statsmodels.regression.mixed_linear_model import MixedLM
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
+
+from companion._checks import extra
+
+with extra("experiments"):
+    from statsmodels.regression.linear_model import OLS
+    from statsmodels.regression.mixed_linear_model import MixedLM
+    from statsmodels.stats.multitest import multipletests
+    from statsmodels.stats.power import TTestPower
+
+__all__ = [
+    "ALPHA",
+    "QUANTITIES",
+    "VERDICTS",
+    "Common",
+    "Mean",
+    "Outcome",
+    "Quantity",
+    "acted",
+    "clustered",
+    "common_effect",
+    "conclude",
+    "corrected",
+    "holm",
+    "mean",
+    "sign_flip",
+    "stratified",
+    "tally",
+    "verdict",
+]
 
 ALPHA = 0.05  # the error of a family's directions, and of each test of equivalence
 VERDICTS = ("holds", "does not hold", "mixed", "equivalent within δ", "undecided", "not run")

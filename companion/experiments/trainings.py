@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
 from companion import data, models, training
+from companion._files import write_aside
 from companion._ranks import buffers_of_rank_zero
 from companion.experiments import controls, quantities
 from companion.experiments.plan import Outcome, Workplace, completed
@@ -415,12 +416,12 @@ def lottery(run: Run, place: Workplace) -> Outcome:
     task = Task.of(run, place)
     model = task.network(run, place)
     progress = place.work / run.path.with_suffix(".pt.ticket")
-    progress.parent.mkdir(parents=True, exist_ok=True)
     levels: list[dict[str, Any]] = []
     history: list[dict[str, Any]] = []
 
     def trained(model: nn.Module, masked: Callable[[Optimizer], Masks]) -> None:
-        torch.save({"ticket": ticket.state_dict(), "levels": levels}, progress)
+        state = {"ticket": ticket.state_dict(), "levels": levels}
+        write_aside(progress, lambda file: torch.save(state, file))
         history[:] = task.fit(run, place, model, masked, checkpoint=f".level{ticket.level}")
         kept = sum(int(mask.sum()) for mask in ticket.masks.values())
         held = sum(mask.numel() for mask in ticket.masks.values())

@@ -131,7 +131,7 @@ def discrete_entropy(
 @ESTIMATORS.register("discrete", title="counts", x="discrete", y="discrete", bound="neither", finite=False)
 def discrete_mutual_information(
     x: Int[Tensor, "examples *columns"],
-    y: Int[Tensor, "examples *columns"],
+    y: Int[Tensor, "examples *columns_y"],
     *,
     correction: str = "grassberger",
     unit: str = "nats",

@@ -22,10 +22,11 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from companion._checks import at_least, one_of, whole_number
@@ -41,9 +42,6 @@ from companion.information.estimates import (
     same_rows,
     standardised,
 )
-
-if TYPE_CHECKING:
-    from sklearn.neighbors import KDTree
 
 BLOCK = {"cpu": 2**20, "cuda": 2**25}  # distances in one block of rows
 TREE = 16  # up to so many joint dimensions k-d trees are faster than comparing all pairs
@@ -91,19 +89,19 @@ def _count(x: Float[Tensor, "n d"], radius: Float[Tensor, "n"]) -> Int[Tensor, "
         at = x[:, 0].contiguous()
         ordered = at.sort().values
         return torch.searchsorted(ordered, at + radius, right=True) - torch.searchsorted(ordered, at - radius)
-    return torch.from_numpy(_tree(x).query_radius(x.numpy(), radius.numpy(), count_only=True))
+    tree = KDTree(x.numpy())
+    return torch.from_numpy(tree.query_ball_point(x.numpy(), radius.numpy(), p=math.inf, return_length=True))
 
 
-def _tree(x: Float[Tensor, "n d"]) -> KDTree:
-    from sklearn.neighbors import KDTree
-
-    return KDTree(x.numpy(), metric="chebyshev")
+def _nearest(x: Float[Tensor, "n d"], k: int) -> tuple[Any, Any]:
+    """Distances of each point to the k points nearest to it, itself the first, and their places (CPU)."""
+    return KDTree(x.numpy()).query(x.numpy(), k, p=math.inf)
 
 
 def _kth_distance(x: Float[Tensor, "n d"], k: int, block: int | None) -> Float[Tensor, "n"]:
     """Distance of each point to its k-th nearest other point."""
     if _use_tree(x, block):
-        return torch.from_numpy(_tree(x).query(x.numpy(), k + 1)[0][:, k])
+        return torch.from_numpy(_nearest(x, k + 1)[0][:, k])
     return _by_blocks(x, block, lambda rows: (_distances(x[rows], x).kthvalue(k + 1).values,))[0]
 
 
@@ -299,7 +297,7 @@ def _ksg2_counts(
     joint = torch.cat([x, y], 1)
     n = len(x)
     if _use_tree(joint, block) and n > k + 1:
-        distances, index = _tree(joint).query(joint.numpy(), k + 2)
+        distances, index = _nearest(joint, k + 2)
         if (
             distances[:, k] * (1 + TIE) < distances[:, k + 1]
         ).all():  # no ties: k neighbours each (and the point, at 0)

@@ -14,6 +14,9 @@
 
 Masks and what they choose by are here, `methods` holds the methods, one file each, found by name in `METHODS`;
 `filters` takes whole filters out of a network.
+
+Chapter *What sparsity is and what it buys* counts with `cost` and times with `latency`, chapter *Random, magnitude,
+lottery, dynamic* derives the methods, chapter *From small norms to a smaller network* takes filters out.
 """
 
 from __future__ import annotations
@@ -64,6 +67,7 @@ __all__ = [
     "LotteryTicket",
     "MagnitudePruning",
     "Masks",
+    "Options",
     "RandomPruning",
     "RigL",
     "RigLITOP",

@@ -14,6 +14,9 @@ features. A strength is a number, or a function of the optimizer steps so far, s
 
 `PENALTIES` holds them all by name. `base` is what they share, `identity` CKA-SR and its relatives, `flow` feature-flow
 regularisation, `information` what squeezes information, `weights` the baselines that read weights.
+
+Chapter *Identity layers* derives CKA-SR, chapter *Feature-flow regularisation* FFR, chapter *The information
+bottleneck* the penalties on information.
 """
 
 from __future__ import annotations

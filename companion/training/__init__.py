@@ -24,6 +24,8 @@ On many GPUs the same script runs under `torchrun`; each rank reads its slice of
 
 `loop` holds `fit` and the sockets, `measuring` what a run measures, `recipes` the optimizers and schedules,
 `checkpoints` what survives a kill, `ranks` the process group.
+
+Page *Running experiments* shows it at work.
 """
 
 from __future__ import annotations

@@ -8,13 +8,16 @@ import os
 import pickle
 import random
 import secrets
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+
+from companion._files import write_aside
 
 FORMAT = "companion.training 1"
 
@@ -23,7 +26,7 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain types) to `path`, whole or not at all; what stood there becomes `path.previous`.
 
     The bytes go to a file aside in the same folder, reach the disk, and only then take the name: a process killed at
-    any moment, or a full disk (`OSError`), leaves the last good checkpoint in place.
+    any moment, or a full disk (`OSError`), leaves a good checkpoint at `path`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -31,24 +34,31 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     ...     print(load_checkpoint(Path(folder) / "run.pt")["model"])
     {'weight': tensor([1., 1.])}
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **state}, buffer)
+    path, buffer = Path(path), io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)  # to the disk itself, it would hide why that cannot be written to
+
+    def write(file: IO[bytes]) -> None:
+        file.write(buffer.getbuffer())
+        _keep(path)  # not before: a disk may be full
+
     try:
-        with open(aside, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            os.replace(path, previous(path))
-        os.replace(aside, path)
+        write_aside(path, write)
     except OSError as error:
         error.add_note(f"The checkpoint {path} was not written; the one before it is untouched.")
         raise
-    finally:
-        aside.unlink(missing_ok=True)
+
+
+def _keep(path: Path) -> None:
+    """Give a checkpoint the name of the previous one, too. Its own it loses only to the next."""
+    if not path.exists():
+        return
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        os.link(path, aside)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, aside)
+    aside.replace(previous(path))
+    aside.unlink(missing_ok=True)  # a file that has both names already is not renamed
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -83,7 +93,7 @@ def claim(path: str | Path, configuration: dict[str, Any], held: ExitStack) -> d
         raise RuntimeError(f"{path} is in use by another run: wait, or give this run another path") from None
     # Left by a killed run: no live one can be writing this checkpoint, we hold the lock. Others in the folder may be on
     # their way, such as `run.pt` beside `run`.
-    for stale in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 16}.tmp"):
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.part"):
         stale.unlink()
     # A run killed between the two renames leaves only the previous one.
     found = next((candidate for candidate in (path, previous(path)) if candidate.exists()), None)

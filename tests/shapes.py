@@ -1,0 +1,26 @@
+"""The runtime check of jaxtyping's shapes: what the tests' import hook decorates every function of the package with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+from beartype import beartype
+from jaxtyping import AbstractArray
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Check annotations that hold a shape, all others are mypy's; and arguments only together with what came back.
+
+    jaxtyping gives two empty functions for each of the package's: one takes its arguments, before the call, the other,
+    after it, also its result. A call that the function itself refuses never gets to the second.
+    """
+    hints = function.__annotations__
+    function.__annotations__ = {name: hint for name, hint in hints.items() if shaped(hint)}
+    after = any(name.startswith("ret") and name != "return" for name in hints)
+    return beartype(function) if after else function
+
+
+def shaped(hint: Any) -> bool:
+    """Is this `Float[Tensor, "n d"]`, or made of such?"""
+    return (isinstance(hint, type) and issubclass(hint, AbstractArray)) or any(map(shaped, get_args(hint)))
