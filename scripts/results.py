@@ -19,7 +19,7 @@ from forest import Drawn, Line, digest, forest, in_words
 from repository import repository
 
 from companion import plots
-from companion.experiments import EXPERIMENTS, TITLES, published, quantities, registry, replay
+from companion.experiments import EXPERIMENTS, TITLES, published, quantities, replay
 from companion.experiments.claims import (
     ACROSS_HOSTS,
     CLAIMS,
@@ -49,6 +49,7 @@ from companion.experiments.statistics import (
     sign_flip,
     stratified,
 )
+from companion.experiments.studies import penalties
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "book" / "results.md"
@@ -280,8 +281,8 @@ def weakest() -> str:
     chosen = replay("dense_penalties_strengths")
     scores = []
     for method in ("ffr_length", "ffr_curvature", "ffr_length_curvature"):
-        grid = [name for name in registry.CANDIDATES if name.rpartition("_")[0] == method]
-        if registry.PENALISED[method] != registry.CANDIDATES[grid[0]]:
+        grid = [name for name in penalties.CANDIDATES if name.rpartition("_")[0] == method]
+        if penalties.PENALISED[method] != penalties.CANDIDATES[grid[0]]:
             raise ValueError(f"{method} is no longer tested at the weakest strength of {grid}: the page has to say so")
         scores.append(quantities.pruned_on_average(chosen.one(method=grid[0])))
     none = quantities.pruned_on_average(chosen.one(method="none"))

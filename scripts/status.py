@@ -1,10 +1,12 @@
-"""Write the page *Status* from what is stored: which notebook ran, when and on what; which experiments have records.
+"""Write the page *Status* from what is stored: which notebook ran, when and on what; which experiments have records;
+and the table of experiments on the page *Running experiments* from the registry.
 
 python scripts/status.py
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from companion.experiments.records import Records
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "book" / "status.md"
+RUNNING = ROOT / "book" / "running.md"
+REGISTERED = re.compile(r"(?<=\n\n)\| name \| question \|.*?(?=\n\n)", re.DOTALL)  # the table on that page
 UNKNOWN = "not recorded"  # of an execution, in a notebook that was stored before such things were kept
 
 HEAD = """\
@@ -116,6 +120,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def registered() -> str:
+    """The table of experiments: what each asks, and how many runs its tiers have."""
+    rows = []
+    for name, experiment in EXPERIMENTS.items():
+        runs = ", ".join(f"{tier} {len(experiment.runs(tier))}" for tier in experiment.tiers)
+        rows.append([f"`{name}`", experiment.question, runs])
+    return table(["name", "question", "runs"], rows).rstrip()
+
+
 def page(root: Path = ROOT) -> str:
     """The page's text."""
     chapters, runs = list(notebooks(root)), list(experiments(root))
@@ -130,4 +143,5 @@ def page(root: Path = ROOT) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page())
+    RUNNING.write_text(REGISTERED.sub(lambda _: registered(), RUNNING.read_text()))
     print(f"{PAGE.relative_to(ROOT)}: {len(list(notebooks()))} notebooks, {len(list(experiments()))} experiments")

@@ -23,7 +23,13 @@ WITHOUT = {
     },
     "comes out of a function, whose example shows it": {
         *("data.Loaders", "flow.Trajectory", "similarity.Interval", "pruning.Cost", "pruning.Coupling"),
-        *("pruning.FilterReport", "pruning.FineTuning", "training.Place", "experiments.Outcome", "experiments.Task"),
+        *(
+            "pruning.FilterReport",
+            "pruning.FineTuning",
+            "training.Place",
+            "experiments.Outcome",
+            "experiments.ImageTask",
+        ),
     },
     "works in Google Colab alone": {"experiments.notebook.keep_on_drive"},
     "its other half's example shows it": {"training.load_checkpoint"},
@@ -31,9 +37,7 @@ WITHOUT = {
     "a protocol, which `fit`'s example meets": {"training.Penalty", "training.Sparsity"},
     "performs runs of an experiment, for minutes or hours": {
         *("experiments.Workplace", "experiments.perform", "experiments.problems", "experiments.train"),
-        *("experiments.train_and_prune", "experiments.lottery", "experiments.published_cka"),
-        *("experiments.published_flow", "experiments.known_information", "experiments.throughput"),
-        "experiments.pace",
+        *("experiments.train_and_prune", "experiments.lottery"),
     },
     "a part of `claims.Claim`": {
         f"experiments.claims.{name}" for name in ("Comparison", "Contrast", "Judgement", "Tested")

@@ -23,8 +23,9 @@ from held import kill_after_a_save
 from companion import experiments, models, training
 from companion.experiments import EXPERIMENTS, Experiment, Outcome, Tier, Workplace, quantities, records, registry
 from companion.experiments.__main__ import main
-from companion.experiments.plan import completed
+from companion.experiments.recipes import completed
 from companion.experiments.records import Run
+from companion.experiments.studies.information import known_information
 
 TINY = {
     "dataset": "digits",
@@ -68,7 +69,7 @@ def test_registry_expands_to_distinct_json_runs():
                 assert Run(**json.loads(json.dumps(dataclasses.asdict(run)))) == run
     with pytest.raises(ValueError, match="no tier 'huge'"):
         EXPERIMENTS["dense_cifar10"].runs("huge")
-    with pytest.raises(ValueError, match="no experiment 'nonsense'"):
+    with pytest.raises(ValueError, match="experiment='nonsense' is unknown"):
         experiments.find("nonsense")
 
 
@@ -540,11 +541,11 @@ def test_a_damaged_record_is_an_error_and_never_not_run(toy, place, tmp_path, ca
 def test_only_too_few_examples_count_as_an_estimators_answer(place):
     run = next(r for r in EXPERIMENTS["known_information"].runs("smoke") if r.method == "gaussian")
     few = dataclasses.replace(run, settings={**run.settings, "sizes": [[3, 1, 100]]})
-    outcome = experiments.known_information(few, place)
+    outcome = known_information(few, place)
     assert outcome.result["refused"] == outcome.result["answers"] > 0
     for change in ({"estimator": "kernels"}, {"options": {"shrinkage": "none"}}):
         with pytest.raises(ValueError, match=r"kernels|shrinkage"):
-            experiments.known_information(dataclasses.replace(run, settings={**run.settings, **change}), place)
+            known_information(dataclasses.replace(run, settings={**run.settings, **change}), place)
 
 
 def test_a_precision_is_chosen_on_the_command_line_and_a_foreign_block_is_left(tmp_path, monkeypatch, capsys):

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from companion import training
-from companion.experiments import executors, observations, records, registry
+from companion.experiments import executors, records, registry
 from companion.experiments.plan import TIERS, Experiment, Workplace
 from companion.experiments.records import Records, Run
 from companion.experiments.runner import Attempt, attempt, load_or_run, problems, recorded
+from companion.experiments.studies import speed
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -163,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.command == "run":
             return _run(arguments, root)
         elif arguments.command == "pace":
-            for precision, rate in observations.pace_of_steps(arguments.size).items():
+            for precision, rate in speed.pace_of_steps(arguments.size).items():
                 print(f"{precision}: {rate:.0f} images a second")
         elif arguments.command == "status":
             for experiment, tier in _each_tier():

@@ -21,7 +21,6 @@ from typing import NamedTuple
 from companion.experiments import quantities
 from companion.experiments.quantities import Reading
 from companion.experiments.records import Record, Records
-from companion.experiments.registry import TITLES
 from companion.experiments.runner import replay
 from companion.experiments.statistics import (
     ALPHA,
@@ -34,6 +33,7 @@ from companion.experiments.statistics import (
     tally,
     verdict,
 )
+from companion.experiments.studies.penalties import TITLES
 
 FEATURES = ("cka_sr", "aug_cka_sr", "ffr_length", "ffr_curvature")
 CLASSICS = ("group_lasso", "slimming")

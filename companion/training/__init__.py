@@ -32,13 +32,13 @@ from companion._ranks import Place, distributed, rank, world_size
 from companion.training.checkpoints import load_checkpoint, save_checkpoint, seed_everything
 from companion.training.loop import Penalty, Sparsity, fit
 from companion.training.measuring import History, evaluate
-from companion.training.recipes import Schedule, adamw, cosine, multistep, one_cycle, sgd
+from companion.training.recipes import LRSchedule, adamw, cosine, multistep, one_cycle, sgd
 
 __all__ = [
     "History",
+    "LRSchedule",
     "Penalty",
     "Place",
-    "Schedule",
     "Sparsity",
     "adamw",
     "cosine",

@@ -35,7 +35,7 @@ from companion.training.measuring import (
     full_precision,
     move,
 )
-from companion.training.recipes import Schedule
+from companion.training.recipes import LRSchedule
 
 STEPS_BETWEEN_CHECKS = 25  # so often the device is asked for its losses: progress and NaN cost no wait in every step
 IN_THE_BAR = {"loss": "loss", "accuracy": "accuracy", "sparsity": "sparsity", "images/s": "images_per_second"}
@@ -177,7 +177,7 @@ def fit(
     optimizer: Optimizer,
     *,
     epochs: int,
-    schedule: Schedule | None = None,
+    schedule: LRSchedule | None = None,
     validation: Iterable[Batch] | None = None,
     penalty: Penalty | Iterable[Penalty] | None = None,
     sparsity: Sparsity | None = None,
