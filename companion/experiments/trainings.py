@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 from companion import data, models, training
 from companion._checks import one_of
-from companion._files import write_aside
 from companion.experiments import quantities
 from companion.experiments.controls import PlaceboAugmentedCKASparsity, PlaceboCKASparsity
 from companion.experiments.plan import Outcome, Workplace
@@ -250,8 +250,7 @@ def lottery(run: Run, place: Workplace) -> Outcome:
     history: list[dict[str, Any]] = []
 
     def trained(model: nn.Module, masked: Callable[[Optimizer], Masks]) -> None:
-        state = {"ticket": ticket.state_dict(), "levels": levels}
-        write_aside(progress, lambda file: torch.save(state, file))
+        training.save_checkpoint(progress, {"ticket": ticket.state_dict(), "levels": levels})
         history[:] = task.fit(model, masked, checkpoint=f".level{ticket.level}")
         kept = sum(int(mask.sum()) for mask in ticket.masks.values())
         held = sum(mask.numel() for mask in ticket.masks.values())
@@ -260,7 +259,8 @@ def lottery(run: Run, place: Workplace) -> Outcome:
     options = {"levels": task.recipe.levels, "rewind": task.recipe.rewind, "seed": run.seed}
     ticket = LotteryTicket(model, trained, cast(float, run.sparsity), **cast(dict[str, Any], options))
     if progress.exists():
-        saved = torch.load(progress, map_location=place.device, weights_only=True)
+        there = training.load_checkpoint(progress)
+        saved = tree_map_only(Tensor, lambda x: x.to(place.device), there)
         ticket.load_state_dict(saved["ticket"])
         levels += saved["levels"]
     ticket.run()

@@ -8,22 +8,26 @@ import os
 import pickle
 import random
 import secrets
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-FORMAT = "companion.training 1"
+from companion._files import write_aside
+
+FORMAT = "companion.training 2"
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain types) to `path`, whole or not at all; what stood there becomes `path.previous`.
 
     The bytes go to a file aside in the same folder, reach the disk, and only then take the name: a process killed at
-    any moment, or a full disk (`OSError`), leaves the last good checkpoint in place.
+    any moment, or a full disk (`OSError`), leaves a good checkpoint at `path`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -31,36 +35,48 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     ...     print(load_checkpoint(Path(folder) / "run.pt")["model"])
     {'weight': tensor([1., 1.])}
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **state}, buffer)
+    path, buffer = Path(path), io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)  # to the disk itself, it would hide why that cannot be written to
+
+    def write(file: IO[bytes]) -> None:
+        file.write(buffer.getbuffer())
+        _keep(path)  # not before: a disk may be full
+
     try:
-        with open(aside, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            os.replace(path, previous(path))
-        os.replace(aside, path)
+        write_aside(path, write)
     except OSError as error:
         error.add_note(f"The checkpoint {path} was not written; the one before it is untouched.")
         raise
-    finally:
-        aside.unlink(missing_ok=True)
+
+
+def _keep(path: Path) -> None:
+    """Give a checkpoint the name of the previous one, too. Its own it loses only to the next."""
+    if not path.exists():
+        return
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        os.link(path, aside)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, aside)
+    aside.replace(previous(path))
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """The state that `fit` saved, on the CPU: `model.load_state_dict(load_checkpoint(path)["model"])`.
 
-    Unpickles tensors and plain types only. A truncated or foreign file raises `ValueError`, none `FileNotFoundError`.
+    Unpickles tensors and plain types only, and compares every part with its checksum. A truncated, damaged or foreign
+    file raises `ValueError`, none `FileNotFoundError`.
     """
     try:
+        with ZipFile(path) as file:
+            if (damaged := file.testzip()) is not None:
+                raise BadZipFile(f"{damaged} is not what was written")
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise pickle.UnpicklingError(f"its format is not {FORMAT!r}")
-    except (RuntimeError, EOFError, LookupError, ValueError, AttributeError, pickle.UnpicklingError) as error:
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except Exception as error:  # what a reader of damaged bytes raises has no end
         before = previous(path)
         hint = f"delete it, and training resumes from {before}" if before.exists() else "delete it to train anew"
         reason = str(error).partition("\n")[0] or type(error).__name__
@@ -83,14 +99,14 @@ def claim(path: str | Path, configuration: dict[str, Any], held: ExitStack) -> d
         raise RuntimeError(f"{path} is in use by another run: wait, or give this run another path") from None
     # Left by a killed run: no live one can be writing this checkpoint, we hold the lock. Others in the folder may be on
     # their way, such as `run.pt` beside `run`.
-    for stale in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 16}.tmp"):
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.part"):
         stale.unlink()
-    # A run killed between the two renames leaves only the previous one.
+    # The reader of a damaged checkpoint is told to delete it: then the one before goes on.
     found = next((candidate for candidate in (path, previous(path)) if candidate.exists()), None)
     if found is None:
         return None
     state = load_checkpoint(found)
-    theirs = state["configuration"]
+    theirs = state.get("configuration", {})
     differing = [
         f"{key}: {theirs.get(key)!r} there, {value!r} here"
         for key, value in configuration.items()
