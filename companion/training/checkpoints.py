@@ -59,6 +59,7 @@ def _keep(path: Path) -> None:
     except OSError:  # a file system without links
         shutil.copyfile(path, aside)
     aside.replace(previous(path))
+    aside.unlink(missing_ok=True)  # a file that has both names already is not renamed
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
