@@ -93,7 +93,7 @@ def experiments(root: Path = ROOT) -> Iterator[list[str]]:
     """One row for each experiment and tier that has a record."""
     for name, experiment in EXPERIMENTS.items():
         for tier in experiment.tiers:
-            found = replay(name, tier, root=root / "book" / "results")
+            found = replay(name, tier, results=root / "book" / "results")
             if len(found):
                 yield [f"`{name}`, {tier}", *progress(found), *where(found)]
 

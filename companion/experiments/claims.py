@@ -235,7 +235,7 @@ def _cell(experiment: str, tier: str, method: str, sparsity: float | None, root:
 @functools.lru_cache(maxsize=32)
 def _replayed(experiment: str, tier: str, folder: Path, written: int) -> Records:
     """Records are read once, until the folder's index is `written` anew."""
-    return runner.replay(experiment, tier, root=folder)
+    return runner.replay(experiment, tier, results=folder)
 
 
 # ------------------------------------------------------------------------------------------------------------- verdicts

@@ -84,15 +84,20 @@ class Workplace:
 
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     data: Path | None = None
-    work: Path = field(
-        default_factory=lambda: Path(os.environ.get("COMPANION_WORK", Path.home() / ".cache/companion/work"))
-    )
+    work: Path = field(default_factory=lambda: _work())
     progress: bool = False
     how: Mapping[str, Any] = field(default_factory=dict)
 
     def computing(self) -> dict[str, Any]:
         """How runs are computed here: plainly, unless `how` says otherwise."""
         return {**PLAIN, **self.how}
+
+
+def _work() -> Path:
+    try:
+        return Path(os.environ.get("COMPANION_WORK") or Path.home() / ".cache/companion/work")
+    except RuntimeError as error:
+        raise ValueError(f"no folder for runs in progress ({error}): set COMPANION_WORK") from error
 
 
 class Outcome(NamedTuple):
