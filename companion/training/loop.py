@@ -39,7 +39,7 @@ from companion.training.measuring import (
     loss_of,
     move,
 )
-from companion.training.recipes import LRSchedule
+from companion.training.optimizers import LRSchedule
 
 STEPS_BETWEEN_CHECKS = 25  # so often the device is asked for its losses: progress and NaN cost no wait in every step
 IN_THE_BAR = {"loss": "loss", "accuracy": "accuracy", "sparsity": "sparsity", "images/s": "images_per_second"}
