@@ -28,12 +28,19 @@ def distributed() -> Iterator[Place]:
 
     NCCL where every local rank has a GPU of its own, else gloo (the CPU, or several ranks on one GPU).
 
+    Raises:
+        ValueError: the environment speaks of several ranks, and does not say which is this one or where they meet.
+
     >>> with distributed() as place:  # under torchrun: this process's part of the work
     ...     print(place.rank, "of", place.world_size)
     0 of 1
     """
     gpus = torch.cuda.device_count()
-    if "WORLD_SIZE" not in os.environ or (dist.is_available() and dist.is_initialized()):
+    lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    if lacking and ranks != "1":
+        raise ValueError(f"WORLD_SIZE={ranks}, but {', '.join(lacking)} not set: start the script by torchrun")
+    if lacking or "WORLD_SIZE" not in os.environ or (dist.is_available() and dist.is_initialized()):
         yield Place(torch.device("cuda" if gpus else "cpu"), rank(), world_size())
         return
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))

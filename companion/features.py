@@ -44,7 +44,6 @@ __all__ = [
     "device_of",
     "evaluating",
     "extract",
-    "find_blocks",
     "find_layers",
     "flatten",
     "per_position",

@@ -46,11 +46,13 @@ __all__ = [
     "WINE",
     "cka_heatmap",
     "cka_heatmaps",
+    "curve",
     "glue",
-    "layer_name",
+    "interval",
     "mask_report",
+    "ridgelines",
     "scale",
-    "stages",
+    "strip",
     "style",
 ]
 

@@ -84,7 +84,7 @@ def explorable(name: str, **data: Any) -> Any:
 
         def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             """Beside the live view the picture, for readers without a kernel."""
-            bundle, metadata = super()._repr_mimebundle_(**kwargs)
+            bundle, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
             return bundle | {"image/png": base64.b64encode(picture).decode()}, metadata
 
     # A class of its own name: anywidget keeps one style for each.

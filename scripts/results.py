@@ -12,6 +12,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,7 +21,7 @@ from repository import repository
 
 from companion import plots
 from companion._files import write_aside
-from companion.experiments import EXPERIMENTS, TITLES, published, quantities, registry, replay
+from companion.experiments import EXPERIMENTS, TITLES, published, quantities, replay
 from companion.experiments.claims import (
     ACROSS_HOSTS,
     CLAIMS,
@@ -50,6 +51,7 @@ from companion.experiments.statistics import (
     sign_flip,
     stratified,
 )
+from companion.experiments.studies import penalties
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "book" / "results.md"
@@ -281,8 +283,8 @@ def weakest() -> str:
     chosen = replay("dense_penalties_strengths")
     scores = []
     for method in ("ffr_length", "ffr_curvature", "ffr_length_curvature"):
-        grid = [name for name in registry.CANDIDATES if name.rpartition("_")[0] == method]
-        if registry.PENALISED[method] != registry.CANDIDATES[grid[0]]:
+        grid = [name for name in penalties.CANDIDATES if name.rpartition("_")[0] == method]
+        if penalties.PENALISED[method] != penalties.CANDIDATES[grid[0]]:
             raise ValueError(f"{method} is no longer tested at the weakest strength of {grid}: the page has to say so")
         scores.append(quantities.pruned_on_average(chosen.one(method=grid[0])))
     none = quantities.pruned_on_average(chosen.one(method="none"))
@@ -728,7 +730,7 @@ def main() -> None:
     write_aside(PAGE, page())
     write_aside(INTRO, ANSWER.sub(lambda _: answer(), INTRO.read_text()))
     with plt.rc_context(plots.STYLE):
-        options = {"format": "png", "dpi": 288, "metadata": {"Description": digest(drawn())}}
+        options: Any = {"format": "png", "dpi": 288, "metadata": {"Description": digest(drawn())}}
         write_aside(PICTURE, lambda file: forest(drawn()).savefig(file, **options))
 
 

@@ -1,10 +1,12 @@
-"""Write the page *Status* from what is stored: which notebook ran, when and on what; which experiments have records.
+"""Write the page *Status* from what is stored: which notebook ran, when and on what; which experiments have records;
+and the table of experiments on the page *Running experiments* from the registry.
 
 python scripts/status.py
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from companion.experiments.records import Records
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "book" / "status.md"
+RUNNING = ROOT / "book" / "running.md"
+REGISTERED = re.compile(r"(?<=\n\n)\| name \| question \|.*?(?=\n\n)", re.DOTALL)  # the table on that page
 UNKNOWN = "not recorded"  # of an execution, in a notebook that was stored before such things were kept
 
 HEAD = """\
@@ -90,7 +94,7 @@ def experiments(root: Path = ROOT) -> Iterator[list[str]]:
     """One row for each experiment and tier that has a record."""
     for name, experiment in EXPERIMENTS.items():
         for tier in experiment.tiers:
-            found = replay(name, tier, root=root / "book" / "results")
+            found = replay(name, tier, results=root / "book" / "results")
             if len(found):
                 yield [f"`{name}`, {tier}", *progress(found), *where(found)]
 
@@ -117,6 +121,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def registered() -> str:
+    """The table of experiments: what each asks, and how many runs its tiers have."""
+    rows = []
+    for name, experiment in EXPERIMENTS.items():
+        runs = ", ".join(f"{tier} {len(experiment.runs(tier))}" for tier in experiment.tiers)
+        rows.append([f"`{name}`", experiment.question, runs])
+    return table(["name", "question", "runs"], rows).rstrip()
+
+
 def page(root: Path = ROOT) -> str:
     """The page's text."""
     chapters, runs = list(notebooks(root)), list(experiments(root))
@@ -131,4 +144,5 @@ def page(root: Path = ROOT) -> str:
 
 if __name__ == "__main__":
     write_aside(PAGE, page())
+    write_aside(RUNNING, REGISTERED.sub(lambda _: registered(), RUNNING.read_text()))
     print(f"{PAGE.relative_to(ROOT)}: {len(list(notebooks()))} notebooks, {len(list(experiments()))} experiments")

@@ -18,9 +18,9 @@ from torch import nn
 from two_ranks import two_ranks
 
 from companion import experiments, training
-from companion.experiments import EXPERIMENTS, Photographs, Workplace, drawn_photographs, records
-from companion.experiments.at_scale import train_and_prune_on_photographs
+from companion.experiments import EXPERIMENTS, Workplace, records
 from companion.experiments.records import Run
+from companion.experiments.studies.imagenet import Photographs, drawn_photographs, pace
 
 EXAMPLES, TESTED = 8 * 16, 8 * 5
 
@@ -68,7 +68,7 @@ def test_a_step_has_the_same_photographs_whatever_the_ranks(tmp_path: Path, monk
 
     alone, together = steps(1), steps(2)
     assert alone == together and sum(map(len, alone)) == EXAMPLES
-    with pytest.raises(ValueError, match="dataset='moon'; allowed"):
+    with pytest.raises(ValueError, match="dataset='moon' is unknown"):
         Photographs.of(smoke("imagenet_pace", "resnet18", dataset="moon"), place(tmp_path))
     monkeypatch.setattr(training, "world_size", lambda: 3)
     with pytest.raises(ValueError, match=r"3 ranks with 16 examples each do not make up steps of 32: start \[1, 2\]"):
@@ -101,7 +101,7 @@ def test_pace_on_real_photographs_says_nothing_of_accuracy(data_root: Path, tmp_
     run = EXPERIMENTS["imagenet_pace"].runs("laptop")[1]
     small = {"size": 32, "photographs": 64, "batch_size": 32, "device_batch": 16}
     run = dataclasses.replace(run, settings={**run.settings, **small})
-    outcome = experiments.pace(run, dataclasses.replace(place(tmp_path), data=data_root, how={"workers": 1}))
+    outcome = pace(run, dataclasses.replace(place(tmp_path), data=data_root, how={"workers": 1}))
     assert outcome.result["photographs"] == 64 and min(outcome.result["images_per_second"].values()) > 0
     assert all("accuracy" not in key for epoch in outcome.curve for key in epoch)
     assert outcome.curve[-1]["penalty_cka"] > 0
@@ -112,8 +112,8 @@ def on_both(rank: int, folder: Path) -> dict[str, Any]:
     """What two ranks have after sparse training, and what they say of a network that is pruned after training."""
     network, outcome, kept = Photographs.network, Photographs.outcome, {}
 
-    def differing(task: Photographs, run: Run, place: Workplace) -> nn.Module:
-        model = network(task, run, place)
+    def differing(task: Photographs) -> nn.Module:
+        model = network(task)
         with torch.no_grad():
             model.conv1.weight.add_(rank)  # ranks that do not agree at first
         return model
@@ -134,7 +134,7 @@ def on_both(rank: int, folder: Path) -> dict[str, Any]:
     )
     Photographs.network, Photographs.outcome = network, outcome  # type: ignore[method-assign]
     assert record is not None
-    pruned = train_and_prune_on_photographs(smoke("imagenet_flow", "ffr_length_curvature"), place(folder))
+    pruned = EXPERIMENTS["imagenet_flow"].perform(smoke("imagenet_flow", "ffr_length_curvature"), place(folder))
     return {
         "seen": kept.pop("seen"),
         "weights": kept,

@@ -171,6 +171,42 @@ def test_nan_on_one_rank_stops_both() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- photographs
+def train_unevenly(rank: int) -> Any:
+    batches = [(torch.randn(4, 2), torch.arange(4) % 2)] * (3 + rank)
+    model = nn.Linear(2, 2)
+    return fit(model, batches, sgd(model), epochs=1, progress=False)
+
+
+def test_loaders_of_unequal_length_are_refused_at_the_start() -> None:
+    for outcome in two_ranks(train_unevenly):
+        assert isinstance(outcome, ValueError) and "the ranks have [3, 4] batches an epoch" in str(outcome)
+
+
+class Half(nn.Module):
+    """A network with a layer that takes no part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)
+
+
+def train_half(rank: int, unused: bool) -> Any:
+    torch.manual_seed(0)
+    model = Half()
+    batches = [(torch.randn(4, 2), torch.arange(4) % 2)] * 3
+    return fit(model, batches, sgd(model), epochs=1, progress=False, unused_parameters=unused)
+
+
+def test_unused_parameters_are_an_option_and_a_hint() -> None:
+    for outcome in two_ranks(train_half, False):
+        assert isinstance(outcome, ValueError) and "unused_parameters=True" in str(outcome)
+    first, second = two_ranks(train_half, True)
+    assert first[0]["loss"] == second[0]["loss"] > 0
+
+
 def train_on_photographs(rank: int, root: Path, name: str, path: Path) -> Any:
     """ImageNet's recipe in small, on 48 real JPEGs."""
     options: dict[str, Any] = {"channels_last": True, "rank": rank, "world_size": 2}

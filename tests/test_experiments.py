@@ -23,8 +23,9 @@ from held import kill_after_a_save
 from companion import experiments, models, training
 from companion.experiments import EXPERIMENTS, Experiment, Outcome, Tier, Workplace, quantities, records, registry
 from companion.experiments.__main__ import main
-from companion.experiments.plan import completed
+from companion.experiments.recipes import completed
 from companion.experiments.records import Run
+from companion.experiments.studies.information import known_information
 
 TINY = {
     "dataset": "digits",
@@ -68,7 +69,7 @@ def test_registry_expands_to_distinct_json_runs():
                 assert Run(**json.loads(json.dumps(dataclasses.asdict(run)))) == run
     with pytest.raises(ValueError, match="no tier 'huge'"):
         EXPERIMENTS["dense_cifar10"].runs("huge")
-    with pytest.raises(ValueError, match="no experiment 'nonsense'"):
+    with pytest.raises(ValueError, match="experiment='nonsense' is unknown"):
         experiments.find("nonsense")
 
 
@@ -95,7 +96,7 @@ def test_training_run_becomes_a_record_and_is_not_repeated(toy, place, tmp_path,
     assert "1 records, all in order" in capsys.readouterr().out
     assert main(["table", "toy", "--tier", "smoke", "--results", str(root)]) == 0
     assert "dense" in capsys.readouterr().out
-    replayed = experiments.load_or_run("toy", "smoke", root=root)
+    replayed = experiments.load_or_run("toy", "smoke", results=root)
     assert len(replayed) == 1 and [missing.seed for missing in replayed.missing] == [1]
 
 
@@ -152,13 +153,13 @@ def test_verify_of_nothing_is_an_error(tmp_path, capsys, folder):
 
 def test_replay_of_nothing_says_how_to_run(toy, tmp_path):
     with pytest.raises(ValueError, match="run toy --tier smoke makes the records"):
-        experiments.load_or_run("toy", "smoke", root=tmp_path)
+        experiments.load_or_run("toy", "smoke", results=tmp_path)
     with pytest.raises(ValueError, match="mode='rerun' is unknown"):
-        experiments.load_or_run("toy", "smoke", mode="rerun", root=tmp_path)
+        experiments.load_or_run("toy", "smoke", mode="rerun", results=tmp_path)
 
 
 def test_run_mode_leaves_the_books_records_alone(toy, place, tmp_path):
-    made = experiments.load_or_run("toy", "smoke", mode="run", seeds=[0], place=place, root=tmp_path / "book")
+    made = experiments.load_or_run("toy", "smoke", mode="run", seeds=[0], place=place, results=tmp_path / "book")
     assert len(made) == 1 and not (tmp_path / "book").exists()
 
 
@@ -276,6 +277,171 @@ def test_any_executor_makes_the_runs(toy, tmp_path, monkeypatch, capsys):
     assert main([*command, "--executor", "no.such.module:f"]) == 2 and "no.such.module" in capsys.readouterr().err
 
 
+def test_threads_of_one_process_do_not_share_their_random_numbers(toy, tmp_path):
+    """Runs made by several threads at once are those made one after the other."""
+    results = []
+    for name, count in (("one", 1), ("several", 2)):
+        place = Workplace(device=torch.device("cpu"), work=tmp_path / f"work-{name}")
+        with ThreadPoolExecutor(count) as executor:
+            made = executor.map(
+                lambda run, p=place, n=name: experiments.perform(run, p, tmp_path / n), toy.runs("smoke")
+            )
+            results.append([record.result for record in made])
+    assert results[0] == results[1]
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_on_this_machine_makes_the_runs(tmp_path):
+    pytest.importorskip("distributed")
+    command = [*COMMAND, *SWEEP, "--executor", "dask", "--results", str(tmp_path)]
+    environment = {**os.environ, "COMPANION_WORK": str(tmp_path / "work"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0 and "dense-seed0: done in" in done.stdout, done.stderr
+    assert experiments.recorded(EXPERIMENTS["dense_cifar10"].runs("smoke")[0], tmp_path) is not None
+
+
+# -------------------------------------------------------------------------------------------- what a kill leaves behind
+def test_a_run_killed_between_record_and_index_is_mended_by_the_next(toy, place, tmp_path, monkeypatch):
+    run = toy.runs("smoke")[0]
+    enlist = records.enlist
+    monkeypatch.setattr(records, "enlist", lambda *args, **options: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="No space left"):
+        experiments.perform(run, place, tmp_path)
+    monkeypatch.setattr(records, "enlist", enlist)
+    half = (tmp_path / run.path).with_name(f".{run.path.name}.0123abcd.part")
+    half.touch()
+    found = experiments.problems(tmp_path)
+    assert any("not listed" in problem for problem in found) and any("half a file" in problem for problem in found)
+    assert experiments.perform(run, place, tmp_path) is not None
+    assert experiments.problems(tmp_path) == [] and not half.exists()
+
+
+def _enlist_many(folder, writer):
+    from pathlib import Path
+
+    from companion.experiments.records import enlist
+
+    for number in range(10):
+        path = Path(folder, "toy", "smoke", f"{writer}-{number}.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{writer} {number}")
+        enlist(folder, [path], anew=True)
+        path.write_text(f"{writer} {number} anew")
+        enlist(folder, [path], anew=True)
+
+
+def test_four_writers_lose_nothing_of_the_index(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_enlist_many, args=(str(tmp_path), writer)) for writer in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    listed = records.index(tmp_path)
+    assert len(listed) == 40 and all(digest == records.sha256(tmp_path / name) for name, digest in listed.items())
+    assert records.listed_twice(tmp_path) == [] and not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("which", ["results", "work"])
+def test_a_folder_that_cannot_be_written_to_is_seen_before_the_training(toy, tmp_path, which):
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file, and no folder")  # permissions do not stop every user
+    place = Workplace(device=torch.device("cpu"), work=blocked if which == "work" else tmp_path / "work")
+    never = dataclasses.replace(toy, perform=lambda run, place: pytest.fail("it trained first"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "EXPERIMENTS", MappingProxyType({"toy": never}))
+        with pytest.raises(ValueError, match=r"blocked.* cannot be written to \("):
+            experiments.perform(toy.runs("smoke")[0], place, blocked if which == "results" else tmp_path / "results")
+
+
+def test_without_a_home_the_folder_of_runs_must_be_named(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.home", homeless)
+    monkeypatch.delenv("COMPANION_WORK", raising=False)
+    with pytest.raises(ValueError, match="set COMPANION_WORK"):
+        Workplace()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"\xff\xfe", "not-a-record"),
+        (b"[" * 100_000, "not a record"),
+        ({"result": []}, "result is a list"),
+        ({"curve": None}, "curve"),
+        ({"curve": [1]}, "is a int"),
+        ({"measures": {"cka": {"layers": 3, "values": 4}}}, "parts of other types"),
+        ({"provenance": "none"}, "provenance is a str"),
+        (None, "a folder"),
+    ],
+    ids=["bytes", "deep", "result", "curve", "epochs", "matrix", "provenance", "folder"],
+)
+def test_one_bad_file_hides_no_other(toy, place, tmp_path, capsys, content, problem):
+    """Whatever stands in one file, the other one is judged, too."""
+    first, second = toy.runs("smoke")
+    experiments.perform(second, place, tmp_path)
+    good, bad = tmp_path / second.path, tmp_path / first.path
+    changed = json.loads(good.read_text())
+    changed["result"]["test"]["correct"] = 10**6
+    good.write_text(json.dumps(changed))
+    if content is None:
+        bad.mkdir()
+    elif isinstance(content, bytes):
+        bad.write_bytes(content)
+    else:
+        bad.write_text(json.dumps({**changed, **content, "schema": 1}))
+    assert main(["verify", "--results", str(tmp_path)]) == 1
+    seen = capsys.readouterr().out
+    assert "dense-seed0.json" in seen and "1000000 correct of" in seen
+    assert problem == "not-a-record" or problem in seen
+
+
+def test_a_line_that_stands_twice_in_the_index_is_found(toy, place, tmp_path):
+    experiments.perform(toy.runs("smoke")[0], place, tmp_path)
+    index = tmp_path / records.INDEX
+    index.write_text(2 * index.read_text())
+    assert experiments.problems(tmp_path) == [f"{toy.runs('smoke')[0].path}: listed twice in SHA256SUMS"]
+
+
+def test_the_commit_is_the_projects_own_or_none(tmp_path):
+    """The package copied into another repository does not take its commit for its own."""
+    import shutil
+
+    shutil.copytree(ROOT / "companion", tmp_path / "companion", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "another"\n')
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["add", "pyproject.toml"], ["commit", "-q", "-m", "theirs"]):
+        subprocess.run([*git, *command], check=True)
+    asked = "from companion.experiments import records; print(records.__file__, records._commit())"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert str(tmp_path) in done.stdout and "(None, None)" in done.stdout, done.stderr
+
+
+def test_one_seed_has_no_interval_and_a_curve_is_one_line(toy, place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COMPANION_WORK", str(tmp_path / "work"))
+    command = ["run", "toy", "--tier", "smoke", "--seeds", "0", "--device", "cpu", "--quiet", "--results"]
+    assert main([*command, str(tmp_path)]) == 0
+    assert f"1 of 1 runs are recorded in {tmp_path}" in capsys.readouterr().out
+    assert main(["table", "toy", "--tier", "smoke", "--results", str(tmp_path)]) == 0
+    seen = capsys.readouterr().out
+    assert "one seed" in seen and "inf" not in seen
+    (record,) = found = experiments.load_or_run("toy", "smoke", results=tmp_path)
+    assert found.curves("loss")["dense-seed0"].tolist() == [entry["loss"] for entry in record.curve]
+    with pytest.raises(ValueError, match="has no 'lost' in epochs"):
+        found.curves("lost")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_sentence(device, capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "dense_cifar10", "--tier", "smoke", "--device", device])
+    assert f"argument --device: {device!r}:" in capsys.readouterr().err.replace("cuda:99:", "'cuda:99':")
+
+
 @pytest.mark.parametrize("option", ["--job", "--seed", "--quie"])
 def test_an_abbreviated_option_is_refused(option, capsys):
     with pytest.raises(SystemExit):
@@ -301,12 +467,6 @@ def test_a_run_that_diverges_does_not_stop_the_others(toy, place, tmp_path, monk
 def test_a_mistyped_folder_of_results_is_an_error(tmp_path, capsys, command):
     assert main([*command, "--results", str(tmp_path / "typo")]) == 2
     assert "typo" in capsys.readouterr().err
-
-
-def test_a_missing_gpu_is_one_sentence(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main(["run", "dense_cifar10", "--tier", "smoke", "--device", "cuda", "--results", str(tmp_path)]) == 2
-    assert "--device cuda: there is no CUDA device here" in capsys.readouterr().err
 
 
 def test_nonsense_on_the_command_line_is_a_message_and_a_status(toy, tmp_path, capsys):
@@ -524,27 +684,27 @@ def test_a_damaged_record_is_an_error_and_never_not_run(toy, place, tmp_path, ca
     experiments.perform(run, place, tmp_path)
     (tmp_path / run.path).write_text((tmp_path / run.path).read_text()[:-40])
     for reading in (
-        lambda: experiments.replay("toy", "smoke", root=tmp_path),
-        lambda: experiments.load_or_run("toy", "smoke", root=tmp_path),
+        lambda: experiments.replay("toy", "smoke", results=tmp_path),
+        lambda: experiments.load_or_run("toy", "smoke", results=tmp_path),
         lambda: experiments.perform(run, place, tmp_path),
     ):
         with pytest.raises(ValueError, match=r"dense-seed0\.json: not a record"):
             reading()
     assert main(["status", "--results", str(tmp_path)]) == 2 and "dense-seed0.json" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no tier 'lap'"):
-        experiments.replay("toy", "lap", root=tmp_path)
-    empty = experiments.replay("toy", "smoke", root=tmp_path / "nothing")
+        experiments.replay("toy", "lap", results=tmp_path)
+    empty = experiments.replay("toy", "smoke", results=tmp_path / "nothing")
     assert len(empty) == 0 and len(empty.missing) == 2
 
 
 def test_only_too_few_examples_count_as_an_estimators_answer(place):
     run = next(r for r in EXPERIMENTS["known_information"].runs("smoke") if r.method == "gaussian")
     few = dataclasses.replace(run, settings={**run.settings, "sizes": [[3, 1, 100]]})
-    outcome = experiments.known_information(few, place)
+    outcome = known_information(few, place)
     assert outcome.result["refused"] == outcome.result["answers"] > 0
     for change in ({"estimator": "kernels"}, {"options": {"shrinkage": "none"}}):
         with pytest.raises(ValueError, match=r"kernels|shrinkage"):
-            experiments.known_information(dataclasses.replace(run, settings={**run.settings, **change}), place)
+            known_information(dataclasses.replace(run, settings={**run.settings, **change}), place)
 
 
 def test_a_precision_is_chosen_on_the_command_line_and_a_foreign_block_is_left(tmp_path, monkeypatch, capsys):

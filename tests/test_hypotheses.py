@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from companion.experiments import TITLES, hypotheses, registry, replay
+from companion.experiments import TITLES, hypotheses, replay
 from companion.experiments.records import Record, Records, Run
 from companion.experiments.statistics import VERDICTS, Mean
+from companion.experiments.studies.penalties import PENALISED
 from scripts.repository import repository
 
 ROUNDS = {"dense_penalties": hypotheses.HYPOTHESES, "dense_penalties_again": hypotheses.AGAIN}
@@ -111,7 +112,7 @@ def test_holm_takes_back_what_a_large_family_does_not_bear() -> None:
 
 
 def test_every_method_has_a_title() -> None:
-    assert set(TITLES) == set(registry.PENALISED)
+    assert set(TITLES) == set(PENALISED)
 
 
 @every_round

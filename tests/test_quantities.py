@@ -45,6 +45,13 @@ def record() -> Record:
                 {"pruned": scores(30, 30), "fine_tuned": scores(70)},
                 {"pruned": scores(12, 12), "fine_tuned": scores(60)},
             ],
+            "blocks": {
+                "single": [{"block": f"layer{n}.1", "refreshed": scores(a)["test"]} for n, a in ((1, 70), (2, 60))],
+                "greedy": [
+                    {"gone": ["layer1.1"], "pruned": scores(66), "fine_tuned": scores(72)},
+                    {"gone": ["layer1.1", "layer2.1"], "pruned": scores(44)},
+                ],
+            },
         },
         [{"epoch": 1, "cosine_loss_cka": 0.25}, {"epoch": 2, "cosine_loss_cka": -0.75}],
         {
@@ -71,6 +78,27 @@ def test_accuracies(record):
         quantities.after_pruning(0.7)(record)
     with pytest.raises(ValueError, match=r"\[0\.5, 0\.25\] of the multiply-adds, not to 0\.1"):
         quantities.after_removal(0.1)(record)
+
+
+def test_accuracies_without_blocks(record):
+    assert quantities.without_blocks(1)(record) == 66 and quantities.without_blocks(1, "fine_tuned")(record) == 72
+    assert quantities.without_blocks(2)(record) == 44
+    assert quantities.block_damage(record) == pytest.approx((10 + 20) / 2)
+    with pytest.raises(ValueError, match=r"blocks out, fine_tuned, at \[1\], not at 2"):
+        quantities.without_blocks(2, "fine_tuned")(record)
+
+
+def test_only_levels_of_their_own_criterion_are_read(record):
+    record.result["weights"].append({"criterion": "scale_free", "sparsity": 0.8, "pruned": scores(75)})
+    assert quantities.after_pruning(0.8)(record) == 69 and quantities.after_pruning(0.8, "scale_free")(record) == 75
+    assert quantities.sparsity_kept(50)(record) == 0.9
+
+
+def test_stages_are_told_apart_beyond_the_ninth(record):
+    names = ["layer1.0", "layer1.1", "layer10.0"]
+    cka = {"layers": names, "values": [[1, 0.75, 0.25], [0.75, 1, 0.5], [0.25, 0.5, 1]]}
+    found = Record(record.run, {}, [], {"cka": cka}, {})
+    assert quantities.cka_in_stages(found) == 0.75 and quantities.cka_of_blocks(found) == 0.5
 
 
 def test_sparsity_at_a_fixed_loss_of_accuracy(record):

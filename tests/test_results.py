@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import re
-from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from conftest import ROOT
 from PIL import Image
 from scipy import stats
 
-from companion.experiments import EXPERIMENTS, Experiment, Tier, claims, published, quantities, records, registry
+from companion.experiments import EXPERIMENTS, Experiment, Tier, claims, published, quantities, records
 from companion.experiments.claims import CLAIMS, Claim, Comparison, Contrast, Judgement
 from companion.experiments.records import Record, Run
 from companion.experiments.statistics import QUANTITIES, VERDICTS
@@ -324,7 +323,8 @@ def toy(tmp_path, monkeypatch):
     methods = {name: {} for name in ("none", "good", "bad", "same", "perhaps", "absent")}
     tier = Tier({}, methods, sparsities=(0.5, 0.9), seeds=tuple(range(8)))
     added = {name: Experiment(name, "?", lambda run, place: None, {"laptop": tier}) for name in ("toy", "again")}
-    monkeypatch.setattr(registry, "EXPERIMENTS", MappingProxyType({**EXPERIMENTS, **added}))
+    for name, experiment in added.items():
+        monkeypatch.setitem(EXPERIMENTS._things, name, experiment)
     for seed, noise in enumerate((0, 3, -4, 2)):
         for sparsity in (0.5, 0.9):
             save(tmp_path, "none", seed, 500 + 10 * seed, sparsity)
@@ -399,7 +399,7 @@ def test_damage_and_slips_are_errors_and_no_gaps(toy):
         ({"sparsity": 0.95}, r"toy, tier laptop, has no good at sparsity 0\.95; it has \['absent at 0\.5'"),
         ({"method": "goood"}, "has no goood"),
         ({"baseline": "nobody"}, "has no nobody"),
-        ({"experiments": ("toys",)}, "no experiment 'toys'; close names"),
+        ({"experiments": ("toys",)}, "experiment='toys' is unknown; .*did you mean 'toy'"),
         ({"tier": "desktop"}, "has no tier 'desktop'"),
         ({"reading": quantities.after_pruning(0.8)}, "has weights at"),
     ):

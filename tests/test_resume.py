@@ -213,7 +213,7 @@ def start(folder: Path, name: str, steps: int = STEPS, moment: tuple[str, int] |
 
 
 def written(checkpoint: Path) -> int:
-    """When, in nanoseconds; 0 where there is none, as for a moment between the two renames of a save."""
+    """When, in nanoseconds; 0 where there is none."""
     try:
         return checkpoint.stat().st_mtime_ns
     except FileNotFoundError:
@@ -254,10 +254,12 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path: Path) -
 @pytest.mark.parametrize("visit", [1, 2, 5])
 @pytest.mark.parametrize("place", ["fsync", "replace"])
 def test_killed_inside_a_save_it_ends_bit_for_bit_the_same(tmp_path: Path, place: str, visit: int) -> None:
-    """Before the bytes are on the disk, and before either of the two renames."""
+    """Before the bytes are on the disk, and before either of the two renames: what has a name is whole."""
     process = start(tmp_path, "run", moment=(place, visit))
     process.join()
     assert process.exitcode == -signal.SIGKILL
+    if visit > 2:  # no moment without a checkpoint, once there is one
+        load_checkpoint(tmp_path / "run.pt")
     assert list(tmp_path.glob(".*.part"))  # the half-finished file; the next run sweeps it away
     process = start(tmp_path, "run")
     process.join()
@@ -304,6 +306,62 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_resumes(tmp_path: 
         assert before.read_bytes() == kept and path.stat().st_size == size
     path.unlink()
     assert_equal(run(path), run(None))
+
+
+def test_no_flipped_bit_is_believed(tmp_path: Path) -> None:
+    """Wherever a bit flips, the state is refused or is what was written."""
+    path, chance = tmp_path / "run.pt", random.Random(0)
+    state = {"configuration": {}, "model": {"weight": torch.randn(500)}, "epoch": 3, "history": [{"loss": 0.25}]}
+    save_checkpoint(path, state)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(200):
+        at = chance.randrange(len(whole))
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << chance.randrange(8)]) + whole[at + 1 :])
+        try:
+            found = load_checkpoint(path)
+        except ValueError as error:
+            assert "run.pt is truncated or foreign" in str(error)
+            refused += 1
+            continue
+        assert torch.equal(found["model"]["weight"], state["model"]["weight"])
+        assert {key: found[key] for key in ("epoch", "history")} == {"epoch": 3, "history": [{"loss": 0.25}]}
+    assert refused > 100
+
+
+def test_a_checkpoint_without_a_part_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    run(path, epochs=1)
+    for part in ("optimizer", "meter", "configuration"):
+        save_checkpoint(tmp_path / "less.pt", {k: v for k, v in load_checkpoint(path).items() if k != part})
+        with pytest.raises(ValueError, match=rf"less\.pt.*{'another run' if part == 'configuration' else part}"):
+            run(tmp_path / "less.pt", epochs=1)
+
+
+def test_a_disk_without_links_keeps_the_previous_checkpoint_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*names: Any) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", no_links)
+    for epoch in (1, 2):
+        save_checkpoint(tmp_path / "run.pt", {"epoch": epoch})
+    found = [load_checkpoint(path)["epoch"] for path in (tmp_path / "run.pt", tmp_path / "run.pt.previous")]
+    assert found == [2, 1] and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_hostile_checkpoint_is_not_executed_whatever_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    torch.save({"format": checkpoints.FORMAT, "ticket": Hostile()}, tmp_path / "run.pt")
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(ValueError, match="truncated or foreign"):
+        load_checkpoint(tmp_path / "run.pt")
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_foreign_file_is_refused_and_kept(tmp_path: Path) -> None:

@@ -17,6 +17,11 @@ def test_page_is_current() -> None:
     assert status.PAGE.read_text() == status.page(), "run: make status"
 
 
+def test_the_page_on_running_lists_the_registry() -> None:
+    (found,) = status.REGISTERED.findall(status.RUNNING.read_text())
+    assert found == status.registered(), "run: make status"
+
+
 @pytest.fixture
 def book(tmp_path: Path) -> Path:
     """A book of two notebooks, of which one has run, and no record."""

@@ -15,18 +15,19 @@ from conftest import ROOT
 from torch import Tensor, nn
 
 from companion import experiments, flow, models
-from companion.experiments import EXPERIMENTS, Workplace, hypotheses, quantities, records, trainings
+from companion.experiments import EXPERIMENTS, Workplace, hypotheses, quantities, records, removal, trainings
 from companion.experiments.controls import PlaceboAugmentedCKASparsity, PlaceboCKASparsity, random_rotation
-from companion.experiments.plan import HOW, LEFT_OUT, completed, identity
+from companion.experiments.plan import HOW, identity
+from companion.experiments.recipes import LEFT_OUT, completed
 from companion.experiments.records import Run
 from companion.experiments.statistics import Mean, conclude, mean
-from companion.experiments.studies import EXPERIMENTS as STUDIES
 from companion.pruning import Masks
 from companion.regularizers import AugmentedCKASparsity, CKASparsity
 from companion.regularizers.identity import FEW
 from companion.similarity import cka
 
 PAGE = "book/hypotheses_third.md"
+STUDIES = [experiment for experiment in EXPERIMENTS.values() if experiment.blocks]
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_the_registry_relies_on_no_default():
                     continue
                 described = [*s.get("penalties", []), *([s["pruning"]] if s.get("pruning") else [])]
                 for entry in described:
-                    kind = {**trainings.PENALTIES, **trainings.PRUNING}[entry["kind"]]
+                    kind = {**trainings.PENALTIES, **trainings.METHODS}[entry["kind"]]
                     missing = arguments(kind) - set(entry)
                     assert not missing, f"{run} leaves {missing} of {entry['kind']} to a default"
                     seen.add(entry["kind"])
@@ -148,10 +149,10 @@ def test_a_record_says_which_images_are_right(place):
     run = EXPERIMENTS["random_masks"].runs("smoke")[0]
     outcome = experiments.train(run, place)
     record = records.Record(run, *outcome, provenance=records.provenance("cpu", "now", 1.0))
-    task = trainings.Task.of(run, place)
+    task = trainings.ImageTask.of(run, place)
     assert record.right().shape == (360,) and int(record.right().sum()) == record.result["test"]["correct"]
     assert record.right().mean() == record.accuracy() and task.tested is not None
-    model = task.network(run, place)
+    model = task.network()
     expected = torch.cat([model.eval()(x).argmax(1) == y for x, y in task.tested])
     assert np.array_equal(records.unpacked(trainings.scored(model, task.tested)["right"], 360), expected.numpy())
 
@@ -278,7 +279,7 @@ def test_scale_free_order_survives_rescalings_that_leave_the_network_the_same():
     torch.testing.assert_close(other(images), model(images), rtol=1e-4, atol=1e-4)
 
     def scores(network: nn.Module) -> dict[str, Tensor]:
-        factors = trainings.scale_free(network, images)
+        factors = removal.scale_free(network, images)
         return {name: network.get_submodule(name).weight.detach().abs() * factor for name, factor in factors.items()}
 
     here, there = scores(model), scores(other)
@@ -307,12 +308,12 @@ def test_a_network_without_branches_is_the_one_whose_last_scales_and_shifts_are_
         nn.init.zeros_(silent.get_submodule(name).bn2.weight)
         nn.init.zeros_(silent.get_submodule(name).bn2.bias)
     x = torch.randn(4, 3, 16, 16)
-    shorter = trainings.without_branches(model, gone)
+    shorter = removal.without_branches(model, gone)
     torch.testing.assert_close(shorter(x), silent(x), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(model(x), silent(x)) and len(list(model.parameters())) > len(list(shorter.parameters()))
     assert [type(m).__name__ for m in (model.layer1[1], shorter.layer1[1])] == ["BasicBlock", "Sequential"]
     with pytest.raises(ValueError, match="conv1 is a Conv2d; a residual block"):
-        trainings.without_branches(model, ["conv1"])
+        removal.without_branches(model, ["conv1"])
 
 
 def test_depth_takes_the_cheapest_block_first_and_tunes_without_bringing_one_back(place):
@@ -418,9 +419,9 @@ def test_strengths_of_later_studies_are_the_smallest_that_act(penalty, strengths
     chosen = next(strength for strength in strengths if acts(strength))
     assert change(chosen, lambda record: 100 * record.accuracy("validation")).value > -2
     methods = EXPERIMENTS["hosts_again"].tiers["laptop"].methods
-    assert methods[f"random+{penalty}"]["penalties"][0]["beta"] == chosen
+    assert methods[f"random+{penalty}"]["penalties"][0].arguments["beta"] == chosen
     if penalty == "cka_sr":
-        assert EXPERIMENTS["specificity"].tiers["laptop"].methods["cka_sr"]["penalties"][0]["beta"] == chosen
+        assert EXPERIMENTS["specificity"].tiers["laptop"].methods["cka_sr"]["penalties"][0].arguments["beta"] == chosen
 
 
 def test_seeds_of_studies_are_nobody_elses():

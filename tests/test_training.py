@@ -22,6 +22,7 @@ from companion.training import (
     History,
     adamw,
     cosine,
+    distributed,
     evaluate,
     fit,
     load_checkpoint,
@@ -350,6 +351,106 @@ def test_evaluate_is_the_mean_over_examples_and_leaves_the_model_as_it_was(devic
     assert all(p.grad is None for p in model.parameters())
 
 
+PIXELS, HALVES = torch.randn(40, 3), torch.arange(40) % 2
+
+
+def of(outputs: int | tuple[int, ...], y: Tensor) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    """A network with outputs of this shape, and one batch."""
+    shape = (outputs,) if isinstance(outputs, int) else outputs
+    return nn.Sequential(nn.Linear(3, math.prod(shape)), nn.Unflatten(1, shape)), [(PIXELS, y)]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "y", "loss"),
+    [
+        (1, HALVES[:, None].float(), nn.BCEWithLogitsLoss()),
+        (2, F.one_hot(HALVES, 2).float(), nn.CrossEntropyLoss()),
+        (1, torch.randn(40, 1), nn.MSELoss()),
+        (1, HALVES, lambda outputs, y: F.binary_cross_entropy_with_logits(outputs[:, 0], y.float())),
+    ],
+    ids=["binary", "soft labels", "regression", "one output"],
+)
+def test_targets_that_are_no_classes_have_no_accuracy(outputs: int, y: Tensor, loss: Any) -> None:
+    model, batches = of(outputs, y)
+    history = train(model, batches, loss=loss, validation=batches)
+    assert not [key for key in history[-1] if "accuracy" in key] and math.isfinite(history[-1]["validation_loss"])
+    seen = evaluate(model, batches, loss=loss)
+    assert set(seen) == {"loss", "examples"} and seen["loss"] == pytest.approx(loss(model(PIXELS), y).item(), rel=1e-5)
+    with pytest.raises(ValueError, match="these targets are no classes"):
+        evaluate(model, batches, loss=loss, right=[])
+
+
+def test_accuracy_is_ones_own_where_one_gives_it() -> None:
+    model, batches = of(1, HALVES[:, None].float())
+
+    def right(outputs: Tensor, y: Tensor) -> Tensor:
+        return (outputs > 0) == (y > 0.5)
+
+    options: dict[str, Any] = {"loss": nn.BCEWithLogitsLoss(), "accuracy": right}
+    history = train(model, batches, validation=batches, **options)
+    expected = right(model(PIXELS), HALVES[:, None]).float().mean().item()
+    assert evaluate(model, batches, **options)["accuracy"] == pytest.approx(expected)
+    assert history[-1]["validation_accuracy"] == pytest.approx(expected) and 0 <= history[-1]["accuracy"] <= 1
+
+
+@pytest.mark.parametrize("ignored", [-100, 7])
+def test_accuracy_of_maps_is_that_of_their_pixels(ignored: int) -> None:
+    """A class for every pixel; those that the loss ignores do not count."""
+    y = torch.randint(4, (40, 5, 6), generator=torch.Generator().manual_seed(0))
+    y[:, 0] = ignored
+    model, batches = of((4, 5, 6), y)
+    loss = nn.CrossEntropyLoss(ignore_index=ignored)
+    history = train(model, batches, loss=loss, validation=batches)
+    expected = (model(PIXELS).argmax(1) == y)[:, 1:].float().mean().item()
+    assert history[-1]["validation_accuracy"] == pytest.approx(expected)
+    assert evaluate(model, batches, loss=loss)["accuracy"] == pytest.approx(expected)
+
+
+class Several(nn.Module):
+    """A network that returns more than its logits."""
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.linear, self.kind = nn.Linear(3, 2), kind
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.linear(x)
+        return {"logits": logits, "hidden": x} if self.kind is dict else (logits, x)
+
+
+@pytest.mark.parametrize("kind", [dict, tuple])
+def test_outputs_may_be_several_and_the_loss_picks(kind: type) -> None:
+    model, batches = Several(kind), [(PIXELS, HALVES)]
+    key: Any = "logits" if kind is dict else 0
+    options: dict[str, Any] = {
+        "loss": lambda outputs, y: F.cross_entropy(outputs[key], y),
+        "accuracy": lambda outputs, y: outputs[key].argmax(1) == y,
+    }
+    plain = copy.deepcopy(model.linear)
+    history = train(model, batches, validation=batches, precision="bfloat16", **options)
+    train(plain, batches, precision="bfloat16")
+    torch.testing.assert_close(weights(model), weights(plain))
+    assert history[-1]["validation_accuracy"] == evaluate(model, batches, **options)["accuracy"]
+    for use in (train, evaluate):
+        with pytest.raises(ValueError, match=f"the model returns a {kind.__name__}.*give loss="):
+            use(model, batches)
+
+
+def test_the_bar_shows_a_penaltys_last_value_and_the_history_its_mean(capfd: pytest.CaptureFixture[str]) -> None:
+    """A penalty that is due at every fifth step: 0.5 then, 0 in between."""
+
+    class Rare:
+        name, last, calls = "rare", torch.tensor(0.5), 0
+
+        def __call__(self) -> Tensor:
+            self.calls += 1
+            return self.last if self.calls % 5 == 1 else torch.zeros(())
+
+    history = train(net(), data(20), penalty=Rare(), progress=True)  # ten steps an epoch
+    assert history[-1]["penalty_rare"] == pytest.approx(0.1)
+    assert "rare=0.5" in capfd.readouterr().err
+
+
 def test_evaluate_restores_the_mode_after_an_error() -> None:
     model = net()
     with pytest.raises(RuntimeError):
@@ -405,6 +506,32 @@ def test_weight_decay_may_spare_norms_and_biases() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ failure
+def test_what_this_loop_cannot_step_is_refused_at_the_start() -> None:
+    model, batches = net(), data()
+    before = weights(model)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+    with pytest.raises(ValueError, match="ReduceLROnPlateau waits for a measurement"):
+        train(model, batches, schedule=lambda optimizer, steps, epochs: plateau(optimizer))
+    with pytest.raises(ValueError, match="LBFGS evaluates the loss several times a step"):
+        train(model, batches, optimizer=torch.optim.LBFGS(model.parameters()))
+    for name in ("epochs", "accumulate", "checkpoint_every"):
+        for count in (0, 2.5, True):
+            with pytest.raises(ValueError, match=f"{name}="):
+                train(model, batches, **{name: count})
+    assert torch.equal(weights(model), before)
+
+
+def test_one_rank_by_name_alone_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with distributed() as place:
+        assert place.world_size == 1
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match=r"WORLD_SIZE=4, but RANK, MASTER_ADDR.*torchrun"), distributed():
+        pass
+
+
 def test_nan_stops_with_the_step_and_the_last_good_checkpoint(tmp_path: Any) -> None:
     batches = list(data(4))
     batches[37] = (torch.full_like(batches[37][0], math.nan), batches[37][1])

@@ -16,39 +16,31 @@ See page *Running experiments*.
 
 from __future__ import annotations
 
-from companion.experiments.at_scale import Photographs, drawn_photographs, pace
-from companion.experiments.estimators import known_information
-from companion.experiments.observations import published_cka, published_flow, throughput
+from companion.experiments import studies as studies  # registers the experiments
 from companion.experiments.plan import TIERS, Experiment, Outcome, Tier, Workplace
-from companion.experiments.registry import EXPERIMENTS, TITLES, find
+from companion.experiments.registry import EXPERIMENTS, find
+from companion.experiments.removal import train_and_prune
 from companion.experiments.runner import OtherBlockError, load_or_run, perform, problems, recorded, replay
-from companion.experiments.trainings import Task, lottery, score, train, train_and_prune
+from companion.experiments.studies.penalties import TITLES
+from companion.experiments.trainings import ImageTask, lottery, train
 
 __all__ = [
     "EXPERIMENTS",
     "TIERS",
     "TITLES",
     "Experiment",
+    "ImageTask",
     "OtherBlockError",
     "Outcome",
-    "Photographs",
-    "Task",
     "Tier",
     "Workplace",
-    "drawn_photographs",
     "find",
-    "known_information",
     "load_or_run",
     "lottery",
-    "pace",
     "perform",
     "problems",
-    "published_cka",
-    "published_flow",
     "recorded",
     "replay",
-    "score",
-    "throughput",
     "train",
     "train_and_prune",
 ]

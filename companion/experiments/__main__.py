@@ -6,20 +6,19 @@ import argparse
 import functools
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from companion import training
-from companion.experiments import executors, observations, records, registry
+from companion.experiments import executors, records, registry
 from companion.experiments.plan import TIERS, Experiment, Workplace
 from companion.experiments.records import Records, Run
 from companion.experiments.runner import Attempt, attempt, load_or_run, problems, recorded
+from companion.experiments.studies import speed
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -34,6 +33,16 @@ def _experiment(text: str) -> str:
         return registry.find(text).name
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _device(text: str) -> torch.device:
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text!r}: cpu, cuda, or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"{text}: there is no such device here; use cpu")
+    return device
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seeds", type=int, nargs="+", help="instead of the tier's")
     run.add_argument("--methods", nargs="+", help="only these of the tier's")
     run.add_argument("--sparsities", type=float, nargs="+", help="only these of the tier's")
-    run.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    run.add_argument("--device", type=_device, help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     run.add_argument("--jobs", type=int, default=1, help="processes that share the runs, on this device")
     run.add_argument(
         "--executor",
@@ -99,13 +108,14 @@ def _run(arguments: argparse.Namespace, root: Path) -> int:
                 raise ValueError(
                     f"--device {arguments.device}: torchrun gives each rank its own; hide the GPUs for the CPU"
                 )
-            place = _place(arguments, torch.device(arguments.device) if arguments.device else here.device)
-            return _report(runs, ((run, functools.partial(attempt, run, place, root)) for run in runs), here.rank == 0)
-    place = _place(arguments, torch.device(arguments.device) if arguments.device else Workplace().device)
+            place = _place(arguments, arguments.device or here.device)
+            attempts = ((run, functools.partial(attempt, run, place, root)) for run in runs)
+            return _report(runs, attempts, root, speaks=here.rank == 0)
+    place = _place(arguments, arguments.device or Workplace().device)
     with executors.open_executor(arguments.executor, arguments.jobs) as executor:
         waiting = {executor.submit(attempt, run, place, root): run for run in runs}
         finished = ((waiting[future], future.result) for future in as_completed(waiting))
-        return _report(runs, finished)
+        return _report(runs, finished, root)
 
 
 def _chosen(arguments: argparse.Namespace) -> list[Run]:
@@ -121,27 +131,28 @@ def _chosen(arguments: argparse.Namespace) -> list[Run]:
 
 
 def _place(arguments: argparse.Namespace, device: torch.device) -> Workplace:
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {arguments.device}: there is no CUDA device here; use --device cpu")
     how = {"precision": arguments.precision} if arguments.precision else {}
     return Workplace(device=device, data=arguments.data, progress=not arguments.quiet, how=how)
 
 
-def _report(runs: Sequence[Run], attempts: Iterable[tuple[Run, Callable[[], Attempt]]], speaks: bool = True) -> int:
+def _report(
+    runs: Sequence[Run], attempts: Iterable[tuple[Run, Callable[[], Attempt]]], root: Path, speaks: bool = True
+) -> int:
     """Say what became of every run as it ends; the exit status is 0 if all have a record."""
     recorded_now = 0
     for run, made in attempts:
-        clock = time.perf_counter()
         found = made()
         recorded_now += found.record is not None
         if not speaks:
             continue
-        outcome = found.said or f"done in {found.seconds or time.perf_counter() - clock:.0f} s"
+        outcome = found.said or f"done in {found.seconds:.0f} s"
         if found.record is not None and "test" in found.record.result:
             outcome += f", test accuracy {100 * found.record.accuracy():.2f} %"
         print(f"{run}: {outcome}", flush=True)
-    if recorded_now < len(runs) and speaks:
-        print(f"{recorded_now} of {len(runs)} runs are recorded", file=sys.stderr)
+    if speaks:
+        complete = recorded_now == len(runs)
+        told = f"{recorded_now} of {len(runs)} runs are recorded in {root}"
+        print(told, file=sys.stdout if complete else sys.stderr)
     return 0 if recorded_now == len(runs) else 1
 
 
@@ -163,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.command == "run":
             return _run(arguments, root)
         elif arguments.command == "pace":
-            for precision, rate in observations.pace_of_steps(arguments.size).items():
+            for precision, rate in speed.pace_of_steps(arguments.size).items():
                 print(f"{precision}: {rate:.0f} images a second")
         elif arguments.command == "status":
             for experiment, tier in _each_tier():
@@ -171,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 done = sum(recorded(run, root) is not None for run in runs)
                 print(f"{experiment.name} {tier}: {done} of {len(runs)} recorded" + ("" if done else ", not run"))
         elif arguments.command == "table":
-            made = load_or_run(arguments.name, arguments.tier, root=root)
+            made = load_or_run(arguments.name, arguments.tier, results=root)
             scored = Records([record for record in made if "test" in record.result], made.missing)
             print(
                 scored.table().to_string(index=False)
@@ -189,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.command == "index":
             new = records.enlist(root, sorted(root.glob("*/*/*.json")))
             print(f"{len(new)} records entered, {len(records.index(root))} listed")
-    except BrokenProcessPool:
+    except BrokenExecutor:
         print("error: a worker died, killed or out of memory; the same command goes on from there", file=sys.stderr)
         return 1
     except (ValueError, FileNotFoundError) as error:

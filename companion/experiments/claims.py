@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from companion import information
-from companion.experiments import TITLES, published, quantities, records, registry, runner
+from companion.experiments import published, quantities, records, registry, runner
 from companion.experiments.quantities import Reading
 from companion.experiments.records import Records, Run
 from companion.experiments.statistics import (
@@ -30,6 +30,8 @@ from companion.experiments.statistics import (
     mean,
     stratified,
 )
+from companion.experiments.studies import penalties
+from companion.experiments.studies.penalties import TITLES
 
 __all__ = [
     "ACROSS_HOSTS",
@@ -255,7 +257,7 @@ def _cell(experiment: str, tier: str, method: str, sparsity: float | None, root:
 @functools.lru_cache(maxsize=32)
 def _replayed(experiment: str, tier: str, folder: Path, written: int) -> Records:
     """Records are read once, until the folder's index is `written` anew."""
-    return runner.replay(experiment, tier, root=folder)
+    return runner.replay(experiment, tier, results=folder)
 
 
 # ------------------------------------------------------------------------------------------------------------- verdicts
@@ -481,9 +483,9 @@ def _pruned(methods: Iterable[str], baseline: str = "none", levels: Iterable[flo
 def _removed(method: str) -> list[Comparison]:
     """A penalty of dense nets, once whole filters are gone and the rest is fine-tuned."""
     places: dict[tuple[str, ...], str] = {DENSE: "ResNet-20"}
-    if method in registry.VGG_PENALISED:
+    if method in penalties.VGG_PENALISED:
         places["dense_penalties_vgg",] = "slim VGG"
-    if method in registry.TINY_PENALISED:
+    if method in penalties.TINY_PENALISED:
         places["dense_penalties_tiny",] = "20 classes of Tiny ImageNet"
     return [
         _dense(
@@ -604,7 +606,7 @@ def _strongest(judged: Judgement) -> str:
 _SMALL: Any = (quantities.small_weights, "small weights")
 _RANDOM = {penalty: _hosted("random_masks", penalty) for penalty in IDENTITY}
 _HUNDRED = {penalty: _hosted("random_masks_cifar100", penalty) for penalty in IDENTITY}
-_OTHERS = [method for method in registry.PENALISED if method not in ("none", *IDENTITY)]
+_OTHERS = [method for method in penalties.PENALISED if method not in ("none", *IDENTITY)]
 
 # One penalty in every host, for estimates that pool them; and what every penalty moves in a dense net.
 ACROSS_HOSTS: Mapping[str, tuple[Comparison, ...]] = {
@@ -619,7 +621,7 @@ MOVED: Mapping[str, tuple[Comparison, ...]] = {
             (quantities.cka_of_blocks, "CKA of all blocks"),
         )
     )
-    for method in registry.PENALISED
+    for method in penalties.PENALISED
     if method != "none"
 }
 

@@ -39,7 +39,8 @@ def open_executor(name: str | None, jobs: int) -> Iterator[Executor]:
         with _processes(jobs) as executor:
             yield executor
     elif kind == "dask":
-        client = _installed("dask.distributed").Client(address or None)
+        own = {} if address else {"threads_per_worker": 1}
+        client = _installed("dask.distributed").Client(address or None, **own)
         try:
             yield client.get_executor()
         finally:

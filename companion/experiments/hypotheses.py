@@ -23,7 +23,6 @@ from typing import NamedTuple
 from companion.experiments import quantities
 from companion.experiments.quantities import Reading
 from companion.experiments.records import Record, Records
-from companion.experiments.registry import TITLES
 from companion.experiments.runner import replay
 from companion.experiments.statistics import (
     ALPHA,
@@ -36,6 +35,7 @@ from companion.experiments.statistics import (
     tally,
     verdict,
 )
+from companion.experiments.studies.penalties import TITLES
 
 __all__ = [
     "AGAIN",

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from companion.experiments.recipes import Recipe, completed
 from companion.experiments.records import Run
 
 TIERS = ("smoke", "laptop", "paper")
@@ -22,68 +23,6 @@ TIERS = ("smoke", "laptop", "paper")
 # Settings that say how a training is computed, not what: no part of its identity. They stand in the settings of older
 # records; now a record's provenance says which were used.
 HOW = ("precision", "channels_last", "compile", "workers")
-
-_CKA = {"layers": None, "form": "signed", "kernel": "linear"}
-_MASKS = {"density": "erk", "dense": None, "grain": "weight"}
-# What the settings of older records left to defaults, as these were when the runs were made. This is history: where a
-# default changes, this table does not. The registry itself leaves nothing out (a test holds it against the signatures).
-LEFT_OUT: Mapping[str, Mapping[str, Any]] = {
-    "CKASparsity": {"examples": 8, "every": 5, "pairs": "stage", "estimator": "unbiased", "reduction": "sum", **_CKA},
-    "AugmentedCKASparsity": {
-        "examples": None,
-        "every": 1,
-        "pairs": "all",
-        "estimator": "biased",
-        "reduction": "mean",
-        **_CKA,
-    },
-    "FeatureFlow": {
-        "variant": "arxiv",
-        "norm": 2,
-        "reduction": "mean",
-        "across_stages": False,
-        "before_relu": False,
-        "layers": None,
-        "examples": None,
-        "every": 1,
-    },
-    "GroupLasso": {"layers": None},
-    "NetworkSlimming": {"layers": None},
-    "RandomPruning": _MASKS,
-    "GraNet": {"initial": 0.5, "drop": 0.5, "floor": 0.005, "end": 0.5, **_MASKS},
-    "one_cycle": {"rise": 0.3, "start": 1 / 25, "end": 1e-4},
-    "multistep": {"gamma": 0.1, "warmup": 0},
-    "cosine": {"warmup": 0, "floor": 0},
-    "training": {"momentum": 0.9, "nesterov": True, "decay_norm_and_bias": True, "label_smoothing": 0.0},
-}
-
-
-def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run with every argument written out: what is not there is what it was, by `LEFT_OUT`.
-
-    Settings of runs that do not train stay as they are.
-
-    >>> found = completed({"lr": 0.1, "schedule": "cosine", "penalties": [{"kind": "GroupLasso", "strength": 0.1}]})
-    >>> found["momentum"], found["schedule_options"]["floor"], found["penalties"][0]["layers"]
-    (0.9, 0, None)
-    """
-
-    def whole(described: Mapping[str, Any]) -> dict[str, Any]:
-        return {**LEFT_OUT.get(described["kind"], {}), **described}
-
-    full = dict(settings)
-    if "schedule" in full:
-        options = {**LEFT_OUT.get(full["schedule"], {}), **full.get("schedule_options", {})}
-        if "warmup" in full:  # older settings have it beside the schedule's name
-            options["warmup"] = full.pop("warmup")
-        if milestones := full.pop("milestones", None):
-            options["milestones"] = milestones
-        full = {**LEFT_OUT["training"], **full, "schedule_options": options}
-    if "penalties" in full:
-        full["penalties"] = [whole(described) for described in full["penalties"]]
-    if full.get("pruning") is not None:
-        full["pruning"] = whole(full["pruning"])
-    return full
 
 
 def identity(run: Run) -> str:
@@ -104,18 +43,28 @@ class Tier:
     """The runs of an experiment at one scale: methods × sparsities × seeds.
 
     Attributes:
-        settings: what all runs share; JSON values. Of trainings, keys of `HOW` say how they are computed unless the
-            workplace says otherwise, and are not part of a run.
+        settings: what all runs share: a recipe, or JSON values. Of trainings, keys of `HOW` say how they are computed
+            unless the workplace says otherwise, and are not part of a run.
         methods: name → what is particular to it, over `settings`.
 
     >>> Tier(settings={"epochs": 2}, methods={"none": {}, "l1": {"strength": 0.1}}, seeds=(0, 1)).sparsities
     (None,)
     """
 
-    settings: Mapping[str, Any]
+    settings: Recipe | Mapping[str, Any]
     methods: Mapping[str, Mapping[str, Any]]
     sparsities: Sequence[float | None] = (None,)
     seeds: Sequence[int] = (0,)
+
+    def of(self, method: str) -> dict[str, Any]:
+        """The settings of a method's runs, every argument written out.
+
+        >>> Tier({"epochs": 2}, {"long": {"epochs": 9}}).of("long")
+        {'epochs': 9}
+        """
+        if isinstance(self.settings, Recipe):
+            return dataclasses.replace(self.settings, **self.methods[method]).settings()
+        return completed({**self.settings, **self.methods[method]})
 
 
 PLAIN: Mapping[str, Any] = {"precision": "float32", "channels_last": False, "compile": False, "workers": 0}
@@ -135,9 +84,7 @@ class Workplace:
 
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     data: Path | None = None
-    work: Path = field(
-        default_factory=lambda: Path(os.environ.get("COMPANION_WORK", Path.home() / ".cache/companion/work"))
-    )
+    work: Path = field(default_factory=lambda: _work())
     progress: bool = False
     how: Mapping[str, Any] = field(default_factory=dict)
 
@@ -146,12 +93,22 @@ class Workplace:
         return {**PLAIN, **self.how}
 
 
+def _work() -> Path:
+    try:
+        return Path(os.environ.get("COMPANION_WORK") or Path.home() / ".cache/companion/work")
+    except RuntimeError as error:
+        raise ValueError(f"no folder for runs in progress ({error}): set COMPANION_WORK") from error
+
+
 class Outcome(NamedTuple):
     """What a run found: see `Record`."""
 
     result: Mapping[str, Any]
     curve: Sequence[Mapping[str, Any]]
     measures: Mapping[str, Any]
+
+
+Perform = Callable[[Run, Workplace], Outcome]
 
 
 @dataclass(frozen=True)
@@ -172,7 +129,7 @@ class Experiment:
 
     name: str
     question: str
-    perform: Callable[[Run, Workplace], Outcome]
+    perform: Perform
     tiers: Mapping[str, Tier]
     ranks: bool = False
     blocks: bool = False
@@ -187,10 +144,8 @@ class Experiment:
             raise ValueError(f"experiment {self.name} has no tier {tier!r}; it has {list(self.tiers)}")
         plan = self.tiers[tier]
         cells = itertools.product(plan.seeds if seeds is None else seeds, plan.sparsities, plan.methods)
-        return [
-            Run(self.name, tier, method, seed, sparsity, _without_how(completed(self._merged(tier, method))))
-            for seed, sparsity, method in cells
-        ]
+        settings = {method: _without_how(plan.of(method)) for method in plan.methods}
+        return [Run(self.name, tier, method, seed, sparsity, settings[method]) for seed, sparsity, method in cells]
 
     def how(self, run: Run) -> dict[str, Any]:
         """How the registry would have a run computed: keys of `HOW`.
@@ -200,10 +155,7 @@ class Experiment:
         >>> experiment.how(experiment.runs("paper")[0])
         {'precision': 'bfloat16', 'channels_last': True, 'compile': True}
         """
-        return {key: value for key, value in self._merged(run.tier, run.method).items() if key in HOW}
-
-    def _merged(self, tier: str, method: str) -> dict[str, Any]:
-        return {**self.tiers[tier].settings, **self.tiers[tier].methods[method]}
+        return {key: value for key, value in self.tiers[run.tier].of(run.method).items() if key in HOW}
 
 
 def _without_how(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,6 @@ __all__ = [
     "after_pruning",
     "after_removal",
     "block_damage",
-    "block_outputs",
     "branch_scale",
     "cka_in_stages",
     "cka_of_blocks",
@@ -108,13 +107,7 @@ def matrix(table: pd.DataFrame) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------------------------------- accuracy
 def percent(record: Record) -> float:
-    """Test images classified correctly, in %, by the net of the last epoch.
-
-    >>> from companion.experiments.records import Run
-    >>> record = Record(Run("any", "smoke", "none", 0), {"test": {"correct": 9, "examples": 10}}, [], {}, {})
-    >>> percent(record)
-    90.0
-    """
+    """Test images classified correctly, in %, by the net of the last epoch."""
     return 100 * record.accuracy()
 
 
@@ -125,16 +118,13 @@ def after_pruning(sparsity: float, criterion: str = "magnitude") -> Reading:
 
     Raises:
         ValueError: when read, a record without that level.
-
-    >>> from companion.experiments.records import Run
-    >>> levels = [{"sparsity": 0.8, "pruned": {"test": {"correct": 6, "examples": 10}}}]
-    >>> record = Record(Run("any", "smoke", "none", 0), {"weights": levels}, [], {}, {})
-    >>> after_pruning(0.8)(record)
-    60.0
     """
 
     def value(record: Record) -> float:
-        return _score(_level(record, "weights", "sparsity", sparsity, criterion)["pruned"])
+        levels = {level["sparsity"]: level for level in _weights_out(record, criterion)}
+        if sparsity not in levels:
+            raise ValueError(f"record {record.run} has weights at {[*levels]}, not at {sparsity}")
+        return _percent(levels[sparsity]["pruned"]["test"])
 
     return value
 
@@ -145,20 +135,13 @@ def after_removal(macs: float, stage: str = "fine_tuned") -> Reading:
 
     Raises:
         ValueError: when read, a record without that level.
-
-    >>> from companion.experiments.records import Run
-    >>> levels = [{"fine_tuned": {"test": {"correct": 6, "examples": 10}}}]
-    >>> run = Run("any", "smoke", "none", 0, settings={"prune": {"macs": [0.5]}})
-    >>> record = Record(run, {"filters": levels}, [], {}, {})
-    >>> after_removal(macs=0.5)(record)
-    60.0
     """
 
     def value(record: Record) -> float:
         shares = record.run.settings.get("prune", {}).get("macs", [])
         if macs not in shares:
             raise ValueError(f"record {record.run} has filters pruned to {shares} of the multiply-adds, not to {macs}")
-        return _score(record.result["filters"][shares.index(macs)][stage])
+        return _percent(record.result["filters"][shares.index(macs)][stage]["test"])
 
     return value
 
@@ -169,12 +152,6 @@ def without_blocks(number: int, stage: str = "pruned") -> Reading:
 
     Raises:
         ValueError: when read, a record that did not go so far, or was not fine-tuned there.
-
-    >>> greedy = [{"gone": ["layer1.1"], "pruned": {"test": {"correct": 6, "examples": 10}}}]
-    >>> from companion.experiments.records import Run
-    >>> record = Record(Run("any", "smoke", "none", 0), {"blocks": {"single": [], "greedy": greedy}}, [], {}, {})
-    >>> without_blocks(1)(record)
-    60.0
     """
 
     def value(record: Record) -> float:
@@ -182,54 +159,32 @@ def without_blocks(number: int, stage: str = "pruned") -> Reading:
         if stage not in there.get(number, {}):
             have = [count for count, entry in there.items() if stage in entry]
             raise ValueError(f"record {record.run} has blocks out, {stage}, at {have}, not at {number}")
-        return _score(there[number][stage])
+        return _percent(there[number][stage]["test"])
 
     return value
 
 
 def block_damage(record: Record, stage: str = "refreshed") -> float:
     """Points of test accuracy lost by taking out one residual branch, mean over all; with batch norm `"refreshed"` or
-    `"raw"`.
-
-    >>> from companion.experiments.records import Run
-    >>> single = [{"block": "layer1.1", "refreshed": {"correct": 6, "examples": 10}}]
-    >>> scores = {"test": {"correct": 9, "examples": 10}, "blocks": {"single": single, "greedy": []}}
-    >>> block_damage(Record(Run("any", "smoke", "none", 0), scores, [], {}, {}))
-    30.0
-    """
-    left = [100 * entry[stage]["correct"] / entry[stage]["examples"] for entry in record.result["blocks"]["single"]]
+    `"raw"`."""
+    left = [_percent(entry[stage]) for entry in record.result["blocks"]["single"]]
     return percent(record) - float(np.mean(left))
 
 
 def pruned_on_average(record: Record, split: str = "validation") -> float:
-    """Accuracy in %, mean over all levels of pruning and before any fine-tuning: by this, strengths are chosen.
-
-    >>> from companion.experiments.records import Run
-    >>> weights, filters = ([{"pruned": {"validation": {"correct": n, "examples": 10}}}] for n in (8, 6))
-    >>> record = Record(Run("any", "smoke", "none", 0), {"weights": weights, "filters": filters}, [], {}, {})
-    >>> pruned_on_average(record)
-    70.0
-    """
+    """Accuracy in %, mean over all levels of pruning and before any fine-tuning: by this, strengths are chosen."""
     levels = [*record.result["weights"], *record.result["filters"]]
-    return float(np.mean([_score(level["pruned"], split) for level in levels]))
+    return float(np.mean([_percent(level["pruned"][split]) for level in levels]))
 
 
 def sparsity_kept(points: float = 5.0) -> Reading:
     """The largest share of weights that one-shot pruning can take for at most so many points of test accuracy, linear
-    between the recorded levels; 0 where not even the first level is that cheap, and never beyond the last.
-
-    >>> from companion.experiments.records import Run
-    >>> pruned = [{"sparsity": 0.8, "pruned": {"test": {"correct": 5, "examples": 10}}}]
-    >>> scores = {"test": {"correct": 9, "examples": 10}, "weights": pruned}
-    >>> record = Record(Run("any", "smoke", "none", 0), scores, [], {}, {})
-    >>> sparsity_kept(points=10)(record)
-    0.2
-    """
+    between the recorded levels; 0 where not even the first level is that cheap, and never beyond the last."""
 
     def value(record: Record) -> float:
         dense = percent(record)
-        raw = [w for w in record.result["weights"] if w.get("criterion", "magnitude") == "magnitude"]
-        levels = [(0.0, dense)] + [(w["sparsity"], _score(w["pruned"])) for w in raw]
+        out = _weights_out(record, "magnitude")
+        levels = [(0.0, dense)] + [(level["sparsity"], _percent(level["pruned"]["test"])) for level in out]
         for (s, a), (after, b) in itertools.pairwise(levels):
             if b < dense - points:
                 return s + (after - s) * (a - (dense - points)) / (a - b)
@@ -238,16 +193,14 @@ def sparsity_kept(points: float = 5.0) -> Reading:
     return value
 
 
-def _level(record: Record, part: str, key: str, wanted: float, criterion: str = "magnitude") -> dict:
-    there = [level for level in record.result.get(part, []) if level.get("criterion", "magnitude") == criterion]
-    for level in there:
-        if level[key] == wanted:
-            return level
-    raise ValueError(f"record {record.run} has {part} at {[level[key] for level in there]}, not at {wanted}")
+def _weights_out(record: Record, criterion: str) -> list[dict]:
+    """The levels of one-shot pruning by a criterion; records of the first two rounds have raw magnitude alone."""
+    levels = record.result.get("weights", [])
+    return [level for level in levels if level.get("criterion", "magnitude") == criterion]
 
 
-def _score(scores: dict, split: str = "test") -> float:
-    return 100 * scores[split]["correct"] / scores[split]["examples"]
+def _percent(part: Mapping[str, Any]) -> float:
+    return 100 * part["correct"] / part["examples"]
 
 
 # ----------------------------------------------------------------------------------------------------------- similarity
@@ -280,15 +233,7 @@ def cka_of_neighbours(record: Record) -> float:
 
 
 def cka_of_blocks(record: Record) -> float:
-    """Mean CKA between all different blocks.
-
-    >>> from companion.experiments.records import Run
-    >>> names = ["layer1.0", "layer1.1", "layer2.0"]
-    >>> cka = {"layers": names, "values": [[1, 0.75, 0.25], [0.75, 1, 0.5], [0.25, 0.5, 1]]}
-    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"cka": cka}, {})
-    >>> cka_of_blocks(record)
-    0.5
-    """
+    """Mean CKA between all different blocks."""
     return _mean_cka(record, lambda a, b: True)
 
 
@@ -322,35 +267,17 @@ def trajectory(model: nn.Module, images: Tensor) -> dict[str, Any]:
 
 
 def path_length(record: Record) -> float:
-    """Mean over steps inside the stages of ‖d_l‖/‖x_l‖, a step relative to where it starts.
-
-    >>> from companion.experiments.records import Run
-    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"trajectory": {"relative_length": [0.25, 0.75]}}, {})
-    >>> path_length(record)
-    0.5
-    """
+    """Mean over steps inside the stages of ‖d_l‖/‖x_l‖, a step relative to where it starts."""
     return float(np.mean(record.measures["trajectory"]["relative_length"]))
 
 
 def path_angle(record: Record) -> float:
-    """Mean turning angle inside the stages, in radians.
-
-    >>> from companion.experiments.records import Run
-    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"trajectory": {"angle": [1.0, 2.0]}}, {})
-    >>> path_angle(record)
-    1.5
-    """
+    """Mean turning angle inside the stages, in radians."""
     return float(np.mean(record.measures["trajectory"]["angle"]))
 
 
 def straightness(record: Record) -> float:
-    """Chord through length, mean over stages; 1 is straight.
-
-    >>> from companion.experiments.records import Run
-    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"trajectory": {"straightness": [0.5, 0.75]}}, {})
-    >>> straightness(record)
-    0.625
-    """
+    """Chord through length, mean over stages; 1 is straight."""
     return float(np.mean(record.measures["trajectory"]["straightness"]))
 
 
@@ -498,15 +425,7 @@ def weights(model: nn.Module, images: Tensor | None = None) -> dict[str, Any]:
 
 
 def small_weights(record: Record, epsilon: float = 0.1) -> float:
-    """Percentage of the weights alive with abs(w) ≤ ε·RMS of those alive, layer by layer: ε-sparsity without scale.
-
-    >>> from companion.experiments.records import Run
-    >>> counts = [10] + [0] * (len(WEIGHT_EDGES) - 2) + [30]  # 10 of 40 weights are next to nothing
-    >>> layer = {"shape": [4, 10], "zeros": 0, "histogram": counts}
-    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"weights": {"layers": [layer]}}, {})
-    >>> small_weights(record)
-    25.0
-    """
+    """Percentage of the weights alive with abs(w) ≤ ε·RMS of those alive, layer by layer: ε-sparsity without scale."""
     below = alive = 0.0
     for layer in record.measures["weights"]["layers"]:
         counts = np.array(layer["histogram"], dtype=float)
@@ -526,26 +445,13 @@ def folded_norms(record: Record, ending: str = "conv1") -> float:
     It does not change when a filter is rescaled before its batch norm, and it doubles when the layer's *input* is
     halved, although the layer then puts out the same: σ is halved, too. So it compares filters of one layer, which all
     read the same input. Between networks whose features differ in size it compares their inputs; take `inner_scale`.
-
-    >>> from companion.experiments.records import Run
-    >>> layer = {"name": "layer1.0.conv1", "filter_norms": [1, 3], "bn_scale": [2, 2], "bn_deviation": [4, 4]}
-    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"weights": {"layers": [layer]}}, {})
-    >>> folded_norms(record)
-    1.0
     """
     return _of_filters(record, ending, lambda w, scale, deviation: w * scale / deviation)
 
 
 def raw_norms(record: Record, ending: str = "conv1") -> float:
     """Mean of ‖w‖ over the same filters. It does not see the size of the input, and it changes with every rescaling of
-    a filter, which the batch norm behind it undoes: there it has no meaning by itself.
-
-    >>> from companion.experiments.records import Run
-    >>> layer = {"name": "layer1.0.conv1", "filter_norms": [1, 3], "bn_scale": [2, 2], "bn_deviation": [4, 4]}
-    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"weights": {"layers": [layer]}}, {})
-    >>> raw_norms(record)
-    2.0
-    """
+    a filter, which the batch norm behind it undoes: there it has no meaning by itself."""
     return _of_filters(record, ending, lambda w, scale, deviation: w)
 
 
@@ -554,40 +460,19 @@ def inner_scale(record: Record) -> float:
     the inner filters put out.
 
     It changes neither with the size of a filter before its batch norm nor with that of the layer's input, so it can be
-    compared between networks. A factor on γ and β that the weights of the next convolution undo it does see.
-
-    >>> from companion.experiments.records import Run
-    >>> layer = {"name": "layer1.0.conv1", "filter_norms": [1, 3], "bn_scale": [2, -4], "bn_deviation": [4, 4]}
-    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"weights": {"layers": [layer]}}, {})
-    >>> inner_scale(record)
-    3.0
-    """
+    compared between networks. A factor on γ and β that the weights of the next convolution undo it does see."""
     return _of_filters(record, "conv1", lambda w, scale, deviation: scale)
 
 
 def inner_deviation(record: Record) -> float:
     """Mean σ of the same batch norms: the deviation of what the inner filters put out *before* it is normalised. With
-    filters of unchanged `raw_norms` it follows the size of what they read.
-
-    >>> from companion.experiments.records import Run
-    >>> layer = {"name": "layer1.0.conv1", "filter_norms": [1, 3], "bn_scale": [2, -4], "bn_deviation": [4, 5]}
-    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"weights": {"layers": [layer]}}, {})
-    >>> inner_deviation(record)
-    4.5
-    """
+    filters of unchanged `raw_norms` it follows the size of what they read."""
     return _of_filters(record, "conv1", lambda w, scale, deviation: deviation)
 
 
 def branch_scale(record: Record) -> float:
     """Mean abs(γ) of the last batch norm of every branch: the scale of the residual step. It does not see the size of
-    the branch's weights or of what the branch reads.
-
-    >>> from companion.experiments.records import Run
-    >>> layer = {"name": "layer1.0.conv2", "filter_norms": [1, 3], "bn_scale": [2, 2], "bn_deviation": [4, 4]}
-    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"weights": {"layers": [layer]}}, {})
-    >>> branch_scale(record)
-    2.0
-    """
+    the branch's weights or of what the branch reads."""
     return _of_filters(record, "conv2", lambda w, scale, deviation: scale)
 
 
@@ -645,38 +530,17 @@ def information(model: nn.Module, images: Tensor, labels: Tensor, noise: float =
 
 
 def about_image(record: Record) -> float:
-    """Upper bound of I(X;T) in nats, mean over the blocks, see `information`.
-
-    >>> from companion.experiments.records import Run
-    >>> found = {"layers": ["layer1.0", "layer1.1", "linear"], "about_image": [1.0, 2.0, 9.0]}
-    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"information": found}, {})
-    >>> about_image(record)
-    1.5
-    """
+    """Upper bound of I(X;T) in nats, mean over the blocks, see `information`."""
     return float(np.mean(_blocks(record, "about_image")))
 
 
 def about_label(record: Record) -> float:
-    """I(T;Y) in nats between bounds, mean over the blocks, see `information`.
-
-    >>> from companion.experiments.records import Run
-    >>> found = {"layers": ["layer1.0", "layer1.1", "linear"], "about_label": [1.0, 2.0, 9.0]}
-    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"information": found}, {})
-    >>> about_label(record)
-    1.5
-    """
+    """I(T;Y) in nats between bounds, mean over the blocks, see `information`."""
     return float(np.mean(_blocks(record, "about_label")))
 
 
 def shared_information(record: Record) -> float:
-    """Gaussian I(T_l; T_{l+1}) in nats, mean over neighbouring blocks, see `information`.
-
-    >>> from companion.experiments.records import Run
-    >>> gaussian = {"layers": ["layer1.0", "layer1.1"], "values": [[0, 1.5], [1.5, 0]]}
-    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"information": {"gaussian": gaussian}}, {})
-    >>> shared_information(record)
-    1.5
-    """
+    """Gaussian I(T_l; T_{l+1}) in nats, mean over neighbouring blocks, see `information`."""
     table = record.measures["information"]["gaussian"]
     values = np.array(table["values"])
     at = [i for i, name in enumerate(table["layers"]) if stage_of(name)]
@@ -777,12 +641,6 @@ def mean_cosine(key: str) -> Reading:
 
     Raises:
         ValueError: when read, a record without it.
-
-    >>> from companion.experiments.records import Run
-    >>> curve = [{"cosine_loss_cka": 0.5}, {"cosine_loss_cka": 0.25}]
-    >>> record = Record(Run("any", "smoke", "none", 0), {}, curve, {}, {})
-    >>> mean_cosine("cosine_loss_cka")(record)
-    0.375
     """
 
     def value(record: Record) -> float:

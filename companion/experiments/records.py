@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import glob
 import hashlib
 import json
 import math
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "INDEX",
     "LIMIT",
+    "DamagedRecordError",
     "Record",
     "Records",
     "Run",
@@ -50,6 +52,7 @@ __all__ = [
     "enlist",
     "index",
     "load",
+    "mend",
     "packed",
     "problems",
     "provenance",
@@ -107,6 +110,15 @@ class Run:
 
     def __str__(self) -> str:
         return f"{self.experiment}/{self.tier}/{self.name}"
+
+
+class DamagedRecordError(ValueError):
+    """A file that should hold a record holds none.
+
+    >>> Record.from_json("{}")
+    Traceback (most recent call last):
+    companion.experiments.records.DamagedRecordError: not a record: KeyError('schema')
+    """
 
 
 @dataclass(frozen=True)
@@ -167,21 +179,18 @@ class Record:
         """The record in `text`.
 
         Raises:
-            ValueError: no JSON, another schema, missing or unknown parts.
+            DamagedRecordError: no JSON, another schema, missing or unknown parts, or parts of another type.
         """
         try:
             content = json.loads(text)
             schema = content.pop("schema")
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"not a record: {error!r}") from error
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+            raise DamagedRecordError(f"not a record: {error!r}") from error
         if schema != SCHEMA:
-            raise ValueError(f"record has schema {schema}; this version of companion reads schema {SCHEMA}")
-        parts = {f.name for f in dataclasses.fields(cls)}
-        if set(content) != parts:
-            raise ValueError(f"a record has the parts {sorted(parts)}; this one has {sorted(content)}")
-        fields = {f.name for f in dataclasses.fields(Run)}
-        if set(content["run"]) != fields:
-            raise ValueError(f"a record's run has the parts {sorted(fields)}; this one has {sorted(content['run'])}")
+            raise DamagedRecordError(f"record has schema {schema}; this version of companion reads schema {SCHEMA}")
+        _typed("record", content, PARTS)
+        _typed("record's run", content["run"], RUN)
+        _typed("record's curve", dict(enumerate(content["curve"])), dict.fromkeys(range(len(content["curve"])), dict))
         return cls(**{**content, "run": Run(**content["run"])})
 
     def save(self, root: str | Path | None = None) -> Path:
@@ -189,6 +198,7 @@ class Record:
 
         Raises:
             ValueError: the record contradicts itself, or is larger than 200 kB.
+            OSError: the folder cannot be written to.
         """
         if found := problems(self):
             raise ValueError(f"record {self.run}: " + "; ".join(found))
@@ -201,6 +211,27 @@ class Record:
         write_aside(path, text)
         enlist(folder, [path], anew=True)
         return path
+
+
+PARTS = {"run": dict, "result": dict, "curve": list, "measures": dict, "provenance": dict}
+RUN = {
+    "experiment": str,
+    "tier": str,
+    "method": str,
+    "seed": int,
+    "sparsity": (int, float, type(None)),
+    "settings": dict,
+}
+
+
+def _typed(what: str, found: Mapping[Any, Any], wanted: Mapping[Any, Any]) -> None:
+    """Refuse parts that are missing, unknown, or of another type."""
+    if set(found) != set(wanted):
+        raise DamagedRecordError(f"a {what} has the parts {sorted(wanted)}; this one has {sorted(found)}")
+    if wrong := [
+        f"{name} is a {type(found[name]).__name__}" for name in found if not isinstance(found[name], wanted[name])
+    ]:
+        raise DamagedRecordError(f"a {what} of other types: {', '.join(wrong)}")
 
 
 def results_root(root: str | Path | None = None) -> Path:
@@ -229,9 +260,19 @@ def index(root: str | Path | None = None) -> dict[str, str]:
     >>> len(next(iter(known.values())))  # hexadecimal digits of SHA-256
     64
     """
-    path = results_root(root) / INDEX
+    return {name: digest for digest, name in _lines(results_root(root))}
+
+
+def _lines(root: Path) -> list[tuple[str, str]]:
+    """The lines of the index: digest and name."""
+    path = root / INDEX
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    return [(digest, name) for digest, _, name in (line.partition("  ") for line in lines)]
+
+
+def listed_twice(root: Path) -> list[str]:
+    """Names that stand more than once in the hash index."""
+    return [name for name, count in Counter(name for _, name in _lines(root)).items() if count > 1]
 
 
 def enlist(root: str | Path, paths: Iterable[Path], anew: bool = False) -> list[Path]:
@@ -247,21 +288,32 @@ def enlist(root: str | Path, paths: Iterable[Path], anew: bool = False) -> list[
     ['record.json'] []
     """
     root = Path(root)
-    with FileLock(root / f"{INDEX}.lock"):  # what several runners enter must not undo one another
+    digests = {path.relative_to(root).as_posix(): path for path in paths}
+    with FileLock(root / f".{INDEX}.lock"):  # what one runner adds, another must not overwrite
         known = index(root)
-        named = {path.relative_to(root).as_posix(): path for path in paths}
-        new = {name: path for name, path in named.items() if anew or name not in known}
+        new = {name: path for name, path in digests.items() if anew or name not in known}
         if new:
-            known |= {name: sha256(path) for name, path in new.items()}
-            write_aside(root / INDEX, "".join(f"{digest}  {name}\n" for name, digest in sorted(known.items())))
+            both = known | {name: sha256(path) for name, path in new.items()}
+            text = "".join(f"{digest}  {name}\n" for name, digest in sorted(both.items()))
+            write_aside(root / INDEX, lambda file: file.write(text.encode()))
+        for half in root.glob(f".{INDEX}.*.part"):  # a killed writer's
+            half.unlink()
     return list(new.values())
+
+
+def mend(root: Path, run: Run) -> None:
+    """Finish what a runner that was killed, or a full disk, left half done after the record was written."""
+    if run.path.as_posix() not in index(root):
+        enlist(root, [root / run.path])
+    for half in (root / run.path).parent.glob(f".{glob.escape(run.path.name)}.*.part"):
+        half.unlink()
 
 
 def load(path: Path) -> Record:
     """Read one record.
 
     Raises:
-        ValueError: the file is no record; the message names it.
+        DamagedRecordError: the file is no record; the message names it.
 
     >>> paths = sorted(results_root().glob("published_cka/paper/*.json"))
     >>> load(paths[0]).run.experiment
@@ -269,8 +321,8 @@ def load(path: Path) -> Record:
     """
     try:
         return Record.from_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except (ValueError, IsADirectoryError) as error:  # no UTF-8, or a folder of that name
+        raise DamagedRecordError(f"{path}: {error}") from error
 
 
 # ---------------------------------------------------------------------------------------------------------- consistency
@@ -424,7 +476,8 @@ def _processor() -> str:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """The checkout's commit and whether the package's files are as committed; None for an installed package."""
+    """The checkout's commit and whether the package's files are as committed; None for an installed package, and for
+    one that lies in another project's repository."""
     package = Path(__file__).resolve().parent.parent
     try:
 
@@ -433,6 +486,10 @@ def _commit() -> tuple[str | None, bool | None]:
                 ["git", "-C", str(package), *args], capture_output=True, text=True, check=True
             ).stdout.strip()
 
+        project = package.parent / "pyproject.toml"
+        own = Path(git("rev-parse", "--show-toplevel")).resolve() == package.parent
+        if not own or not project.exists() or 'name = "identity-and-flow"' not in project.read_text():
+            return None, None
         return git("rev-parse", "HEAD"), git("status", "--porcelain", "--", ".") == ""
     except (OSError, subprocess.CalledProcessError):
         return None, None
@@ -529,6 +586,23 @@ class Records(Sequence[Record]):
             raise ValueError(f"no shared seed: {sorted(here)} and {sorted(there)}")
         return mean(here[seed] - there[seed] for seed in shared)
 
+    def curves(self, key: str) -> pd.DataFrame:
+        """A number of the curves, one row an epoch, one column a record: `records.curves("loss").plot()` draws it.
+
+        Raises:
+            ValueError: a record whose curve lacks it.
+
+        >>> run, curve = Run("example", "smoke", "none", 0), [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.5}]
+        >>> Records([Record(run, {}, curve, {}, {})]).curves("loss")["none-seed0"].tolist()
+        [2.0, 1.5]
+        """
+        for record in self:
+            if lacking := [entry.get("epoch") for entry in record.curve if key not in entry]:
+                have = sorted(record.curve[-1])
+                raise ValueError(f"record {record.run} has no {key!r} in epochs {lacking}; it has {have}")
+        of = {r.run.name: pd.Series({e["epoch"]: e[key] for e in r.curve}, dtype=float) for r in self}
+        return pd.DataFrame(of).rename_axis(index="epoch")
+
     def difference(
         self, method: str, baseline: str, value: Callable[[Record], float] = Record.accuracy, **cell: Any
     ) -> Mean | None:
@@ -543,7 +617,8 @@ class Records(Sequence[Record]):
         return here.paired(there, value)
 
     def table(self, value: Callable[[Record], float] = Record.accuracy) -> pd.DataFrame:
-        """One row for each method and sparsity: mean, interval, number of seeds; "not run" where there is no record."""
+        """One row for each method and sparsity: mean, interval, number of seeds; "not run" where there is no record.
+        One seed has no interval, and says so."""
         cells = {(r.run.method, r.run.sparsity): None for r in self} | {
             (r.method, r.sparsity): None for r in self.missing
         }
@@ -558,6 +633,7 @@ class Records(Sequence[Record]):
             }
             if len(chosen):
                 average = chosen.mean(value)
-                row |= {"mean": average.value, "low": average.low, "high": average.high}
+                low, high = (average.low, average.high) if average.df else ("one seed", "one seed")
+                row |= {"mean": average.value, "low": low, "high": high}
             rows.append(row)
         return pd.DataFrame(rows)

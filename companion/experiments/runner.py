@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
+import threading
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -12,10 +14,13 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
+from companion._checks import one_of
 from companion._ranks import on_rank_zero, world_size
 from companion.experiments import records, registry
 from companion.experiments.plan import Experiment, Workplace, identity
 from companion.experiments.records import Record, Records, Run
+
+_ALONE = threading.Lock()  # a run seeds the random numbers of its process: of several threads, one at a time
 
 
 class OtherBlockError(RuntimeError):
@@ -26,7 +31,7 @@ def recorded(run: Run, root: Path) -> Record | None:
     """The record of exactly this run (see `plan.identity`); None where it has not run, or ran with other settings.
 
     Raises:
-        ValueError: the file that should hold it is no record.
+        DamagedRecordError: the file that should hold it is no record.
 
     >>> run = registry.find("published_cka").runs("paper")[0]
     >>> recorded(run, records.results_root()).run == run
@@ -45,7 +50,7 @@ def perform(run: Run, place: Workplace, root: Path) -> Record | None:
     In a process group every rank calls it and gets the record; rank 0 alone reads, locks and writes.
 
     Raises:
-        ValueError: several ranks, and an experiment that is for one.
+        ValueError: several ranks, and an experiment that is for one; a folder that cannot be written to.
         OtherBlockError: an experiment in blocks (`Experiment.blocks`), whose runs of this seed were made otherwise.
     """
     experiment = registry.find(run.experiment)
@@ -57,7 +62,7 @@ def perform(run: Run, place: Workplace, root: Path) -> Record | None:
             f"its runs by --jobs or --shard. For several ranks there are {several}"
         )
     checkpoint = place.work / run.path.with_suffix(".pt")
-    with ExitStack() as held:
+    with _ALONE, ExitStack() as held:
         there, free = on_rank_zero(lambda: _claim(run, checkpoint, root, held))
         if not free:
             return there
@@ -81,15 +86,34 @@ def perform(run: Run, place: Workplace, root: Path) -> Record | None:
 
 def _claim(run: Run, checkpoint: Path, root: Path, held: ExitStack) -> tuple[Record | None, bool]:
     """The record, if there is one, and whether the run is ours to make: locked as long as `held` is open."""
-    if (there := recorded(run, root)) is not None:
+    if (there := _finished(run, root)) is not None:
         return there, False
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    for folder in ((root / run.path).parent, checkpoint.parent):  # now, and not after hours of training
+        _writable(folder)
     try:
         held.enter_context(FileLock(checkpoint.with_suffix(".run"), timeout=0))
     except Timeout:
         return None, False
-    there = recorded(run, root)  # written while we waited for the lock
+    there = _finished(run, root)  # written while we waited for the lock
     return there, there is None
+
+
+def _finished(run: Run, root: Path) -> Record | None:
+    """The record, if there is one, in good order: also after a kill between record and index."""
+    if (there := recorded(run, root)) is not None:
+        records.mend(root, run)
+    return there
+
+
+def _writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be written to ({error.strerror}): give another --results, or COMPANION_WORK"
+        ) from error
 
 
 class Attempt(NamedTuple):
@@ -110,7 +134,7 @@ def attempt(run: Run, place: Workplace, root: Path) -> Attempt:
     """
     clock = time.perf_counter()
     try:
-        if (there := on_rank_zero(lambda: recorded(run, root))) is not None:
+        if (there := on_rank_zero(lambda: _finished(run, root))) is not None:
             return Attempt(there, "recorded")
         record = perform(run, place, root)
     except OtherBlockError as error:
@@ -140,14 +164,14 @@ def load_or_run(
     mode: str = "replay",
     seeds: Iterable[int] | None = None,
     place: Workplace | None = None,
-    root: str | Path | None = None,
+    results: str | Path | None = None,
 ) -> Records:
     """The records of an experiment: replayed from the book's results, or made here.
 
     Args:
         mode: `"replay"` reads what is recorded; runs without a record are in `.missing`. `"run"` makes every run anew
             in the work folder, where it continues if interrupted, and leaves the book's records alone.
-        root: folder of results to read, default `records.results_root()`.
+        results: folder of results to read, default `records.results_root()`.
 
     Raises:
         ValueError: unknown experiment, tier or mode; `"replay"` where nothing is recorded.
@@ -156,35 +180,35 @@ def load_or_run(
     >>> records.one(method="resnet20").frame("cka").shape
     (11, 11)
     """
+    one_of(mode=(mode, ("replay", "run")))
     if mode == "replay":
-        found = replay(name, tier, seeds=seeds, root=root)
+        found = replay(name, tier, seeds=seeds, results=results)
         if not found:
             raise ValueError(
-                f"nothing is recorded for {name} at tier {tier} under {records.results_root(root)}; "
+                f"nothing is recorded for {name} at tier {tier} under {records.results_root(results)}; "
                 f"python -m companion.experiments run {name} --tier {tier} makes the records"
             )
         return found
     runs = registry.find(name).runs(tier, seeds)
-    if mode != "run":
-        raise ValueError(f"mode={mode!r} is unknown; use 'replay' or 'run'")
     place = place or Workplace(progress=True)
     made = [perform(run, place, place.work / "results") for run in runs]
     return Records([record for record in made if record is not None])
 
 
 def replay(
-    name: str, tier: str = "laptop", *, seeds: Iterable[int] | None = None, root: str | Path | None = None
+    name: str, tier: str = "laptop", *, seeds: Iterable[int] | None = None, results: str | Path | None = None
 ) -> Records:
     """The records of an experiment that are there; the runs without one are in `.missing`, which may be all.
 
     Raises:
-        ValueError: unknown experiment or tier; a damaged record.
+        ValueError: unknown experiment or tier.
+        DamagedRecordError: a damaged record.
 
     >>> found = replay("published_cka", tier="paper")
     >>> {record.run.experiment for record in found}
     {'published_cka'}
     """
-    folder = records.results_root(root)
+    folder = records.results_root(results)
     there = [(run, recorded(run, folder)) for run in registry.find(name).runs(tier, seeds)]
     return Records(
         [record for _, record in there if record is not None], [run for run, record in there if record is None]
@@ -195,18 +219,30 @@ def problems(root: Path) -> list[str]:
     """What is wrong with the records under `root`: against the hash index, their schema, the registry, themselves."""
     listed = records.index(root)
     found = [f"{name}: listed in {records.INDEX}, but not there" for name in listed if not (root / name).exists()]
+    found += [f"{name}: listed twice in {records.INDEX}" for name in records.listed_twice(root)]
+    found += [
+        f"{half.relative_to(root)}: in the making, or half a file that a kill left"
+        for half in sorted(root.rglob("*.part"))
+    ]
     for path in sorted(root.glob("*/*/*.json")):
         shown = path.relative_to(root)
         digest = listed.get(shown.as_posix())
+        if path.is_dir():
+            found.append(f"{shown}: a folder")
+            continue
         if digest is None:
             found.append(f"{shown}: not listed in {records.INDEX}; `python -m companion.experiments index` enters it")
         elif digest != records.sha256(path):
             found.append(f"{shown}: changed since it was written, says {records.INDEX}")
         try:
             record = records.load(path)
-        except ValueError as error:
+        except records.DamagedRecordError as error:
             found.append(str(error))
             continue
+        try:
+            found += [f"{shown}: {problem}" for problem in records.problems(record)]
+        except (TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:  # of parts inside the parts
+            found.append(f"{shown}: parts of other types: {error!r}")
         if record.run.path != shown:
             found.append(f"{shown}: holds the run {record.run}")
         if path.stat().st_size > records.LIMIT:
@@ -221,5 +257,4 @@ def problems(root: Path) -> list[str]:
             for run in registry.EXPERIMENTS[record.run.experiment].runs(record.run.tier, [record.run.seed])
         ):
             found.append(f"{shown}: its method, sparsity or settings are not the registry's")
-        found += [f"{shown}: {problem}" for problem in records.problems(record)]
     return found

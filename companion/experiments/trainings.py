@@ -2,51 +2,52 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 import itertools
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, Self, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import update_bn
+from torch.utils._pytree import tree_map_only
 
 from companion import data, models, training
-from companion._files import write_aside
-from companion._ranks import buffers_of_rank_zero
+from companion._checks import one_of
 from companion.experiments import controls, quantities
-from companion.experiments.plan import Outcome, Workplace, completed
+from companion.experiments.plan import Outcome, Workplace
+from companion.experiments.recipes import Part, Recipe
 from companion.experiments.records import Run, packed
 from companion.features import batches
-from companion.pruning import (
-    SET,
-    GraNet,
-    LotteryTicket,
-    MagnitudePruning,
-    Masks,
-    RandomPruning,
-    RigL,
-    RigLITOP,
-    cost,
-    prune_filters,
-)
+from companion.pruning import SET, GraNet, LotteryTicket, MagnitudePruning, Masks, RandomPruning, RigL, RigLITOP
 from companion.regularizers import FeaturePenalty
 
+# What the kind of a recipe's part names.
+SCHEDULES: Mapping[str, Callable[..., training.LRSchedule]] = MappingProxyType(
+    {"multistep": training.multistep, "cosine": training.cosine, "one_cycle": training.one_cycle}
+)
+PENALTIES: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {kind.__name__: kind for kind in controls.PENALTIES.values()}
+)
+METHODS: Mapping[str, Callable[..., Masks]] = MappingProxyType(
+    {kind.__name__: kind for kind in (RandomPruning, MagnitudePruning, SET, RigL, RigLITOP, GraNet)}
+)
 
-def _shrink(images: data.Images, settings: Mapping[str, Any]) -> data.Images:
-    """The images at the tier's resolution: blocks of `pool` × `pool` pixels averaged."""
-    pool = settings.get("pool", 1)
-    if pool == 1:
-        return images
-    small = F.avg_pool2d(images.images.float(), pool).round().to(torch.uint8)
-    return dataclasses.replace(images, images=small)
+
+def build(kinds: Mapping[str, Callable[..., Any]], part: Part, *args: Any, **offered: Any) -> Any:
+    """What a part of a recipe describes. Of what is `offered` it gets what its signature asks for, such as a `seed`.
+
+    >>> build({"power": pow}, Part("power", {"exp": 5}), 2, mod=7, seed=0)
+    4
+    """
+    one_of(kind=(part.kind, kinds))
+    asked = inspect.signature(kinds[part.kind]).parameters
+    options = {name: value for name, value in offered.items() if name in asked}
+    return kinds[part.kind](*args, **part.arguments, **options)
 
 
 def score(accuracy: float, examples: float, loss: float) -> dict[str, Any]:
@@ -65,28 +66,18 @@ def scored(model: nn.Module, loader: Loader) -> dict[str, Any]:
     return found if training.world_size() > 1 else found | {"right": packed(torch.cat(right))}
 
 
-SCHEDULES: Mapping[str, Callable[..., training.Schedule]] = MappingProxyType(
-    {"multistep": training.multistep, "cosine": training.cosine, "one_cycle": training.one_cycle}
-)
-
-
-PENALTIES: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {kind.__name__: kind for kind in controls.PENALTIES.values()}
-)
-PRUNING: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {kind.__name__: kind for kind in (RandomPruning, MagnitudePruning, SET, RigL, RigLITOP, GraNet)}
-)
-
-
 Loader: TypeAlias = "data.DeviceLoader | data.ImageNetLoader"
 
 
-class Task(NamedTuple):
+class ImageTask(NamedTuple):
     """The images of a run: to train on, to follow the training with (named `split`, so many `examples`), to test on.
 
     So many batches (`accumulate`) of the training images make one step.
     """
 
+    run: Run
+    place: Workplace
+    recipe: Recipe
     loader: Loader
     followed: Loader
     split: str
@@ -96,63 +87,63 @@ class Task(NamedTuple):
     accumulate: int = 1
 
     @classmethod
-    def of(cls, run: Run, place: Workplace) -> Task:
-        """The images that the run's settings name.
+    def of(cls, run: Run, place: Workplace) -> Self:
+        """The images that the run's recipe names.
 
         `validation` training images are held out. With 0 of them, as in the CKA-SR authors' script for CIFAR-100, every
         epoch is followed on the test set: for reporting only, the result is the last epoch's.
         """
-        s = run.settings
-        full, test = (_shrink(data.load(s["dataset"], part, place.data), s) for part in ("train", "test"))
+        r = Recipe.of(run.settings)
+        full, test = (_shrink(data.load(r.dataset, part, place.data), r.pool or 1) for part in ("train", "test"))
         split, kept, held_out = "test", full, test
-        if s["validation"]:
+        if r.validation:
             # The split has a seed of its own: every run of an experiment holds out the same images.
-            split, (kept, held_out) = "validation", full.split(s["validation"], seed=0)
+            split, (kept, held_out) = "validation", full.split(r.validation, seed=0)
         loader = data.DeviceLoader(
             kept,
-            s["batch_size"],
+            r.batch_size,
             shuffle=True,
-            augment=s["dataset"] != "digits",
-            padding=s.get("padding", 4),
+            augment=r.dataset != "digits",
+            padding=4 if r.padding is None else r.padding,
             drop_last=True,
             seed=run.seed,
             device=place.device,
         )
         followed, tested = (data.DeviceLoader(part, 1000, device=place.device) for part in (held_out, test))
-        return cls(loader, followed, split, len(held_out), tested, len(full.classes))
+        return cls(run, place, r, loader, followed, split, len(held_out), tested, len(full.classes))
 
-    def network(self, run: Run, place: Workplace) -> nn.Module:
+    def network(self) -> nn.Module:
         """The untrained network; its initial weights are part of the run's seed."""
-        s = run.settings
-        training.seed_everything(run.seed)
-        return getattr(models, s["model"])(classes=self.classes, **s.get("model_options", {})).to(place.device)
+        training.seed_everything(self.run.seed)
+        network = getattr(models, self.recipe.model)
+        return network(classes=self.classes, **(self.recipe.model_options or {})).to(self.place.device)
 
-    def pruning(self, run: Run, model: nn.Module) -> Callable[[Optimizer], Masks] | None:
-        """The masks that the run's settings name, once there is an optimizer; None where they name none."""
-        chosen, options = run.settings.get("pruning"), {"sparsity": run.sparsity, "seed": run.seed}
-        if chosen is None:
+    def masks(self, model: nn.Module) -> Callable[[Optimizer], Masks] | None:
+        """The masks that the recipe names, once there is an optimizer; None where it names none."""
+        if (part := self.recipe.pruning) is None:
             return None
-        if "steps" in inspect.signature(PRUNING.get(chosen["kind"], dict)).parameters:
-            options["steps"] = run.settings["epochs"] * math.ceil(len(self.loader) / self.accumulate)
-        return lambda optimizer: _made(PRUNING, chosen, model, optimizer, **options)
+        given = Part(part.kind, {**part.arguments, "sparsity": self.run.sparsity, "seed": self.run.seed})
+        steps = self.recipe.epochs * math.ceil(len(self.loader) / self.accumulate)
+        return lambda optimizer: build(METHODS, given, model, optimizer, steps=steps)
 
     def fit(
         self,
-        run: Run,
-        place: Workplace,
         model: nn.Module,
-        pruning: Callable[[Optimizer], Masks] | None = None,
+        masks: Callable[[Optimizer], Masks] | None = None,
         checkpoint: str = "",
+        recipe: Recipe | None = None,
     ) -> list[dict[str, Any]]:
-        """Train `model` under the run's penalties, and masks made for its optimizer; the curve, an entry an epoch."""
-        s = completed(run.settings)
-        how = place.computing()
-        optimizer = training.sgd(
-            model, **{name: s[name] for name in ("lr", "momentum", "nesterov", "weight_decay", "decay_norm_and_bias")}
-        )
-        options = dict(s["schedule_options"])
+        """Train `model` under the recipe's penalties, and masks made for its optimizer; the curve, an entry an epoch.
+
+        With penalties, the curve also holds the cosines between the gradients of the loss and of each penalty.
+        """
+        r = recipe or self.recipe
+        how = self.place.computing()
+        optimizer = training.sgd(model, r.lr, r.momentum, r.nesterov, r.weight_decay, r.decay_norm_and_bias)
+        options = dict(r.schedule.arguments)
         milestones = options.pop("milestones", [])
-        penalties = [_made(PENALTIES, chosen, model, **_seed(chosen, run)) for chosen in s.get("penalties", [])]
+        schedule = build(SCHEDULES, Part(r.schedule.kind, options), *milestones)
+        penalties = [build(PENALTIES, part, model, seed=self.run.seed) for part in r.penalties or []]
         probe = next(iter(self.followed))
 
         def on_epoch(entry: dict[str, Any]) -> None:
@@ -164,19 +155,19 @@ class Task(NamedTuple):
             model,
             self.loader,
             optimizer,
-            epochs=s["epochs"],
-            schedule=SCHEDULES[s["schedule"]](*milestones, **options),
+            epochs=r.epochs,
+            schedule=schedule,
             validation=self.followed,
             penalty=penalties,
-            sparsity=None if pruning is None else pruning(optimizer),
-            loss=nn.CrossEntropyLoss(label_smoothing=s["label_smoothing"]),
+            sparsity=None if masks is None else masks(optimizer),
+            loss=nn.CrossEntropyLoss(label_smoothing=r.label_smoothing),
             accumulate=self.accumulate,
             on_epoch=on_epoch,
             **{name: how[name] for name in ("precision", "channels_last", "compile")},
-            checkpoint=place.work / run.path.with_suffix(f".pt{checkpoint}"),
-            checkpoint_every=s.get("checkpoint_every"),
-            seed=run.seed,
-            progress=place.progress,
+            checkpoint=self.place.work / self.run.path.with_suffix(f".pt{checkpoint}"),
+            checkpoint_every=getattr(r, "checkpoint_every", None),
+            seed=self.run.seed,
+            progress=self.place.progress,
         )
         for penalty in penalties:
             if isinstance(penalty, FeaturePenalty):
@@ -208,250 +199,54 @@ class Task(NamedTuple):
         return {"information": quantities.information(model, images, labels)}
 
 
-def train(run: Run, place: Workplace, kind: type[Task] = Task) -> Outcome:
-    """Train one network by the run's settings, on images of this kind, and measure it; nothing is selected on the test
+def _shrink(images: data.Images, pool: int) -> data.Images:
+    """The images at a tier's resolution: blocks of `pool` × `pool` pixels averaged."""
+    if pool == 1:
+        return images
+    small = F.avg_pool2d(images.images.float(), pool).round().to(torch.uint8)
+    return dataclasses.replace(images, images=small)
+
+
+def train(run: Run, place: Workplace, kind: type[ImageTask] = ImageTask) -> Outcome:
+    """Train one network by the run's recipe, on images of this kind, and measure it; nothing is selected on the test
     set.
 
-    `penalties` and `pruning` among the settings fill the loop's two sockets: each names its class as `kind`, the rest
-    are its arguments; a pruning gets the run's sparsity, its seed, and the number of optimizer steps where it asks for
-    one. With penalties, the curve also holds the cosines between the gradients of the loss and of each penalty.
+    The recipe's `penalties` and `pruning` fill the loop's two sockets. A pruning gets the run's sparsity, its seed, and
+    the number of optimizer steps where it asks for one; a penalty its seed, where it asks for one.
     """
     task = kind.of(run, place)
-    model = task.network(run, place)
-    return task.outcome(model, task.fit(run, place, model, task.pruning(run, model)))
-
-
-def train_and_prune(run: Run, place: Workplace, kind: type[Task] = Task) -> Outcome:
-    """Train a dense network, then prune copies of it: what did the penalties make removable?
-
-    By the run's `prune` setting:
-
-    * for each of its `sparsities` the smallest weights go, at once, over all layers: by each of its `criteria`,
-      `"magnitude"` (the default) or `"scale_free"`, see `scale_free`;
-    * for each of its `macs` (shares of the dense net's) whole filters go, by the `norm` of `pruning.filter_norms`
-      relative to the mean of their layer;
-    * with `depth`, whole residual branches go, see `blocks_removed`.
-
-    Batch norm's statistics are estimated anew on `batches` training batches. Networks with fewer filters are then
-    fine-tuned, without penalties, for `epochs` (0: not at all) from the learning rate `lr` on.
-
-    The result holds, besides that of `train`, `weights`, `filters` and `blocks`: one entry for each of those levels.
-    Where weights are out to a sparsity among `images`, it also says which test images are right. The measures hold
-    `Task.knowledge`, too.
-    """
-    task = kind.of(run, place)
-    model = task.network(run, place)
-    outcome = task.outcome(model, task.fit(run, place, model))
-    after = _Afterwards(task, run, place)
-    parts = {"weights": weights_removed, "filters": filters_removed, "blocks": blocks_removed}
-    found = {name: quantities.rounded(remove(model, after), 6) for name, remove in parts.items()}
-    found = {name: entries for name, entries in found.items() if entries or name != "blocks"}
-    return outcome._replace(result={**outcome.result, **found}, measures={**outcome.measures, **task.knowledge(model)})
-
-
-class _Afterwards(NamedTuple):
-    """What is done with every pruned network of a run: batch norm refreshed, fine-tuned, scored."""
-
-    task: Task
-    run: Run
-    place: Workplace
-
-    @property
-    def chosen(self) -> Mapping[str, Any]:
-        return self.run.settings["prune"]
-
-    def refreshed(self, network: nn.Module, number: int | None = None) -> nn.Module:
-        """Batch norm's statistics anew, on so many training batches."""
-        loader = self.task.loader
-        loader.epoch = loader.start = 0  # the same batches, whether the training was interrupted or not
-        update_bn(itertools.islice(loader, number or self.chosen["batches"]), network, self.place.device)
-        buffers_of_rank_zero(network)
-        return network
-
-    def scores(self, network: nn.Module, images: bool = False) -> dict[str, Any]:
-        """On the test images, with a bit for each where `images`, and on those held out."""
-        test = scored(network, self.task.tested) if images else score(**training.evaluate(network, self.task.tested))
-        return {"test": test, self.task.split: score(**training.evaluate(network, self.task.followed))}
-
-    def tuned(self, network: nn.Module, name: str) -> nn.Module:
-        """The network after a short training without penalties; `name` is that of its checkpoint."""
-        recipe = {"epochs": self.chosen["epochs"], "lr": self.chosen["lr"], "penalties": []}
-        recipe |= {"schedule": "cosine", "schedule_options": {"warmup": 0, "floor": 0}}  # what stays is trained already
-        run = dataclasses.replace(self.run, settings={**completed(self.run.settings), **recipe})
-        self.task.fit(run, self.place, network, checkpoint=f".{name}")
-        return network
-
-
-def weights_removed(model: nn.Module, after: _Afterwards) -> list[dict[str, Any]]:
-    """Copies of `model` without their smallest weights, level by level: see `train_and_prune`."""
-    chosen, entries = after.chosen, []
-    for criterion in chosen.get("criteria", ["magnitude"]):
-        factors = scale_free(model, next(iter(after.task.followed))[0]) if criterion == "scale_free" else {}
-        for sparsity in chosen["sparsities"]:
-            pruned = copy.deepcopy(model)
-            masks = Masks(pruned, None)
-            factor_of = {id(weight): factors.get(name, 1.0) for name, weight in masks.weights.items()}
-
-            def size(weight: Tensor, factor_of: Mapping[int, Tensor | float] = factor_of) -> Tensor:
-                return weight.abs() * factor_of[id(weight)]
-
-            masks.prune(sparsity, "global", size)
-            scores = after.scores(after.refreshed(pruned), sparsity in chosen.get("images", []))
-            entries.append({"criterion": criterion, "sparsity": sparsity, "pruned": scores})
-    return entries
-
-
-def scale_free(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """layer → σ(x_j)/σ(y_i) for each of its weights w_ij; times abs(w_ij) it is the share of the output's deviation
-    that the weight carries.
-
-    It does not change when a filter before a batch norm is scaled, nor when a channel is scaled and the weights that
-    read it are scaled back: two changes that leave the network the same and reorder raw magnitudes.
-
-    >>> layer = nn.Sequential(nn.Linear(1, 1, bias=False))
-    >>> share = layer[0].weight.abs() * scale_free(layer, torch.randn(100, 1))["0"]
-    >>> bool((share - 1).abs() < 1e-6)
-    True
-    """
-    factors = {}
-    for name, (entering, leaving) in quantities.deviations(model, images).items():
-        weight = model.get_submodule(name).weight
-        rest = [1] * (weight.ndim - 2)  # type: ignore[operator]
-        factors[name] = entering.view(1, -1, *rest) / leaving.clamp(min=1e-12).view(-1, 1, *rest)
-    return factors
-
-
-def filters_removed(model: nn.Module, after: _Afterwards) -> list[dict[str, Any]]:
-    """Smaller networks without the filters of smallest norm, fine-tuned: see `train_and_prune`."""
-    chosen, entries = after.chosen, []
-    example = next(iter(after.task.followed))[0][:64]
-    for share in chosen["macs"]:
-        smaller, report = prune_filters(
-            model, example, norm=chosen["norm"], relative="mean", macs=share, repeats=0, empty="keep", floor=0
-        )
-        entry = {
-            "macs": report.macs,
-            "parameters": report.parameters,
-            "left": report.table()["left"].to_dict(),
-            "pruned": after.scores(after.refreshed(smaller)),
-        }
-        if chosen["epochs"]:
-            entry["fine_tuned"] = after.scores(after.tuned(smaller, f"macs{share:g}"))
-        entries.append(entry)
-    return entries
-
-
-def without_branches(model: nn.Module, names: Iterable[str]) -> nn.Module:
-    """A copy of a network whose named residual blocks are their shortcuts alone, with the ReLU behind.
-
-    It computes what the network computes with γ = β = 0 in the last batch norm of these blocks.
-
-    >>> model = models.digits_net().eval()
-    >>> images = torch.randn(5, 1, 8, 8)
-    >>> shorter = without_branches(model, ["layer1.1"])
-    >>> _ = nn.init.zeros_(model.layer1[1].bn2.weight)  # its shift is 0 from the start
-    >>> torch.equal(shorter(images), model(images))
-    True
-    """
-    shorter = copy.deepcopy(model)
-    for name in names:
-        block = shorter.get_submodule(name)
-        if not isinstance(block, models.BasicBlock):
-            raise ValueError(
-                f"{name} is a {type(block).__name__}; a residual block (BasicBlock) has a branch to remove"
-            )
-        parent, _, last = name.rpartition(".")
-        setattr(
-            shorter.get_submodule(parent), last, nn.Sequential(OrderedDict(shortcut=block.shortcut, relu=block.relu2))
-        )
-    return shorter
-
-
-def blocks_removed(model: nn.Module, after: _Afterwards) -> dict[str, Any]:
-    """Copies of `model` without whole residual branches: each block singly, and in a greedy order.
-
-    By `prune["depth"]`: `greedy`, how many blocks go one after the other, each time the one whose loss costs least on
-    the first `examples` held-out images with batch norm refreshed on `batches` batches; `fine_tune`, after how many of
-    them a copy is fine-tuned.
-
-    Returns:
-        `single`: for each block the scores without it, `raw` and with batch norm `refreshed`; `greedy`: for each number
-        of blocks which are gone, the multiply-adds left, and the scores `pruned` and, where asked for, `fine_tuned`.
-        Empty where the settings ask for nothing.
-    """
-    if "depth" not in after.chosen:
-        return {}
-    chosen = after.chosen["depth"]
-    example = next(iter(after.task.followed))[0][:1]
-    names = [name for name, module in model.named_modules() if isinstance(module, models.BasicBlock)]
-    judged = list(itertools.islice(after.task.followed, -(-chosen["examples"] // 1000)))
-
-    def cheap(gone: Sequence[str]) -> float:
-        return training.evaluate(after.refreshed(without_branches(model, gone), chosen["batches"]), judged)["accuracy"]
-
-    single = []
-    for name in names:
-        shorter = without_branches(model, [name])
-        raw = score(**training.evaluate(shorter, after.task.tested))
-        refreshed = score(**training.evaluate(after.refreshed(shorter), after.task.tested))
-        single.append({"block": name, "raw": raw, "refreshed": refreshed})
-    gone: list[str] = []
-    greedy = []
-    for number in range(1, chosen["greedy"] + 1):
-        gone = max(([*gone, name] for name in names if name not in gone), key=cheap)
-        shorter = after.refreshed(without_branches(model, gone))
-        entry: dict[str, Any] = {"gone": gone, "macs": cost(shorter, example).macs_dense}
-        entry["pruned"] = after.scores(shorter, images=True)
-        if number in chosen["fine_tune"]:
-            entry["fine_tuned"] = after.scores(after.tuned(shorter, f"blocks{number}"), images=True)
-        greedy.append(entry)
-    return {"single": single, "greedy": greedy}
+    model = task.network()
+    return task.outcome(model, task.fit(model, task.masks(model)))
 
 
 def lottery(run: Run, place: Workplace) -> Outcome:
-    """Find a lottery ticket in `levels` prunings, each a training by the run's settings.
+    """Find a lottery ticket in `levels` prunings, each a training by the run's recipe.
 
     The result is the last level's; `levels` in it holds every level's sparsity and test score, level 0 the dense net's.
+
+    Raises:
+        ValueError: the file of its progress is damaged.
     """
-    task = Task.of(run, place)
-    model = task.network(run, place)
+    task = ImageTask.of(run, place)
+    model = task.network()
     progress = place.work / run.path.with_suffix(".pt.ticket")
     levels: list[dict[str, Any]] = []
     history: list[dict[str, Any]] = []
 
     def trained(model: nn.Module, masked: Callable[[Optimizer], Masks]) -> None:
-        state = {"ticket": ticket.state_dict(), "levels": levels}
-        write_aside(progress, lambda file: torch.save(state, file))
-        history[:] = task.fit(run, place, model, masked, checkpoint=f".level{ticket.level}")
+        training.save_checkpoint(progress, {"ticket": ticket.state_dict(), "levels": levels})
+        history[:] = task.fit(model, masked, checkpoint=f".level{ticket.level}")
         kept = sum(int(mask.sum()) for mask in ticket.masks.values())
         held = sum(mask.numel() for mask in ticket.masks.values())
         levels.append({"sparsity": 1 - kept / held, "test": score(**training.evaluate(model, task.tested))})
 
-    ticket = LotteryTicket(
-        model,
-        trained,
-        cast(float, run.sparsity),
-        levels=run.settings["levels"],
-        rewind=run.settings["rewind"],
-        seed=run.seed,
-    )
+    options = {"levels": task.recipe.levels, "rewind": task.recipe.rewind, "seed": run.seed}
+    ticket = LotteryTicket(model, trained, cast(float, run.sparsity), **cast(dict[str, Any], options))
     if progress.exists():
-        saved = torch.load(progress, map_location=place.device, weights_only=True)
+        there = training.load_checkpoint(progress)
+        saved = tree_map_only(Tensor, lambda x: x.to(place.device), there)
         ticket.load_state_dict(saved["ticket"])
         levels += saved["levels"]
     ticket.run()
     outcome = task.outcome(model, history)
     return outcome._replace(result={**outcome.result, "levels": quantities.rounded(levels, 6)})
-
-
-def _seed(chosen: Mapping[str, Any], run: Run) -> dict[str, int]:
-    """The run's seed, for what draws at random."""
-    return {"seed": run.seed} if chosen["kind"].startswith("Placebo") else {}
-
-
-def _made(kinds: Mapping[str, Callable[..., Any]], chosen: Mapping[str, Any], *args: Any, **options: Any) -> Any:
-    """What the settings describe as `{"kind": NAME, argument: value, …}`."""
-    arguments = {key: value for key, value in chosen.items() if key != "kind"}
-    if chosen["kind"] not in kinds:
-        raise ValueError(f"kind={chosen['kind']!r} is unknown; use one of {list(kinds)}")
-    return kinds[chosen["kind"]](*args, **arguments, **options)

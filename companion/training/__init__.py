@@ -22,8 +22,8 @@ On many GPUs the same script runs under `torchrun`; each rank reads its slice of
         fit(model, loader, sgd(model, lr=0.4, weight_decay=1e-4), epochs=100, schedule=cosine(warmup=5),
             loss=nn.CrossEntropyLoss(label_smoothing=0.1), accumulate=2, precision="bfloat16", channels_last=True)
 
-`loop` holds `fit` and the sockets, `measuring` what a run measures, `recipes` the optimizers and schedules,
-`checkpoints` what survives a kill, `ranks` the process group.
+`loop` holds `fit` and the sockets, `measuring` what a run measures, `optimizers` the optimizers and learning-rate
+schedules, `checkpoints` what survives a kill.
 
 Page *Running experiments* shows it at work.
 """
@@ -34,13 +34,13 @@ from companion._ranks import Place, distributed, rank, world_size
 from companion.training.checkpoints import load_checkpoint, save_checkpoint, seed_everything
 from companion.training.loop import Penalty, Sparsity, fit
 from companion.training.measuring import History, evaluate
-from companion.training.recipes import Schedule, adamw, cosine, multistep, one_cycle, sgd
+from companion.training.optimizers import LRSchedule, adamw, cosine, multistep, one_cycle, sgd
 
 __all__ = [
     "History",
+    "LRSchedule",
     "Penalty",
     "Place",
-    "Schedule",
     "Sparsity",
     "adamw",
     "cosine",

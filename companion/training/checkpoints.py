@@ -12,6 +12,7 @@ import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from companion._files import write_aside
 
-FORMAT = "companion.training 1"
+FORMAT = "companion.training 2"
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
@@ -64,13 +65,19 @@ def _keep(path: Path) -> None:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """The state that `fit` saved, on the CPU: `model.load_state_dict(load_checkpoint(path)["model"])`.
 
-    Unpickles tensors and plain types only. A truncated or foreign file raises `ValueError`, none `FileNotFoundError`.
+    Unpickles tensors and plain types only, and compares every part with its checksum. A truncated, damaged or foreign
+    file raises `ValueError`, none `FileNotFoundError`.
     """
     try:
+        with ZipFile(path) as file:
+            if (damaged := file.testzip()) is not None:
+                raise BadZipFile(f"{damaged} is not what was written")
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise pickle.UnpicklingError(f"its format is not {FORMAT!r}")
-    except (RuntimeError, EOFError, LookupError, ValueError, AttributeError, pickle.UnpicklingError) as error:
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except Exception as error:  # what a reader of damaged bytes raises has no end
         before = previous(path)
         hint = f"delete it, and training resumes from {before}" if before.exists() else "delete it to train anew"
         reason = str(error).partition("\n")[0] or type(error).__name__
@@ -95,12 +102,12 @@ def claim(path: str | Path, configuration: dict[str, Any], held: ExitStack) -> d
     # their way, such as `run.pt` beside `run`.
     for stale in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.part"):
         stale.unlink()
-    # A run killed between the two renames leaves only the previous one.
+    # The reader of a damaged checkpoint is told to delete it: then the one before goes on.
     found = next((candidate for candidate in (path, previous(path)) if candidate.exists()), None)
     if found is None:
         return None
     state = load_checkpoint(found)
-    theirs = state["configuration"]
+    theirs = state.get("configuration", {})
     differing = [
         f"{key}: {theirs.get(key)!r} there, {value!r} here"
         for key, value in configuration.items()

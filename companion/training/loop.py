@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -19,12 +20,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
+from companion._checks import at_least, whole_number
 from companion._ranks import buffers_of_rank_zero, from_ranks, on_rank_zero, rank, world_size
 from companion.training.checkpoints import claim, random_state, save_checkpoint, seed_everything, set_random_state
 from companion.training.measuring import (
+    Accuracy,
     Batch,
     History,
     Loss,
@@ -33,9 +36,10 @@ from companion.training.measuring import (
     batch_sums,
     evaluate,
     full_precision,
+    loss_of,
     move,
 )
-from companion.training.recipes import Schedule
+from companion.training.optimizers import LRSchedule
 
 STEPS_BETWEEN_CHECKS = 25  # so often the device is asked for its losses: progress and NaN cost no wait in every step
 IN_THE_BAR = {"loss": "loss", "accuracy": "accuracy", "sparsity": "sparsity", "images/s": "images_per_second"}
@@ -52,7 +56,8 @@ class Penalty(Protocol):
     is false.) Across ranks each computes the penalty on its own examples and the gradients are averaged: it is the mean
     of the ranks' penalties, not the penalty of the global batch.
 
-    Optional: `name`, for the history; `state_dict()` and `load_state_dict()`, which then travel in the checkpoints.
+    Optional: `name`, for the history; `last`, the last value that was computed, for the bar; `state_dict()` and
+    `load_state_dict()`, which then travel in the checkpoints.
     """
 
     def __call__(self) -> Float[Tensor, ""]: ...
@@ -72,6 +77,230 @@ class Sparsity(Protocol):
     def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
 
 
+# ----------------------------------------------------------------------------------------------------------- the loop
+def fit(
+    model: nn.Module,
+    data: Any,
+    optimizer: Optimizer,
+    *,
+    epochs: int,
+    schedule: LRSchedule | None = None,
+    validation: Iterable[Batch] | None = None,
+    penalty: Penalty | Iterable[Penalty] | None = None,
+    sparsity: Sparsity | None = None,
+    loss: Loss = nn.functional.cross_entropy,
+    accuracy: Accuracy | None = None,
+    precision: str = "float32",
+    channels_last: bool = False,
+    compile: bool = False,
+    clip: float | None = None,
+    accumulate: int = 1,
+    unused_parameters: bool = False,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> History:
+    """Train `model` in place, on the device where it is, and return one record an epoch. Leaves it in train mode.
+
+    Parameters
+    ----------
+    data
+        Batches (x, y): `companion.data.DeviceLoader`, or any loader with a length, such as torch's `DataLoader`.
+    epochs, schedule
+        Passes over the data, and the learning rate: `multistep`, `cosine`, `one_cycle`, or any function of (optimizer,
+        steps an epoch, epochs) to a torch scheduler, which is stepped after every optimizer step.
+    validation
+        Batches to evaluate after every epoch.
+    penalty, sparsity
+        The two sockets: see `Penalty` (one, or several) and `Sparsity`.
+    loss
+        Mean loss of (outputs, y); `nn.CrossEntropyLoss(label_smoothing=0.1)` smooths labels. Outputs are what the model
+        returns, a tuple or a dict too.
+    accuracy
+        Which answers are right: a function of (outputs, y) to a bool tensor of any shape. Without it, the class of the
+        largest output, where y are whole numbers in the shape of the outputs without their dimension of classes;
+        anything else has no accuracy, and the history has none.
+    precision, channels_last, compile
+        "bfloat16" and "float16" run the forward pass under autocast, "float16" with loss scaling and on CUDA only; a
+        GPU that merely emulates bfloat16 (before Ampere, as Colab's T4) computes in float32 instead. `compile` uses
+        `torch.compile` where it finds a compiler.
+    clip, accumulate
+        Largest norm of the gradient; number of batches that make one step.
+    unused_parameters
+        Under several ranks: whether some parameters have no part in some losses. Every rank needs as many batches.
+    checkpoint, checkpoint_every
+        File that is written after every epoch, and every so many steps inside one. Where it exists, training resumes
+        from it: on the CPU to the same final weights, bit for bit, as if never interrupted (with loader workers, unless
+        they are persistent). One run at a time may use it. Of a process group, rank 0 alone reads and writes it.
+    seed
+        Seeds dropout and the like before the first step, each rank its own: seed + rank.
+    progress
+        A bar with loss, accuracy, sparsity, the last value of every penalty, images/s and the time left, on rank 0.
+    on_epoch
+        Sees every epoch's record before it is kept, and may add measures to it: plain numbers, lists, strings.
+
+    Raises
+    ------
+    ValueError
+        For arguments that make no sense, and for a checkpoint that is truncated, foreign, or another run's.
+    FloatingPointError
+        When a loss, penalty or weight is NaN or infinite. The last good checkpoint stays.
+    RuntimeError
+        When another run is using the checkpoint.
+
+    >>> from companion.data import DeviceLoader, digits
+    >>> from companion.models import mlp
+    >>> from companion.regularizers import L1
+    >>> from companion.training import multistep, sgd
+    >>> model = mlp([64, 32, 10])
+    >>> batches = DeviceLoader(digits(), batch_size=64, shuffle=True)
+    >>> options = {"schedule": multistep(1), "penalty": L1(model, strength=1e-5), "progress": False}
+    >>> history = fit(model, batches, sgd(model), epochs=2, **options)
+    >>> len(history), history[-1]["accuracy"] > 0.8, round(history[-1]["lr"], 3), "penalty_l1" in history[-1]
+    (2, True, 0.01, True)
+    """
+    device = next(model.parameters()).device
+    _refuse_nonsense(model, data, optimizer, schedule, clip)
+    autocast(device, precision)  # refuses a precision that is unknown, or not for this device
+    for name, count in {"epochs": epochs, "accumulate": accumulate, "checkpoint_every": checkpoint_every}.items():
+        if count is not None:
+            at_least(1, **{name: whole_number(**{name: count})})
+    if seed is not None:
+        seed_everything(seed + rank())
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    batches, penalties = len(data), _named(penalty, sparsity)
+    configuration = {  # what must agree for a checkpoint to be this run's
+        "model": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters())} parameters",
+        "optimizer": f"{type(optimizer).__name__} "
+        + ", ".join(str({key: value for key, value in g.items() if key != "params"}) for g in optimizer.param_groups),
+        **{"schedule": _name(schedule), "loss": _name(loss), "penalty": list(penalties), "sparsity": _name(sparsity)},
+        **{"epochs": epochs, "batches": batches, "data seed": getattr(data, "seed", None), "accumulate": accumulate},
+        **{"precision": precision, "channels_last": channels_last, "clip": clip, "seed": seed, "ranks": world_size()},
+    }
+    scheduler = None if schedule is None else _by_step(schedule(optimizer, math.ceil(batches / accumulate), epochs))
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+    parts = {"model": model, "optimizer": optimizer, "schedule": scheduler, "scaler": scaler, "sparsity": sparsity}
+    parts |= {f"penalty {name}": term for name, term in penalties.items()}
+    run = _State(parts, data, checkpoint, configuration, penalties)
+    with ExitStack() as held:
+        run.resume(held)
+        step = _Step(
+            *(model, optimizer, scheduler, scaler, penalties, sparsity, loss, accuracy),
+            *(precision, channels_last, compile, clip, unused_parameters),
+        )
+        done, hidden = run.epoch * batches + run.batch, not progress or rank() > 0
+        bar = held.enter_context(tqdm(total=epochs * batches, initial=done, unit="batch", disable=hidden))
+        while run.epoch < epochs:
+            model.train()
+            bar.set_description(f"epoch {run.epoch + 1}/{epochs}", refresh=False)
+            stream = run.rest_of_epoch()
+            while group := list(islice(stream, accumulate)):
+                run.meter.pending.append(step(group))
+                run.batch += len(group)
+                bar.update(len(group))
+                steps = math.ceil(run.batch / accumulate)
+                due = checkpoint_every is not None and run.batch < batches and steps % checkpoint_every == 0
+                if due or len(run.meter.pending) == STEPS_BETWEEN_CHECKS:
+                    run.check(bar)
+                if due:
+                    run.save()
+            if run.batch == 0:
+                raise ValueError(
+                    f"data={type(data).__name__} gave no batch in epoch {run.epoch + 1}: can it be iterated again?"
+                )
+            run.check(bar)
+            buffers_of_rank_zero(model)  # as DDP has it in training
+            record = {"epoch": run.epoch + 1, "lr": step.lr, **run.meter.means(), **_sparsity(sparsity)}
+            if validation is not None:
+                how: dict[str, Any] = {"precision": precision, "channels_last": channels_last}
+                seen = evaluate(model, validation, loss=loss, accuracy=accuracy, **how)
+                record |= {f"validation_{name}": seen[name] for name in ("loss", "accuracy") if name in seen}
+            if on_epoch is not None:
+                on_epoch(record)
+            run.end_epoch(record)
+            run.save()
+    return run.history
+
+
+class _State:
+    """Where a run stands: what a checkpoint holds, and what goes on from one."""
+
+    def __init__(
+        self,
+        parts: Mapping[str, Any],
+        data: Any,
+        checkpoint: str | Path | None,
+        configuration: dict[str, Any],
+        penalties: Mapping[str, Penalty],
+    ) -> None:
+        self.model, self.optimizer, self.sparsity = parts["model"], parts["optimizer"], parts["sparsity"]
+        self.parts = {name: part for name, part in parts.items() if hasattr(part, "load_state_dict")}
+        self.data, self.checkpoint, self.configuration, self.penalties = data, checkpoint, configuration, penalties
+        self.device = next(self.model.parameters()).device
+        self.history, self.epoch, self.batch, self.meter = History(), 0, 0, Meter(penalties)
+        self.resumed: tuple[dict[str, Any], dict[str, Any]] | None = None  # random states: the epoch's first, the last
+
+    def resume(self, held: ExitStack) -> None:
+        """Take the checkpoint for this run, as long as `held` is open, and go on from it if there is one."""
+        if (path := self.checkpoint) is None:
+            return
+        saved = on_rank_zero(lambda: claim(path, self.configuration, held))
+        if saved is None:
+            return
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(saved[name])
+            self.history, self.epoch, self.batch = History(saved["history"]), saved["epoch"], saved["batch"]
+            self.meter, self.resumed = Meter(self.penalties, saved["meter"]), saved["random"][rank()]
+        except KeyError as error:
+            raise ValueError(f"{path} lacks {error}: delete it to train anew") from error
+
+    def rest_of_epoch(self) -> Iterator[Batch]:
+        """The batches of this epoch that are still to come, with the random state that they came with."""
+        if self.resumed is not None:
+            set_random_state(self.resumed[0], self.data, self.device)  # a plain DataLoader draws its order from it
+        self.begun = random_state(self.data, self.device)
+        stream = _batches(self.data, self.epoch, self.batch)
+        if self.resumed is not None and self.batch > 0:
+            set_random_state(self.resumed[1], self.data, self.device)
+        self.resumed = None
+        return stream
+
+    def check(self, bar: tqdm) -> None:
+        """Fetch the losses of the last steps; refuse a NaN among them, and show the rest."""
+        if (wrong := self.meter.fetch()) is not None:
+            raise _diverged(f"loss or penalty of epoch {self.epoch + 1}, step {wrong}", self.checkpoint)
+        if not bar.disable:
+            means = self.meter.means() | _sparsity(self.sparsity)
+            shown: dict[str, Any] = {label: means.get(name) for label, name in IN_THE_BAR.items()}
+            # A mean would mix in the zeros of those that are not due at every step.
+            shown |= {name: getattr(penalty, "last", None) for name, penalty in self.penalties.items()}
+            bar.set_postfix({k: f"{float(v):.4g}" for k, v in shown.items() if v is not None}, refresh=False)
+
+    def end_epoch(self, record: dict[str, Any]) -> None:
+        self.history.append(record)
+        self.epoch, self.batch, self.meter = self.epoch + 1, 0, Meter(self.penalties)
+        if hasattr(self.data, "start"):
+            self.data.start = 0
+
+    def save(self) -> None:
+        if (path := self.checkpoint) is None:
+            return
+        if not all(from_ranks(_finite(self.model, self.optimizer))):
+            raise _diverged(f"weights after epoch {self.epoch}, batch {self.batch}", path)
+        now = random_state(self.data, self.device)
+        state = {
+            **{name: part.state_dict() for name, part in self.parts.items()},
+            **{"configuration": self.configuration, "epoch": self.epoch, "batch": self.batch},
+            **{"meter": self.meter.state_dict(), "history": list(self.history)},
+            "random": from_ranks((self.begun if self.batch else now, now)),
+        }
+        on_rank_zero(lambda: save_checkpoint(path, state))
+
+
 # ----------------------------------------------------------------------------------------------------------- one step
 @dataclass
 class _Step:
@@ -84,18 +313,21 @@ class _Step:
     penalties: dict[str, Penalty]
     sparsity: Sparsity | None
     loss: Loss
+    accuracy: Accuracy | None
     precision: str
     channels_last: bool
     compile: bool
     clip: float | None
+    unused_parameters: bool
 
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
         self.ddp = None
         if world_size() > 1:
-            self.ddp = DistributedDataParallel(self.model, [self.device] if self.device.type == "cuda" else None)
-        self.eager: Callable[[Tensor], Tensor] = self.ddp or self.model
-        self.compiled: Callable[[Tensor], Tensor] = self.eager
+            devices = [self.device] if self.device.type == "cuda" else None
+            self.ddp = DistributedDataParallel(self.model, devices, find_unused_parameters=self.unused_parameters)
+        self.eager: Callable[[Tensor], Any] = self.ddp or self.model
+        self.compiled: Callable[[Tensor], Any] = self.eager
         self.largest_batch = 0
         if self.compile and _compiler_works(self.device.type):
             torch.compiler.reset()  # graphs of an earlier fit on a like model would be reused, without this one's hooks
@@ -117,18 +349,29 @@ class _Step:
             forward = self.compiled if len(y) == self.largest_batch else self.eager
             with nullcontext() if last or self.ddp is None else self.ddp.no_sync():  # one exchange of gradients a step
                 with autocast(self.device, self.precision):
-                    logits = forward(x)
-                logits = full_precision(logits)
-                loss = self.loss(logits, y) if len(y) else logits.sum()  # a rank's part of a last batch may be empty
+                    outputs = self._said_how(forward, x)
+                outputs = full_precision(outputs)
+                loss = loss_of(self.loss, outputs, y)
                 if last:
                     penalties = [_scalar(name, penalty()) for name, penalty in self.penalties.items()]
                 # DDP averages the ranks' gradients, hence the world size.
                 objective = loss * (world_size() * len(y) / everyone) + sum(penalties)
                 self.scaler.scale(objective).backward()
-            sums.append(batch_sums(loss, logits, y))
+            sums.append(batch_sums(loss, outputs, y, self.loss, self.accuracy))
         self._update()
-        totals = [functools.reduce(torch.add, column) for column in zip(*sums, strict=True)]
-        return torch.stack([*totals, *(penalty.detach().to(totals[0]) for penalty in penalties)]), examples
+        totals = functools.reduce(torch.add, sums)
+        return torch.cat([totals, *(penalty.detach().to(totals)[None] for penalty in penalties)]), examples
+
+    def _said_how(self, forward: Callable[[Tensor], Any], x: Tensor) -> Any:
+        """The outputs; where DDP misses gradients of the step before, what to do about it."""
+        try:
+            return forward(x)
+        except RuntimeError as error:
+            if self.ddp is not None and "find_unused_parameters" in str(error):
+                raise ValueError(
+                    "some parameters had no part in the loss of a step: fit(…, unused_parameters=True), or freeze them"
+                ) from error
+            raise
 
     def _of_all_ranks(self, examples: int) -> int | Float[Tensor, ""]:
         if world_size() == 1:
@@ -170,173 +413,7 @@ def _compiler_works(device_type: str) -> bool:
     return True
 
 
-# ----------------------------------------------------------------------------------------------------------- the loop
-def fit(
-    model: nn.Module,
-    data: Any,
-    optimizer: Optimizer,
-    *,
-    epochs: int,
-    schedule: Schedule | None = None,
-    validation: Iterable[Batch] | None = None,
-    penalty: Penalty | Iterable[Penalty] | None = None,
-    sparsity: Sparsity | None = None,
-    loss: Loss = nn.functional.cross_entropy,
-    precision: str = "float32",
-    channels_last: bool = False,
-    compile: bool = False,
-    clip: float | None = None,
-    accumulate: int = 1,
-    checkpoint: str | Path | None = None,
-    checkpoint_every: int | None = None,
-    seed: int | None = None,
-    progress: bool = True,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
-) -> History:
-    """Train `model` in place, on the device where it is, and return one record an epoch. Leaves it in train mode.
-
-    Args:
-        data: Batches (x, y): `companion.data.DeviceLoader`, or any loader with a length, such as torch's `DataLoader`.
-        epochs, schedule: Passes over the data, and the learning rate: `multistep`, `cosine`, `one_cycle`, or any
-            function of (optimizer, steps an epoch, epochs) to a torch scheduler, which is stepped after every optimizer
-            step.
-        validation: Batches to evaluate after every epoch.
-        penalty, sparsity: The two sockets: see `Penalty` (one, or several) and `Sparsity`.
-        loss: Mean loss of (logits, y); `nn.CrossEntropyLoss(label_smoothing=0.1)` smooths labels.
-        precision, channels_last, compile: "bfloat16" and "float16" run the forward pass under autocast, "float16" with
-            loss scaling and on CUDA only; a GPU that merely emulates bfloat16 (before Ampere, as Colab's T4) computes
-            in float32 instead. `compile` uses `torch.compile` where it finds a compiler.
-        clip, accumulate: Largest norm of the gradient; number of batches that make one step.
-        checkpoint, checkpoint_every: File that is written after every epoch, and every so many steps inside one. Where
-            it exists, training resumes from it: on the CPU to the same final weights, bit for bit, as if never
-            interrupted (with loader workers, unless they are persistent). One run at a time may use it. Of a process
-            group, rank 0 alone reads and writes it.
-        seed: Seeds dropout and the like before the first step, each rank its own: seed + rank.
-        progress: A bar with loss, accuracy, sparsity, images/s and the time left, on rank 0.
-        on_epoch: Sees every epoch's record before it is kept, and may add measures to it: plain numbers, lists,
-            strings.
-
-    Raises:
-        ValueError: For arguments that make no sense, and for a checkpoint that is truncated, foreign, or another run's.
-        FloatingPointError: When a loss, penalty or weight is NaN or infinite. The last good checkpoint stays.
-        RuntimeError: When another run is using the checkpoint.
-
-    >>> from companion.data import DeviceLoader, digits
-    >>> from companion.models import mlp
-    >>> from companion.regularizers import L1
-    >>> from companion.training import multistep, sgd
-    >>> model = mlp([64, 32, 10])
-    >>> batches = DeviceLoader(digits(), batch_size=64, shuffle=True)
-    >>> options = {"schedule": multistep(1), "penalty": L1(model, strength=1e-5), "progress": False}
-    >>> history = fit(model, batches, sgd(model), epochs=2, **options)
-    >>> len(history), history[-1]["accuracy"] > 0.8, round(history[-1]["lr"], 3), "penalty_l1" in history[-1]
-    (2, True, 0.01, True)
-    """
-    device = next(model.parameters()).device
-    _refuse_nonsense(model, data, optimizer, schedule, clip)
-    autocast(device, precision)  # refuses a precision that is unknown, or not for this device
-    for name, count in {"epochs": epochs, "accumulate": accumulate, "checkpoint_every": checkpoint_every}.items():
-        if count is not None and (not isinstance(count, int) or count < 1):
-            raise ValueError(f"{name}={count!r}: a whole number from 1 on")
-    if seed is not None:
-        seed_everything(seed + rank())
-    if channels_last:
-        model.to(memory_format=torch.channels_last)
-    batches, penalties = len(data), _named(penalty, sparsity)
-    configuration = {  # what must agree for a checkpoint to be this run's
-        "model": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters())} parameters",
-        "optimizer": f"{type(optimizer).__name__} "
-        + ", ".join(str({key: value for key, value in g.items() if key != "params"}) for g in optimizer.param_groups),
-        **{"schedule": _name(schedule), "loss": _name(loss), "penalty": list(penalties), "sparsity": _name(sparsity)},
-        **{"epochs": epochs, "batches": batches, "data seed": getattr(data, "seed", None), "accumulate": accumulate},
-        **{"precision": precision, "channels_last": channels_last, "clip": clip, "seed": seed, "ranks": world_size()},
-    }
-    scheduler = schedule(optimizer, math.ceil(batches / accumulate), epochs) if schedule is not None else None
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": scheduler, "scaler": scaler}
-    parts |= {"sparsity": sparsity, **{f"penalty {name}": term for name, term in penalties.items()}}
-    parts = {name: part for name, part in parts.items() if hasattr(part, "load_state_dict")}
-
-    with ExitStack() as held:
-        saved = None
-        if checkpoint is not None:
-            saved = on_rank_zero(lambda: claim(checkpoint, configuration, held))
-        history, first, done, meter, resumed = History(), 0, 0, Meter(penalties), None
-        if saved is not None:
-            for name, part in parts.items():
-                part.load_state_dict(saved[name])
-            history, first, done = History(saved["history"]), saved["epoch"], saved["batch"]
-            meter, resumed = Meter(penalties, saved["meter"]), saved["random"][rank()]
-        step = _Step(
-            model, optimizer, scheduler, scaler, penalties, sparsity, loss, precision, channels_last, compile, clip
-        )
-        bar = held.enter_context(
-            tqdm(
-                total=epochs * batches, initial=first * batches + done, unit="batch", disable=not progress or rank() > 0
-            )
-        )
-
-        def check() -> None:
-            wrong = meter.fetch()
-            if wrong is not None:
-                raise _diverged(f"loss or penalty of epoch {epoch + 1}, step {wrong}", checkpoint)
-            if not bar.disable:
-                means = meter.means() | _sparsity(sparsity)
-                shown = {label: f"{means[name]:.4g}" for label, name in IN_THE_BAR.items() if name in means}
-                bar.set_postfix(shown, refresh=False)
-
-        def save(epoch: int, batch: int) -> None:
-            if checkpoint is None:
-                return
-            if not all(from_ranks(_finite(model, optimizer))):
-                raise _diverged(f"weights after epoch {epoch}, batch {batch}", checkpoint)
-            now = random_state(data, device)
-            state = {
-                **{name: part.state_dict() for name, part in parts.items()},
-                **{"configuration": configuration, "epoch": epoch, "batch": batch, "meter": meter.state_dict()},
-                **{"history": list(history), "random": from_ranks((epoch_start if batch else now, now))},
-            }
-            on_rank_zero(lambda: save_checkpoint(checkpoint, state))
-
-        for epoch in range(first, epochs):
-            model.train()
-            bar.set_description(f"epoch {epoch + 1}/{epochs}", refresh=False)
-            if resumed is not None:
-                set_random_state(resumed[0], data, device)  # a plain DataLoader draws the epoch's order from it
-            epoch_start = random_state(data, device)
-            stream = _batches(data, epoch, done)
-            if resumed is not None and done > 0:
-                set_random_state(resumed[1], data, device)
-            resumed = None
-            while group := list(islice(stream, accumulate)):
-                meter.pending.append(step(group))
-                done += len(group)
-                bar.update(len(group))
-                due = checkpoint_every and done < batches and math.ceil(done / accumulate) % checkpoint_every == 0
-                if due or len(meter.pending) == STEPS_BETWEEN_CHECKS:
-                    check()
-                if due:
-                    save(epoch, done)
-            if done == 0:
-                raise ValueError(
-                    f"data={type(data).__name__} gave no batch in epoch {epoch + 1}: can it be iterated again?"
-                )
-            check()
-            if hasattr(data, "start"):
-                data.start = 0
-            record = {"epoch": epoch + 1, "lr": step.lr, **meter.means(), **_sparsity(sparsity)}
-            buffers_of_rank_zero(model)  # as DDP has it in training
-            if validation is not None:
-                measured = evaluate(model, validation, loss=loss, precision=precision, channels_last=channels_last)
-                record |= {f"validation_{name}": measured[name] for name in ("loss", "accuracy")}
-            if on_epoch is not None:
-                on_epoch(record)
-            history.append(record)
-            done, meter = 0, Meter(penalties)
-            save(epoch + 1, 0)
-    return history
-
-
+# ------------------------------------------------------------------------------------------------------------ the rest
 def _batches(data: Any, epoch: int, start: int) -> Iterator[Batch]:
     """The batches of one epoch from number `start` on."""
     if hasattr(data, "start"):  # a DeviceLoader: its order follows from its seed and the epoch, and skipping is free
@@ -397,6 +474,16 @@ def _sparsity(sparsity: Any) -> dict[str, float]:
     return {"sparsity": 1 - float(sparsity.density())} if hasattr(sparsity, "density") else {}
 
 
+def _by_step(scheduler: LRScheduler) -> LRScheduler:
+    """The scheduler, if it can be stepped after every step without a measurement."""
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise ValueError(
+            "schedule: ReduceLROnPlateau waits for a measurement, and this loop steps a schedule after every optimizer "
+            "step; use multistep(…), cosine(…) or one_cycle(…)"
+        )
+    return scheduler
+
+
 def _refuse_nonsense(
     model: nn.Module,
     data: Any,
@@ -404,14 +491,25 @@ def _refuse_nonsense(
     schedule: Any,
     clip: float | None,
 ) -> None:
-    if not hasattr(data, "__len__") or len(data) == 0:
+    lengths = from_ranks(len(data) if hasattr(data, "__len__") else 0)  # first, so that no rank waits for another
+    if not min(lengths):
         raise ValueError(f"data={type(data).__name__} has no batch, or no length: give a DeviceLoader or a DataLoader")
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"the ranks have {lengths} batches an epoch: every rank needs as many, such as by a DistributedSampler"
+        )
     if clip is not None and not clip > 0:
         raise ValueError(f"clip={clip!r}: the largest norm of the gradient, above 0, or None")
     if isinstance(schedule, LRScheduler):
         raise ValueError(
             f"schedule={type(schedule).__name__}(…): give multistep(…), cosine(…), one_cycle(…) or a function of "
             "(optimizer, steps an epoch, epochs) to such a scheduler; it is stepped after every step"
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"optimizer={type(optimizer).__name__} evaluates the loss several times a step, which this loop does not: "
+            "use sgd(…) or adamw(…)"
         )
     if not {id(p) for p in model.parameters()} & {id(p) for p in _trained(optimizer)}:
         raise ValueError("the optimizer holds none of the model's parameters: build it after copying or pruning")

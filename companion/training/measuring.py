@@ -10,20 +10,26 @@ from typing import Any, TypeAlias
 import pandas as pd
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from companion._ranks import world_size
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
-Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
+Accuracy: TypeAlias = Callable[[Any, Tensor], Tensor]
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class History(list[dict[str, Any]]):
     """One record an epoch, of plain numbers: `epoch` (from 1), `lr` (of its last step), `loss` and `accuracy` (means
-    over the training examples as they passed), `penalty_NAME` (mean over steps and ranks), `validation_loss`,
-    `validation_accuracy`, `sparsity`, `images_per_second` and `seconds` (of the training passes).
+    over the training examples as they passed), `penalty_NAME`, `validation_loss`, `validation_accuracy`, `sparsity`,
+    `images_per_second` and `seconds` (of the training passes).
+
+    `penalty_NAME` is what the penalty added to the loss, a mean over all steps and ranks: of one that is computed every
+    n-th step an n-th of its value, which `penalty.last` has. Where the targets are no classes, and no `accuracy` was
+    given to `fit`, both accuracies are missing.
 
     >>> History([{"epoch": 1, "loss": 2.3}, {"epoch": 2, "loss": 1.9}]).frame().shape
     (2, 2)
@@ -38,7 +44,7 @@ class Meter:
     """Sums over an epoch. A step leaves its numbers on the device; `fetch` gets those of many steps at once."""
 
     def __init__(self, penalties: Iterable[str], saved: dict[str, Any] | None = None) -> None:
-        self.columns = ["loss", "correct", *(f"penalty_{name}" for name in penalties), "examples"]
+        self.columns = ["loss", "correct", "answers", *(f"penalty_{name}" for name in penalties), "examples"]
         self.sums: list[float] = saved["sums"] if saved else [0.0] * len(self.columns)
         self.steps: int = saved["steps"] if saved else 0
         self.seconds: float = saved["seconds"] if saved else 0.0
@@ -67,7 +73,8 @@ class Meter:
     def means(self) -> dict[str, float]:
         sums = dict(zip(self.columns, self.sums, strict=True))
         examples = sums.pop("examples")
-        means = {"loss": sums.pop("loss") / examples, "accuracy": sums.pop("correct") / examples}
+        correct, answers = sums.pop("correct"), sums.pop("answers")
+        means = {"loss": sums.pop("loss") / examples} | ({"accuracy": correct / answers} if answers else {})
         means |= {name: total / self.steps / world_size() for name, total in sums.items()}
         return means | {"images_per_second": examples / self.seconds, "seconds": self.seconds}
 
@@ -80,13 +87,18 @@ def evaluate(
     loss: Loss = nn.functional.cross_entropy,
     precision: str = "float32",
     channels_last: bool = False,
+    accuracy: Accuracy | None = None,
     right: list[Tensor] | None = None,
 ) -> dict[str, float]:
     """Mean `loss`, share of right answers (`accuracy`) and number of `examples` of a loader's batches (x, y).
 
     Runs in eval mode without gradients and leaves every module in the mode it had. In a process group every rank calls
-    it with its own part of the examples, and gets the result over all of them. No example at all: `ValueError`. A list
-    given as `right` is filled with bool tensors, one a batch of this rank: which of its examples are right.
+    it with its own part of the examples, and gets the result over all of them. No example at all: `ValueError`. What is
+    right, and what has no accuracy: see `fit`. A list given as `right` is filled with bool tensors, one a batch of this
+    rank: which of its answers are right.
+
+    Raises:
+        ValueError: no example; `right` of answers that are neither right nor wrong.
 
     >>> from companion.data import DeviceLoader, digits
     >>> from companion.models import mlp
@@ -101,24 +113,28 @@ def evaluate(
         for x, y in loader:
             x, y = move(x, device, channels_last), y.to(device, non_blocking=True)
             with autocast(device, precision):
-                logits = full_precision(model(x))
-            if len(y):
-                sums.append(torch.stack(batch_sums(loss(logits, y), logits, y)))
+                outputs = full_precision(model(x))
             if right is not None:
-                right.append(logits.argmax(1) == y)
+                answers = right_answers(outputs, y, loss, accuracy)
+                if answers is None:
+                    raise ValueError("right: these targets are no classes; give accuracy, a function of (outputs, y)")
+                right.append(answers[0])
+            if len(y):
+                sums.append(batch_sums(loss_of(loss, outputs, y), outputs, y, loss, accuracy))
             examples += len(y)
     finally:
         for module, mode in modes.items():
             module.training = mode
-    totals = torch.stack(sums).cpu().double().sum(0) if sums else torch.zeros(2, dtype=torch.float64)
+    totals = torch.stack(sums).cpu().double().sum(0) if sums else torch.zeros(3, dtype=torch.float64)
     totals = torch.cat([totals, totals.new_tensor([examples])])
     if world_size() > 1:
         totals = totals.to(device)
         dist.all_reduce(totals)
-    total_loss, correct, everyone = totals.tolist()
+    total_loss, correct, answered, everyone = totals.tolist()
     if everyone == 0:
         raise ValueError("nothing to evaluate: the loader gave no example")
-    return {"loss": total_loss / everyone, "accuracy": correct / everyone, "examples": int(everyone)}
+    found = {"loss": total_loss / everyone, "examples": int(everyone)}
+    return found | {"accuracy": correct / answered} if answered else found
 
 
 def move(x: Tensor, device: torch.device, channels_last: bool) -> Tensor:
@@ -137,12 +153,56 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32")
 
 
-def full_precision(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 stays float64
+def full_precision(outputs: Any) -> Any:
+    """Outputs, a tuple or a dict of them too, in float32 at least; float64 stays float64."""
+
+    def full(value: Any) -> Any:
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(torch.promote_types(value.dtype, torch.float32)) if floating else value
+
+    return tree_map(full, outputs)
+
+
+def loss_of(loss: Loss, outputs: Any, y: Tensor) -> Float[Tensor, ""]:
+    """The mean loss of a batch; of an empty one, as a rank's part of a last batch may be, 0 with a graph."""
+    if not len(y):
+        return torch.stack([value.sum() for value in tree_leaves(outputs) if isinstance(value, Tensor)]).sum()
+    try:
+        return loss(outputs, y)
+    except (TypeError, AttributeError) as error:
+        if isinstance(outputs, Tensor):
+            raise
+        raise ValueError(
+            f"the model returns a {type(outputs).__name__}, and the loss cannot take it ({error}): "
+            "give loss=, a function of (outputs, y) that picks what it needs"
+        ) from error
+
+
+def right_answers(
+    outputs: Any, y: Tensor, loss: Loss, accuracy: Accuracy | None
+) -> tuple[Bool[Tensor, "..."], Bool[Tensor, "..."]] | None:
+    """Which answers are right, and which of them count; None where there is no telling.
+
+    By default those whose class has the largest output. That is known only of whole-number targets in the shape of the
+    outputs without their second dimension, that of two classes or more. A target that the loss ignores does not count.
+    """
+    if accuracy is not None:
+        right = accuracy(outputs, y)
+        return right, torch.ones_like(right, dtype=torch.bool)
+    if not isinstance(outputs, Tensor) or y.is_floating_point() or y.is_complex():
+        return None
+    if outputs.ndim < 2 or outputs.shape[1] < 2 or y.shape != outputs.shape[:1] + outputs.shape[2:]:
+        return None
+    return outputs.detach().argmax(1) == y, y != getattr(loss, "ignore_index", -100)
 
 
 def batch_sums(
-    loss: Float[Tensor, ""], logits: Float[Tensor, "examples classes"], y: Int[Tensor, " examples"]
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """A batch's summed loss and its number of right answers, still on the device."""
-    return loss.detach() * len(y), (logits.detach().argmax(1) == y).sum().to(loss.dtype)
+    loss: Float[Tensor, ""], outputs: Any, y: Tensor, of: Loss, accuracy: Accuracy | None
+) -> Float[Tensor, "3"]:
+    """A batch's summed loss, its right answers and its answers that count, still on the device."""
+    summed = loss.detach() * len(y)
+    answers = right_answers(outputs, y, of, accuracy)
+    if answers is None:
+        return torch.stack([summed, torch.zeros_like(summed), torch.zeros_like(summed)])
+    right, counts = answers
+    return torch.stack([summed, (right & counts).sum().to(summed.dtype), counts.sum().to(summed.dtype)])

@@ -1,13 +1,9 @@
-"""The studies of the third round: what rounds one and two left open. See the page *Hypotheses, third round*.
-
-Each runs from one commit to its end, and all runs of a seed on one model of processor. Every argument of a training is
-written out here.
-"""
+"""The studies: a file for each, which registers its experiments. A new file here is found by itself."""
 
 from __future__ import annotations
 
-from companion.experiments.studies import blocks, identity
+import importlib
+import pkgutil
 
-EXPERIMENTS = (*identity.EXPERIMENTS, *blocks.EXPERIMENTS)
-
-__all__ = ["EXPERIMENTS"]
+for _study in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_study.name)

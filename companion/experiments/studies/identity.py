@@ -1,45 +1,51 @@
-"""Does CKA-SR do anything to the features, what does that cost, and is it CKA that does it?"""
+"""Does CKA-SR do anything to the features, what does that cost, and is it CKA that does it? The third round."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
-from companion.experiments.plan import Experiment, Tier
-from companion.experiments.studies.recipes import (
-    DIGITS,
+from companion.experiments.plan import Tier
+from companion.experiments.recipes import (
+    DIGITS_WIDE,
     HALF_RESOLUTION,
-    PRUNE,
     QUARTER,
-    RANDOM_MASKS,
+    Methods,
+    Prune,
     aug_cka_sr,
     cka_sr,
     feature_flow,
+    multistep,
     penalised,
+    random_masks,
 )
-from companion.experiments.trainings import train, train_and_prune
+from companion.experiments.registry import experiment
+from companion.experiments.removal import train_and_prune
+from companion.experiments.trainings import train
+
+DRY = replace(DIGITS_WIDE, pruning=random_masks())
+MASKED = replace(HALF_RESOLUTION, pruning=random_masks())
 
 # ------------------------------------------------------------------------------------------------------ dose and effect
-DOSES: dict[str, dict[str, Any]] = {
+DOSES: Methods = {
     "random": {},
     **penalised(**{f"random+cka_sr_{beta:g}": cka_sr(beta) for beta in (0.01, 0.02, 0.03, 0.05, 0.1)}),
     **penalised(**{f"random+aug_cka_sr_{beta:g}": aug_cka_sr(beta) for beta in (0.1, 0.3, 1.0)}),
 }
+experiment(
+    "masks_dose",
+    "From which strength on does each CKA penalty change features under random masks, and what does that cost?",
+    blocks=True,
+    smoke=Tier(DRY, DOSES, sparsities=(0.9,), seeds=(200,)),
+    laptop=Tier(MASKED, DOSES, sparsities=(0.9, 0.95), seeds=(200, 201, 202)),
+)(train)
 
 # ---------------------------------------------------------------------------------------------------------- specificity
 # AugCKA-SR as strong as in the first two rounds. The β of CKA-SR is the smallest that acts in `masks_dose` at .9, by
 # the rule on the page of hypotheses (a test holds it against the records).
 AUG_BETA, CKA_BETA = 0.3, 0.03
-CURVE: dict[str, Any] = PRUNE | {
-    "sparsities": [0.5, 0.7, 0.8, 0.9, 0.95, 0.98],
-    "criteria": ["magnitude", "scale_free"],
-    "images": [0.8, 0.9],
-    "macs": [],
-    "epochs": 0,
-}
-
-
-CONTROLLED: dict[str, dict[str, Any]] = {
-    "none": {"penalties": []},
+CURVE = Prune((0.5, 0.7, 0.8, 0.9, 0.95, 0.98), (), epochs=0, criteria=("magnitude", "scale_free"), images=(0.8, 0.9))
+CONTROLLED: Methods = {
+    "none": {"penalties": ()},
     **penalised(
         cka_sr=cka_sr(CKA_BETA),
         placebo_cka_sr=cka_sr(CKA_BETA, "PlaceboCKASparsity"),
@@ -50,64 +56,34 @@ CONTROLLED: dict[str, dict[str, Any]] = {
         ffr_strong=feature_flow(0.05, 0.05),
     ),
 }
+experiment(
+    "specificity",
+    "Is it a lower CKA that changes what pruning leaves, or would any disturbance of that size do?",
+    blocks=True,
+    smoke=Tier(replace(DIGITS_WIDE, prune=CURVE), CONTROLLED, seeds=(10,)),
+    laptop=Tier(replace(HALF_RESOLUTION, prune=CURVE), CONTROLLED, seeds=tuple(range(10, 30))),
+)(train_and_prune)
 
 # ------------------------------------------------------------------------------------------------ the hosts, once more
 # Each penalty at the smallest strength that acts in `masks_dose` at .9, where it costs less than 2 points.
-AGAIN: dict[str, dict[str, Any]] = {
+AGAIN: Methods = {
     "random": {},
     **penalised(**{"random+cka_sr": cka_sr(CKA_BETA), "random+aug_cka_sr": aug_cka_sr(0.1)}),
 }
+experiment(
+    "hosts_again",
+    "Does a CKA penalty that acts make training under fixed random masks more accurate?",
+    blocks=True,
+    smoke=Tier(DRY, AGAIN, sparsities=(0.9,), seeds=(300,)),
+    laptop=Tier(MASKED, AGAIN, sparsities=(0.9,), seeds=tuple(range(300, 324))),
+)(train)
 
 # --------------------------------------------------------------------------------------------- the published strength
-PUBLISHED: dict[str, dict[str, Any]] = {"random": {}} | penalised(**{"random+cka_sr": cka_sr(1e-4)})
-
-EXPERIMENTS = (
-    Experiment(
-        "masks_dose",
-        "From which strength on does each CKA penalty change features under random masks, and what does that cost?",
-        train,
-        {
-            "smoke": Tier(DIGITS | RANDOM_MASKS, DOSES, sparsities=(0.9,), seeds=(200,)),
-            "laptop": Tier(HALF_RESOLUTION | RANDOM_MASKS, DOSES, sparsities=(0.9, 0.95), seeds=(200, 201, 202)),
-        },
-        blocks=True,
-    ),
-    Experiment(
-        "specificity",
-        "Is it a lower CKA that changes what pruning leaves, or would any disturbance of that size do?",
-        train_and_prune,
-        {
-            "smoke": Tier(DIGITS | {"prune": CURVE}, CONTROLLED, seeds=(10,)),
-            "laptop": Tier(HALF_RESOLUTION | {"prune": CURVE}, CONTROLLED, seeds=tuple(range(10, 30))),
-        },
-        blocks=True,
-    ),
-    Experiment(
-        "hosts_again",
-        "Does a CKA penalty that acts make training under fixed random masks more accurate?",
-        train,
-        {
-            "smoke": Tier(DIGITS | RANDOM_MASKS, AGAIN, sparsities=(0.9,), seeds=(300,)),
-            "laptop": Tier(HALF_RESOLUTION | RANDOM_MASKS, AGAIN, sparsities=(0.9,), seeds=tuple(range(300, 324))),
-        },
-        blocks=True,
-    ),
-    Experiment(
-        "published_recipe",
-        "Does CKA-SR at its published strength move CKA at all, by its released recipe, at full size?",
-        train,
-        {
-            "smoke": Tier(
-                DIGITS
-                | RANDOM_MASKS
-                | {"schedule": "multistep"}
-                | {"schedule_options": {"milestones": [1, 2], "gamma": 0.1, "warmup": 0}},
-                PUBLISHED,
-                sparsities=(0.95,),
-                seeds=(70,),
-            ),
-            "laptop": Tier(QUARTER | RANDOM_MASKS, PUBLISHED, sparsities=(0.95,), seeds=tuple(range(70, 76))),
-        },
-        blocks=True,
-    ),
-)
+PUBLISHED: Methods = {"random": {}, **penalised(**{"random+cka_sr": cka_sr(1e-4)})}
+experiment(
+    "published_recipe",
+    "Does CKA-SR at its published strength move CKA at all, by its released recipe, at full size?",
+    blocks=True,
+    smoke=Tier(replace(DRY, schedule=multistep(1, 2)), PUBLISHED, sparsities=(0.95,), seeds=(70,)),
+    laptop=Tier(replace(QUARTER, pruning=random_masks()), PUBLISHED, sparsities=(0.95,), seeds=tuple(range(70, 76))),
+)(train)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-Schedule: TypeAlias = Callable[[Optimizer, int, int], LRScheduler]
+LRSchedule: TypeAlias = Callable[[Optimizer, int, int], LRScheduler]
 """A function of (optimizer, steps an epoch, epochs) to a torch scheduler, which the loop steps after every step."""
 
 
@@ -56,7 +56,7 @@ def _groups(model: nn.Module, weight_decay: float, decay_norm_and_bias: bool) ->
     return [group for group in groups if group["params"]]
 
 
-def multistep(*milestones: float, gamma: float = 0.1, warmup: float = 0) -> Schedule:
+def multistep(*milestones: float, gamma: float = 0.1, warmup: float = 0) -> LRSchedule:
     """Multiply the learning rate by `gamma` at each milestone (in epochs), after `warmup` epochs of linear rise.
 
     >>> optimizer = sgd(nn.Linear(4, 2), lr=0.1)
@@ -76,7 +76,7 @@ def multistep(*milestones: float, gamma: float = 0.1, warmup: float = 0) -> Sche
     )
 
 
-def cosine(warmup: float = 0, floor: float = 0) -> Schedule:
+def cosine(warmup: float = 0, floor: float = 0) -> LRSchedule:
     """Half a cosine from the learning rate down to `floor` times it, after `warmup` epochs of linear rise.
 
     >>> optimizer = sgd(nn.Linear(4, 2), lr=0.1)
@@ -96,7 +96,7 @@ def cosine(warmup: float = 0, floor: float = 0) -> Schedule:
     )
 
 
-def one_cycle(rise: float = 0.3, start: float = 1 / 25, end: float = 1e-4) -> Schedule:
+def one_cycle(rise: float = 0.3, start: float = 1 / 25, end: float = 1e-4) -> LRSchedule:
     """One cycle (Smith & Topin 2018): up from `start` × the learning rate to all of it during the share `rise` of the
     training, then down by a cosine to `start·end` × it; momentum the other way round.
 
@@ -120,7 +120,7 @@ def one_cycle(rise: float = 0.3, start: float = 1 / 25, end: float = 1e-4) -> Sc
     return schedule
 
 
-def _by_epoch(name: str, warmup: float, factor: Callable[[float, int], float]) -> Schedule:
+def _by_epoch(name: str, warmup: float, factor: Callable[[float, int], float]) -> LRSchedule:
     """The learning rate times factor(epochs done, epochs in all), taken anew before every step."""
 
     def schedule(optimizer: Optimizer, steps: int, epochs: int) -> LRScheduler:

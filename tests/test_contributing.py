@@ -1,0 +1,87 @@
+"""What CONTRIBUTING.md says of how something is added: its programs run, and do what the text says."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import matplotlib
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+
+IMPORTS = """
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from companion.experiments import Tier, replay, train_and_prune
+from companion.experiments.quantities import percent
+from companion.experiments.recipes import DIGITS, PRUNE, SPARSE_LAPTOP, UNTUNED, Part, feature_flow, penalised
+from companion.experiments.registry import experiment
+from companion.experiments.statistics import verdict
+from companion.features import FeatureTap
+from companion.information.estimates import Estimate, continuous, estimate, same_rows
+from companion.pruning import Masks
+from companion.regularizers import FeaturePenalty
+"""
+PROGRAMS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+def names(program: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    exec(IMPORTS + PROGRAMS[program], found)
+    return found
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def test_there_is_one_program_for_each_and_it_is_short() -> None:
+    assert len(PROGRAMS) == 5 and max(len(program.splitlines()) for program in PROGRAMS) <= 15
+
+
+def test_a_penalty() -> None:
+    model, x = network(), torch.randn(5, 4)
+    penalty = names(0)["Energy"](model, strength=0.5)
+    model(x)
+    assert penalty().item() == pytest.approx(0.5 * model[:2](x).square().mean().item())
+
+
+def test_a_pruning_method() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    method = names(1)["SmallestEver"](model, optimizer, sparsity=0.75, every=2)
+    for expected in (1.0, 0.25):
+        model(torch.randn(5, 4)).sum().backward()
+        optimizer.step()
+        method.step()
+        assert method.density() == expected
+
+
+def test_an_estimator() -> None:
+    x, noise = torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0))
+    found = names(2)["correlation_information"](x, 0.8 * x + 0.6 * noise)
+    assert float(found) == pytest.approx(-0.5 * torch.tensor(1 - 0.8**2).log().item(), abs=0.02)
+
+
+def test_an_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    from companion.experiments import EXPERIMENTS, find
+
+    monkeypatch.setattr(EXPERIMENTS, "_things", dict(EXPERIMENTS._things))
+    names(3)
+    runs = find("stronger_penalties").runs("laptop")
+    assert len(runs) == 9 and {run.method for run in runs} == {"none", "l1", "ffr"}
+    assert runs[1].settings["penalties"] == [{"kind": "L1", "strength": 1e-4, "layers": None}]
+    with pytest.raises(ValueError, match="registered already"):
+        names(3)
+
+
+def test_a_chapters_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    matplotlib.use("agg")
+    names(4)
+    assert re.fullmatch(r"[+−]\d\.\d\d ± \d\.\d\d undecided\n", capsys.readouterr().out)
