@@ -241,8 +241,9 @@ def _thinned(count: int, most: int) -> list[int]:
 
 def _starts(names: Iterable[Any]) -> list[int]:
     """Where a stage begins, the first layer excepted; nothing for names without stages."""
-    staged = any(stage_of(name) for name in names)
-    return [first for _, first, _ in spans(names) if first > 0 and staged]
+    found = [str(name) for name in names]
+    staged = any(stage_of(name) for name in found)
+    return [first for _, first, _ in spans(found) if first > 0 and staged]
 
 
 # --------------------------------------------------------------------------------------------------- seeds, with spread

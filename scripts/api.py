@@ -11,6 +11,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,11 +62,14 @@ def modules() -> list[str]:
 
 
 def entries(name: str) -> list[str]:
-    """Functions and classes in the `__all__` of a module, file by file in the order of their definition."""
+    """Functions and classes in the `__all__` of a module that the module above does not offer, file by file in order
+    of definition."""
     module = importlib.import_module(name)
-    things = {one: getattr(module, one) for one in module.__all__}
+    above = getattr(sys.modules[name.rpartition(".")[0]], "__all__", ()) if name.count(".") > 1 else ()
+    things = {one: getattr(module, one) for one in module.__all__ if one not in above}
     things = {one: thing for one, thing in things.items() if inspect.isfunction(thing) or inspect.isclass(thing)}
-    files = list(dict.fromkeys(thing.__module__ for thing in vars(module).values() if hasattr(thing, "__module__")))
+    seen = [*vars(module).values(), *things.values()]  # what loads when it is asked for comes last
+    files = list(dict.fromkeys(thing.__module__ for thing in seen if hasattr(thing, "__module__")))
 
     def place(one: str) -> tuple[int, int]:
         thing = things[one]

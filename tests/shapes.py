@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, get_args
 
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray
+
+LIKE_MYPY = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int where a float is asked for
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -18,7 +20,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     hints = function.__annotations__
     function.__annotations__ = {name: hint for name, hint in hints.items() if shaped(hint)}
     after = any(name.startswith("ret") and name != "return" for name in hints)
-    return beartype(function) if after else function
+    return LIKE_MYPY(function) if after else function
 
 
 def shaped(hint: Any) -> bool:

@@ -1,4 +1,7 @@
-"""What the book's explorables show, from records and from what chapters train; `companion.widgets` shows it."""
+"""What the book's explorables show, from records and from what chapters train; `companion.widgets` shows it.
+
+Chapters *Feature similarity* and *Identity meets flow* have the first and the last of them.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 from companion.pruning._cost import Cost, Latency, cost, latencies, latency
 from companion.pruning._criteria import CRITERIA
 from companion.pruning._densities import DENSITIES, erk, uniform
-from companion.pruning._masks import METHODS, Masks
+from companion.pruning._masks import METHODS, Masks, Options
 from companion.pruning._schedules import constant, cosine_decay, cubic, iterative, one_shot
 from companion.pruning.filters import (
     Coupling,

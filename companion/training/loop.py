@@ -104,51 +104,38 @@ def fit(
 ) -> History:
     """Train `model` in place, on the device where it is, and return one record an epoch. Leaves it in train mode.
 
-    Parameters
-    ----------
-    data
-        Batches (x, y): `companion.data.DeviceLoader`, or any loader with a length, such as torch's `DataLoader`.
-    epochs, schedule
-        Passes over the data, and the learning rate: `multistep`, `cosine`, `one_cycle`, or any function of (optimizer,
-        steps an epoch, epochs) to a torch scheduler, which is stepped after every optimizer step.
-    validation
-        Batches to evaluate after every epoch.
-    penalty, sparsity
-        The two sockets: see `Penalty` (one, or several) and `Sparsity`.
-    loss
-        Mean loss of (outputs, y); `nn.CrossEntropyLoss(label_smoothing=0.1)` smooths labels. Outputs are what the model
-        returns, a tuple or a dict too.
-    accuracy
-        Which answers are right: a function of (outputs, y) to a bool tensor of any shape. Without it, the class of the
-        largest output, where y are whole numbers in the shape of the outputs without their dimension of classes;
-        anything else has no accuracy, and the history has none.
-    precision, channels_last, compile
-        "bfloat16" and "float16" run the forward pass under autocast, "float16" with loss scaling and on CUDA only; a
-        GPU that merely emulates bfloat16 (before Ampere, as Colab's T4) computes in float32 instead. `compile` uses
-        `torch.compile` where it finds a compiler.
-    clip, accumulate
-        Largest norm of the gradient; number of batches that make one step.
-    unused_parameters
-        Under several ranks: whether some parameters have no part in some losses. Every rank needs as many batches.
-    checkpoint, checkpoint_every
-        File that is written after every epoch, and every so many steps inside one. Where it exists, training resumes
-        from it: on the CPU to the same final weights, bit for bit, as if never interrupted (with loader workers, unless
-        they are persistent). One run at a time may use it. Of a process group, rank 0 alone reads and writes it.
-    seed
-        Seeds dropout and the like before the first step, each rank its own: seed + rank.
-    progress
-        A bar with loss, accuracy, sparsity, the last value of every penalty, images/s and the time left, on rank 0.
-    on_epoch
-        Sees every epoch's record before it is kept, and may add measures to it: plain numbers, lists, strings.
+    Args:
+        data: Batches (x, y): `companion.data.DeviceLoader`, or any loader with a length, such as torch's `DataLoader`.
+        epochs, schedule: Passes over the data, and the learning rate: `multistep`, `cosine`, `one_cycle`, or any
+            function of (optimizer, steps an epoch, epochs) to a torch scheduler, which is stepped after every optimizer
+            step.
+        validation: Batches to evaluate after every epoch.
+        penalty, sparsity: The two sockets: see `Penalty` (one, or several) and `Sparsity`.
+        loss: Mean loss of (outputs, y); `nn.CrossEntropyLoss(label_smoothing=0.1)` smooths labels. Outputs are what the
+            model returns, a tuple or a dict too.
+        accuracy: Which answers are right: a function of (outputs, y) to a bool tensor of any shape. Without it, the
+            class of the largest output, where y are whole numbers in the shape of the outputs without their dimension
+            of classes; anything else has no accuracy, and the history has none.
+        precision, channels_last, compile: "bfloat16" and "float16" run the forward pass under autocast, "float16" with
+            loss scaling and on CUDA only; a GPU that merely emulates bfloat16 (before Ampere, as Colab's T4) computes
+            in float32 instead. `compile` uses `torch.compile` where it finds a compiler.
+        clip, accumulate: Largest norm of the gradient; number of batches that make one step.
+        unused_parameters: Under several ranks: whether some parameters have no part in some losses. Every rank needs as
+            many batches.
+        checkpoint, checkpoint_every: File that is written after every epoch, and every so many steps inside one. Where
+            it exists, training resumes from it: on the CPU to the same final weights, bit for bit, as if never
+            interrupted (with loader workers, unless they are persistent). One run at a time may use it. Of a process
+            group, rank 0 alone reads and writes it.
+        seed: Seeds dropout and the like before the first step, each rank its own: seed + rank.
+        progress: A bar with loss, accuracy, sparsity, the last value of every penalty, images/s and the time left, on
+            rank 0.
+        on_epoch: Sees every epoch's record before it is kept, and may add measures to it: plain numbers, lists,
+            strings.
 
-    Raises
-    ------
-    ValueError
-        For arguments that make no sense, and for a checkpoint that is truncated, foreign, or another run's.
-    FloatingPointError
-        When a loss, penalty or weight is NaN or infinite. The last good checkpoint stays.
-    RuntimeError
-        When another run is using the checkpoint.
+    Raises:
+        ValueError: For arguments that make no sense, and for a checkpoint that is truncated, foreign, or another run's.
+        FloatingPointError: When a loss, penalty or weight is NaN or infinite. The last good checkpoint stays.
+        RuntimeError: When another run is using the checkpoint.
 
     >>> from companion.data import DeviceLoader, digits
     >>> from companion.models import mlp

@@ -7,8 +7,8 @@
 >>> smaller(x).shape, report.macs <= 0.5
 (torch.Size([2, 10]), True)
 
-`couple` says which channels hang together, `remove` takes them out without changing anything else, `plan` and `rebuild`
-keep the architecture that is left. Chapter *From small norms to a smaller network* explains them.
+`couple` says which channels hang together, `remove` takes them out without changing anything else, `plan` and
+`rebuild` keep the architecture that is left. Chapter *From small norms to a smaller network* explains them.
 """
 
 from __future__ import annotations
