@@ -133,7 +133,8 @@ def source_address(repository: str, branch: str, module: str, name: str) -> str 
     """Where the repository shows the lines of `module.name`; None of what has none, such as a field of a record."""
     thing: Any = importlib.import_module(module) if module else None  # a field that a docstring lists
     for part in name.split("."):
-        thing = inspect.getattr_static(thing, part, None)
+        # A module may load a name when it is asked for; a property must not be asked.
+        thing = getattr(thing, part, None) if inspect.ismodule(thing) else inspect.getattr_static(thing, part, None)
         thing = (
             getattr(thing, "fget", None) or getattr(thing, "func", None) or getattr(thing, "__func__", None) or thing
         )
