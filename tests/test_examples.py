@@ -40,13 +40,13 @@ WITHOUT = {
         f"experiments.quantities.{name}"
         for name in (
             *("percent", "after_pruning", "after_removal", "without_blocks", "block_damage", "pruned_on_average"),
-            *("sparsity_kept", "cka_in_stages", "cka_of_neighbours", "cka_of_blocks", "path_length", "path_angle"),
+            *("sparsity_kept", "cka_of_blocks", "path_length", "path_angle"),
             *("straightness", "small_weights", "folded_norms", "raw_norms", "inner_scale", "inner_deviation"),
             *("branch_scale", "about_image", "about_label", "shared_information", "mean_cosine"),
         )
     },
     "finishes what a killed runner left, and names what `verify` finds": {
-        *("experiments.records.mend", "experiments.records.listed_twice"),
+        *("experiments.records.mend",),
     },
     "a part of `claims.Claim`": {
         f"experiments.claims.{name}" for name in ("Comparison", "Contrast", "Judgement", "Tested")

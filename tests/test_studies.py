@@ -76,6 +76,7 @@ def arguments(kind: type) -> set[str]:
         found |= {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
+    found -= {"select"}  # younger than the runs, and None in all of them: features as the layers give them
     return found - SUPPLIED - ({"layers", "masks"} if issubclass(kind, Masks) else set())
 
 

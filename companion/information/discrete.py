@@ -16,7 +16,7 @@ import warnings
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from companion._checks import one_of
@@ -100,7 +100,7 @@ def _entropy(counts: Float[Tensor, "symbols"], correction: str) -> Float[Tensor,
 
 
 def discrete_entropy(
-    x: Int[Tensor, "examples *columns"], *, correction: str = "grassberger", unit: str = "nats"
+    x: Shaped[Tensor, "examples *columns"], *, correction: str = "grassberger", unit: str = "nats"
 ) -> Estimate:
     """H(X) from examples of a discrete variable; a row of a matrix is one symbol.
 
@@ -130,8 +130,8 @@ def discrete_entropy(
 
 @ESTIMATORS.register("discrete", title="counts", x="discrete", y="discrete", bound="neither", finite=False)
 def discrete_mutual_information(
-    x: Int[Tensor, "examples *columns"],
-    y: Int[Tensor, "examples *columns_y"],
+    x: Shaped[Tensor, "examples *columns"],
+    y: Shaped[Tensor, "examples *columns_y"],
     *,
     correction: str = "grassberger",
     unit: str = "nats",
@@ -231,7 +231,7 @@ def fixed_edges(features: int, bins: int = 30, low: float = -1.0, high: float = 
 
 def bin_index(
     x: Float[Tensor, "examples features"], edges: list[Float[Tensor, "_"]]
-) -> Int[Tensor, "examples features"]:
+) -> Shaped[Tensor, "examples features"]:
     """The bin that each value falls in: how many inner edges are ≤ it.
 
     Raises:
@@ -251,8 +251,8 @@ def bin_index(
 
 @ESTIMATORS.register("binning", title="binning", x="any", y="any", bound="neither", finite=False)
 def binned(
-    x: Float[Tensor, "examples p"],
-    y: Float[Tensor, "examples q"],
+    x: Float[Tensor, "examples *p"],
+    y: Float[Tensor, "examples *q"],
     *,
     bins: int = 10,
     rule: str = "quantile",

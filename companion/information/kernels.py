@@ -72,8 +72,8 @@ def renyi_entropy(
 
 @ESTIMATORS.register("renyi", title="matrix-based Rényi", x="any", y="any", bound="not Shannon's", finite=False)
 def renyi(
-    x: Float[Tensor, "examples p"],
-    y: Float[Tensor, "examples q"],
+    x: Float[Tensor, "examples *p"],
+    y: Float[Tensor, "examples *q"],
     *,
     alpha: float = 1.01,
     kernel: Kernel = "rbf",
@@ -101,8 +101,8 @@ def _belief(alpha: float, kernel: Kernel) -> str:
 
 
 def normalized_hsic(
-    x: Float[Tensor, "examples p"],
-    y: Float[Tensor, "examples q"],
+    x: Float[Tensor, "examples *p"],
+    y: Float[Tensor, "examples *q"],
     *,
     kernel: Kernel = "rbf",
     ridge: float = 1e-3,

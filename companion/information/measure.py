@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 
 from companion.features import as_tensor
@@ -14,8 +14,8 @@ from companion.information.estimates import ESTIMATORS, Estimate, continuous, is
 
 
 def mutual_information(
-    x: Float[Tensor, "examples p"],
-    y: Float[Tensor, "examples q"],
+    x: Shaped[Tensor, "examples *p"],
+    y: Shaped[Tensor, "examples *q"],
     estimator: str | None = None,
     *,
     unit: str = "nats",

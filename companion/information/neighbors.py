@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from scipy.spatial import KDTree
 from torch import Tensor
 
@@ -164,8 +164,8 @@ def _error(parts: int, n: int, value: Callable[[Tensor], Tensor]) -> Float[Tenso
 
 @ESTIMATORS.register("ksg", title="KSG 1", x="continuous", y="continuous", bound="neither", finite=True)
 def ksg(
-    x: Float[Tensor, "examples p"],
-    y: Float[Tensor, "examples q"],
+    x: Float[Tensor, "examples *p"],
+    y: Float[Tensor, "examples *q"],
     *,
     k: int = 3,
     variant: int = 1,
@@ -321,8 +321,8 @@ def _ksg2_counts(
 
 @ESTIMATORS.register("mixed", title="mixed KSG", x="any", y="any", bound="neither", finite=False)
 def mixed_ksg(
-    x: Float[Tensor, "examples p"],
-    y: Float[Tensor, "examples q"],
+    x: Float[Tensor, "examples *p"],
+    y: Float[Tensor, "examples *q"],
     *,
     k: int = 3,
     parts: int = 0,
@@ -359,8 +359,8 @@ def _mixed_terms(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, block
 
 @ESTIMATORS.register("ross", title="Ross", x="any", y="discrete", bound="neither", finite=False)
 def ross(
-    x: Float[Tensor, "examples p"],
-    y: Int[Tensor, "examples *columns"],
+    x: Float[Tensor, "examples *p"],
+    y: Shaped[Tensor, "examples *columns"],
     *,
     k: int = 3,
     parts: int = 0,

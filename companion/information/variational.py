@@ -103,8 +103,8 @@ class Critic(nn.Module):
 
 
 def variational_bound(
-    x: Float[Tensor, "examples p"],
-    y: Float[Tensor, "examples q"],
+    x: Float[Tensor, "examples *p"],
+    y: Float[Tensor, "examples *q"],
     *,
     bound: str = "infonce",
     hidden: int = 64,

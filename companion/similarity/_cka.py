@@ -39,8 +39,8 @@ def _label(features: Sequence[Tensor] | Mapping[str, Tensor], side: str) -> dict
 
 
 def hsic(
-    x: Float[Tensor, "examples features_x"],
-    y: Float[Tensor, "examples features_y"],
+    x: Float[Tensor, "examples *features_x"],
+    y: Float[Tensor, "examples *features_y"],
     *,
     unbiased: bool = True,
     kernel: Kernel = "linear",
@@ -65,8 +65,8 @@ def hsic(
 
 
 def cka(
-    x: Float[Tensor, "examples features_x"],
-    y: Float[Tensor, "examples features_y"],
+    x: Float[Tensor, "examples *features_x"],
+    y: Float[Tensor, "examples *features_y"],
     *,
     unbiased: bool = True,
     kernel: Kernel = "linear",
@@ -92,8 +92,8 @@ def cka(
 
 
 def cka_matrix(
-    xs: Sequence[Float[Tensor, "examples _"]] | Mapping[str, Float[Tensor, "examples _"]],
-    ys: Sequence[Float[Tensor, "examples _"]] | Mapping[str, Float[Tensor, "examples _"]] | None = None,
+    xs: Sequence[Float[Tensor, "examples ..."]] | Mapping[str, Float[Tensor, "examples ..."]],
+    ys: Sequence[Float[Tensor, "examples ..."]] | Mapping[str, Float[Tensor, "examples ..."]] | None = None,
     *,
     unbiased: bool = True,
     kernel: Kernel = "linear",

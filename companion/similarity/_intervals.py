@@ -26,8 +26,8 @@ class Interval:
 
 
 def cka_interval(
-    x: Float[Tensor, "examples features_x"],
-    y: Float[Tensor, "examples features_y"],
+    x: Float[Tensor, "examples *features_x"],
+    y: Float[Tensor, "examples *features_y"],
     *,
     level: float = 0.95,
     method: str = "jackknife",
