@@ -25,12 +25,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from companion._checks import at_least
+from companion._checks import at_least, extra
 
-try:
+with extra("experiments"):
     import seaborn as sns
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("companion.plots draws with seaborn: pip install seaborn") from error
 
 from companion.blocks import label, spans, stage_of
 
