@@ -29,7 +29,12 @@ WITHOUT = {
     "works in Google Colab alone": {"experiments.notebook.keep_on_drive"},
     "arguments that every method takes: a signature refers to it": {"pruning.Options"},
     "its other half's example shows it": {"training.load_checkpoint"},
-    "a step of `prune_filters`, whose example shows it": {"pruning.filters.constants", "pruning.filters.remove"},
+    "a step of `prune_filters`, whose example shows it": {
+        f"pruning.filters.{name}" for name in ("Constants", "constants", "remove")
+    },
+    "fields by name, which `Recipe`'s example and every study fill": {
+        f"experiments.recipes.{name}" for name in ("Depth", "PhotographRecipe", "Prune")
+    },
     "an error that a sweep reports and goes on": {"experiments.OtherBlockError"},
     "a protocol, which `fit`'s example meets": {"training.Penalty", "training.Sparsity"},
     "performs runs of an experiment, for minutes or hours": {

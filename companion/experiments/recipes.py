@@ -1,7 +1,8 @@
 """Recipes: what a training is, in typed values. `dataclasses.replace(CIFAR, epochs=5)` is another training.
 
 A record holds a recipe as JSON, with every argument written out, so that a default which changes later does not change
-what a run was. `completed` writes out what the settings of older records left to defaults.
+what a run was. `completed` writes out what the settings of older records left to defaults. Page *Running experiments*
+lists what is registered.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
+
+__all__ = ["Depth", "Part", "PhotographRecipe", "Prune", "Recipe"]
 
 R = TypeVar("R", bound="Recipe")
 

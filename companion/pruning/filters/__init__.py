@@ -17,9 +17,10 @@ from companion.pruning.filters._coupling import Coupling, couple
 from companion.pruning.filters._norms import channel_norms, filter_norms, widest_gap
 from companion.pruning.filters._plan import plan, rebuild
 from companion.pruning.filters._pruning import FilterReport, FineTuning, finetune, prune_filters
-from companion.pruning.filters._removal import constants, remove, zero_filters
+from companion.pruning.filters._removal import Constants, constants, remove, zero_filters
 
 __all__ = [
+    "Constants",
     "Coupling",
     "FilterReport",
     "FineTuning",
