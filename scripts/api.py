@@ -65,8 +65,11 @@ def entries(name: str) -> list[str]:
     """Functions and classes in the `__all__` of a module that the module above does not offer, file by file in order
     of definition."""
     module = importlib.import_module(name)
-    above = getattr(sys.modules[name.rpartition(".")[0]], "__all__", ()) if name.count(".") > 1 else ()
-    things = {one: getattr(module, one) for one in module.__all__ if one not in above}
+    things = {one: getattr(module, one) for one in module.__all__}
+    if name.count(".") > 1:
+        above = sys.modules[name.rpartition(".")[0]]
+        offered = [getattr(above, one) for one in getattr(above, "__all__", ())]
+        things = {one: thing for one, thing in things.items() if not any(thing is other for other in offered)}
     things = {one: thing for one, thing in things.items() if inspect.isfunction(thing) or inspect.isclass(thing)}
     seen = [*vars(module).values(), *things.values()]  # what loads when it is asked for comes last
     files = list(dict.fromkeys(thing.__module__ for thing in seen if hasattr(thing, "__module__")))

@@ -10,11 +10,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self
 
 __all__ = ["Depth", "Part", "PhotographRecipe", "Prune", "Recipe"]
-
-R = TypeVar("R", bound="Recipe")
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class Recipe:
     workers: int | None = None
 
     @classmethod
-    def of(cls: type[R], settings: Mapping[str, Any]) -> R:
+    def of(cls, settings: Mapping[str, Any]) -> Self:
         """The recipe that a record's settings describe; what older records left out is what it was.
 
         Raises:
