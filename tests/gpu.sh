@@ -6,20 +6,24 @@
 #   tests/gpu.sh [--dry-run] [FOLDER]
 #
 # FOLDER (default: _build/gpu) receives the logs and, under `results`, the records. --dry-run does the same on the CPU,
-# with `smoke` in place of `paper` and two rounds of each timing. PYTHON names the interpreter, COMPANION_DATA the images
-# that runs of tier `paper` need, CELLS those runs (experiments with their options, one a line), SECONDS_LEFT the time
-# for them.
+# with `smoke` in place of `paper`, bfloat16 in place of float16, and one round of each timing. PYTHON names the
+# interpreter, COMPANION_DATA the images that runs of tier `paper` need, CELLS those runs (experiments with their options,
+# one a line), SECONDS_LEFT the time for them.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
-DEVICE=cuda TIER=paper ROUNDS=5
-if [ "${1:-}" = --dry-run ]; then DEVICE=cpu TIER=smoke ROUNDS=2; shift; fi
+DEVICE=cuda TIER=paper ROUNDS=5 PRECISION=float16
+DEFAULT_CELLS="dense_cifar10 --seeds 0
+random_masks --methods random random+cka_sr --sparsities 0.95 --seeds 0"
+if [ "${1:-}" = --dry-run ]; then
+  DEVICE=cpu TIER=smoke ROUNDS=1 PRECISION=bfloat16 DEFAULT_CELLS="dense_cifar10 --seeds 0"
+  shift
+fi
 OUT=$(mkdir -p "${1:-_build/gpu}" && cd "${1:-_build/gpu}" && pwd)
 RESULTS=$OUT/results
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 COMPANION_WORK=$OUT/work
-CELLS=${CELLS:-"dense_cifar10 --seeds 0
-random_masks --methods random random+cka_sr --sparsities 0.95 --seeds 0"}
+CELLS=${CELLS:-$DEFAULT_CELLS}
 
 if [ $DEVICE = cuda ] && ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   echo "There is no CUDA device here; try: tests/gpu.sh --dry-run" >&2
@@ -40,17 +44,17 @@ part() { # part NAME SECONDS COMMAND...: run it, keep its output in FOLDER/NAME.
 }
 run() { "$PYTHON" -m companion.experiments run "$@" --device $DEVICE --results "$RESULTS" --quiet; }
 export -f run
-export PYTHON DEVICE RESULTS
+export PYTHON DEVICE RESULTS PRECISION
 
 if [ $DEVICE = cuda ]; then
   part tests 240 "$PYTHON" -m pytest tests -q -rf -m "not pages and not slow" -k cuda -p no:cacheprovider
 else
   part tests 240 "$PYTHON" -m pytest tests/test_fake_cuda.py -q -rf -p no:cacheprovider
 fi
-part float16 60 bash -c "run dense_penalties --tier smoke --methods none cka_sr --seeds 0 --precision float16"
-part nccl 60 "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node=1 -m companion.experiments run \
-  random_masks --tier smoke --seeds 0 --device $DEVICE --results "$OUT/one_rank" --quiet
-part penalties 60 "$PYTHON" tests/benchmarks/bench_penalties.py --rounds $ROUNDS --device $DEVICE
+part float16 90 bash -c "run dense_penalties --tier smoke --methods none cka_sr --seeds 0 --precision $PRECISION"
+part nccl 120 "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node=1 -m companion.experiments run \
+  random_masks --tier smoke --methods random --seeds 0 --device $DEVICE --results "$OUT/one_rank" --quiet
+part penalties 120 "$PYTHON" tests/benchmarks/bench_penalties.py --rounds $ROUNDS --device $DEVICE
 part pruning 60 "$PYTHON" tests/benchmarks/bench_pruning.py --rounds $ROUNDS --device $DEVICE
 while read -r cell; do
   left=$((${SECONDS_LEFT:-600} - SECONDS - 15))

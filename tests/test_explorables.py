@@ -585,6 +585,7 @@ def test_keys_move_through_the_epochs_of_masks(opened: Callable[..., Page]) -> N
 def test_masks_play_only_for_readers_who_want_motion(opened: Callable[..., Page]) -> None:
     assert not opened("mask_life").locator("button").is_visible()  # reduced motion: the slider alone
     page = opened("mask_life", reduced_motion="no-preference")
+    page.clock.pause_at(page.evaluate("Date.now()") + 60_000)  # installed, it still runs by itself; here it waits
     play, slider, last = page.locator("button"), page.locator("input"), parts("mask_life").data["state"]["epoch"]
     page.clock.run_for(5000)
     assert slider.input_value() == str(last)  # nothing moves by itself
