@@ -151,6 +151,7 @@ PENALTIES: dict[str, Callable[[nn.Module], Any]] = {
     "AugCKA-SR": lambda m: regularizers.AugmentedCKASparsity(m, 0.1),
     "FFR, arXiv": lambda m: regularizers.FeatureFlow(m, 0.1, 0.1),
     "FFR, journal": lambda m: regularizers.FeatureFlow(m, 0.1, 0.1, variant="journal", across_stages=True),
+    "kinetic energy": lambda m: regularizers.KineticEnergy(m, 0.1),
     "L1": lambda m: regularizers.L1(m, 0.1),
     "group lasso": lambda m: regularizers.GroupLasso(m, 0.1),
     "slimming": lambda m: regularizers.NetworkSlimming(m, 0.1),
