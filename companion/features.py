@@ -619,7 +619,8 @@ class FeatureTap(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         shapes = {name: tuple(x.shape) for name, x in self._features.items()}
-        return f"FeatureTap({type(unwrap(self.model)).__name__}, layers={list(self.layers)}, features={shapes})"
+        chosen = f"{len(self.layers)} layers: {list(self.layers)}"
+        return f"FeatureTap({type(unwrap(self.model)).__name__}, {chosen}, features={shapes})"
 
 
 def _is_compiled(model: nn.Module) -> bool:
