@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from companion._checks import one_of
 from companion.blocks import find_blocks, stages
-from companion.features import FeatureTap, Layers
+from companion.features import FeatureTap, Layers, float64_device
 from companion.regularizers.base import PENALTIES, FeaturePenalty, Strength, check_strengths, checked, strength_at
 from companion.similarity import MINIMUM, Kernel, alignment, gram
 
@@ -105,13 +105,13 @@ class CKASparsity(FeaturePenalty):
         """β times the sum over pairs of the layers' Gram matrices."""
         layers, grams = list(features), list(features.values())
         if self._weights is None:
-            self._weights = self._pair_weights(layers).to(grams[0].device)
+            self._weights = self._pair_weights(layers).to(float64_device(grams[0].device))
         if len(grams[0]) < MINIMUM:
             return grams[0].new_zeros(())
         values = alignment(grams, self.unbiased)
         self._compared = layers, values.detach()
         total = strength_at(self.beta, self.calls) * (self._weights * FORMS[self.form](values)).sum()
-        return total.to(grams[0].dtype)
+        return total.to(grams[0])
 
     def _pair_weights(self, layers: list[str]) -> Float[Tensor, "layers layers"]:
         """w_ij of every pair i < j; fixed by the first forward pass, which tells the shapes."""

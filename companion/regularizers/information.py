@@ -92,7 +92,7 @@ class HSICBottleneck(FeaturePenalty):
         if len(x) < MINIMUM:
             return x.new_zeros(())
         terms = [normalized_hsic(x, t, kernel=self.kernel, ridge=self.ridge) for t in features.values()]
-        return (strength_at(self.beta, self.calls) * torch.stack(terms).sum()).to(next(iter(features.values())).dtype)
+        return (strength_at(self.beta, self.calls) * torch.stack(terms).sum()).to(next(iter(features.values())))
 
 
 class VIBNet(BasePenalty):
@@ -139,8 +139,8 @@ class VIBNet(BasePenalty):
 
     def density(self) -> float:
         """Share of units whose gate is open."""
-        gates = [gate.open() for gate in self.gates.values()]
-        return float(torch.cat(gates).double().mean())
+        opened = torch.cat([gate.open() for gate in self.gates.values()])
+        return int(opened.sum()) / len(opened)
 
     @property
     def open(self) -> dict[str, str]:

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from companion.features import evaluating
+from companion.features import evaluating, float64, float64_device
 from companion.pruning._inputs import as_input, call
 from companion.pruning._plain import refuse_computed
 from companion.pruning.filters._coupling import Coupling
@@ -180,8 +180,7 @@ def emit_one(model: nn.Module, coupling: Coupling, channels: Bool[Tensor, " chan
 # ------------------------------------------------------------------------------------------------------ what is read
 def double(model: nn.Module) -> nn.Module:
     """A copy in float64; on the CPU where the device has none."""
-    device = next(model.parameters()).device
-    return copy.deepcopy(model).to("cpu" if device.type == "mps" else device, torch.float64)
+    return copy.deepcopy(model).to(float64_device(next(model.parameters()).device)).double()
 
 
 @contextmanager
@@ -219,7 +218,7 @@ def _read(model: nn.Module, coupling: Coupling, example: Any) -> dict[str, Float
 # ------------------------------------------------------------------------------------------------- folding and merging
 def _response(layer: Any, emitted: Float[Tensor, " inputs"]) -> Float[Tensor, "outputs *kernel"]:
     """Σ_k c_k w_k: for each output and place in the kernel what the constants add, away from borders; in float64."""
-    weight = layer.weight.detach().double()  # outputs inputs/groups *kernel
+    weight = float64(layer.weight.detach())  # outputs inputs/groups *kernel
     groups = getattr(layer, "groups", 1)
     each = emitted.to(weight).view(groups, 1, -1).expand(-1, len(weight) // groups, -1).flatten(0, 1)
     return torch.einsum("oi...,oi->o...", weight, each)
@@ -238,9 +237,9 @@ def _add_bias(layer: Any, norm: Any, bias: Float[Tensor, " outputs"]) -> None:
     if not bias.count_nonzero():
         return
     if layer.bias is not None:
-        layer.bias.copy_(layer.bias.double() + bias)
+        layer.bias.copy_(float64(layer.bias) + bias)
     elif norm is not None and norm.running_mean is not None:
-        norm.running_mean.copy_(norm.running_mean.double() - bias)
+        norm.running_mean.copy_(float64(norm.running_mean) - bias)
     else:
         layer.bias = nn.Parameter(bias.to(layer.weight), requires_grad=layer.weight.requires_grad)
 
