@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from companion._checks import between
 from companion.features import _resolution, as_tensor, float64
 from companion.information.estimates import (
     ESTIMATORS,
@@ -151,9 +152,8 @@ def covariance(
         total = r[off].square().sum()
         strength = float((variance[off].sum() / total).clamp(0, 1)) if total > 0 else 1.0
     else:
+        between(0, 1, shrinkage=shrinkage)
         strength = float(shrinkage)
-        if not 0 <= strength <= 1:
-            raise ValueError(f"shrinkage={shrinkage} must lie in [0, 1]")
     return (1 - strength) * full + strength * torch.diag(full.diagonal())
 
 
@@ -244,9 +244,6 @@ class GaussianBottleneck:
         """β_i = 1/(1 − λ_i), where the i-th direction opens; ∞ for directions that say nothing about Y."""
         return 1 / (1 - self.eigenvalues)
 
-    def _open(self, beta: Tensor) -> Tensor:
-        return beta[..., None] > self.critical
-
     def projection(self, beta: float) -> Float[Tensor, "p p"]:
         """The optimal A: rows α_i v_iᵀ with α_i² = (β(1 − λ_i) − 1)/λ_i, 0 for directions that are still closed."""
         beta = float(_betas(beta))
@@ -263,7 +260,7 @@ class GaussianBottleneck:
             ValueError: a β that is not positive; an unknown unit.
         """
         beta = _betas(betas).to(self.eigenvalues)
-        opened = self._open(beta)
+        opened = beta[..., None] > self.critical
         lam, b = self.eigenvalues, torch.where(opened, beta[..., None], 2.0)
         safe = torch.where(opened, lam, 0.5)
         compressed = 0.5 * torch.where(opened, ((b - 1) * (1 - safe) / safe).log(), 0).sum(-1)
