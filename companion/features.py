@@ -306,7 +306,8 @@ def hooked(
     *,
     before: bool = False,
 ) -> Iterator[None]:
-    """Call `seen(name, module, inputs, output)` after each run of one of the modules; the hooks are gone on exit.
+    """Call `seen(name, module, inputs, output)` after each run of one of the modules, the inputs by place and by name;
+    the hooks are gone on exit.
 
     Args:
         before: call it before the module runs, with the inputs in place of the output.
@@ -318,18 +319,19 @@ def hooked(
     handles = []
     try:
         for name, module in modules.items():
-            if before:
-                handles.append(module.register_forward_pre_hook(functools.partial(_before, seen, name)))
-            else:
-                handles.append(module.register_forward_hook(functools.partial(seen, name)))
+            register = module.register_forward_pre_hook if before else module.register_forward_hook
+            handles.append(register(functools.partial(_tell, seen, name), with_kwargs=True))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _before(seen: Callable[..., None], name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-    seen(name, module, args, args)
+def _tell(
+    seen: Callable[..., None], name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any
+) -> None:
+    inputs = (*args, *kwargs.values())
+    seen(name, module, inputs, *(output or (inputs,)))
 
 
 _TRACKER = ModuleTracker()  # knows whether a backward pass is running: checkpointing runs layers again there

@@ -9,22 +9,20 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from operator import methodcaller
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from companion.features import device_of, evaluating, unwrap
-from companion.pruning._inputs import call, tensors_of
+from companion.features import device_of, evaluating, hooked, unwrap
+from companion.pruning._inputs import as_input, call, tensors_of, whole_kernels
 from companion.pruning._plain import plain
 
 
@@ -81,37 +79,66 @@ class Cost:
 
 
 ACTIVATIONS = "(activations)"
-
-
 _WHOLE = (nn.Bilinear, nn.RNNBase)  # counted as one: every weight takes part once at every position
 
 
-class _MacCounter(TorchDispatchMode):
+def cost(model: nn.Module, example: Any) -> Cost:
+    """Count parameters, multiply-adds and bytes of `model` in one forward pass of `example`, dense and sparse.
+
+    A batch of n examples costs n times one: give `x[:1]`; a tuple of arguments or a mapping of named ones for several
+    inputs. The model is left as it was, mode included.
+
+    >>> layer = nn.Sequential(nn.Linear(8, 4))
+    >>> with torch.no_grad():
+    ...     _ = layer[0].weight[:, :6].zero_()
+    >>> now = cost(layer, torch.ones(1, 8))
+    >>> now.parameters_dense, now.parameters_sparse, now.macs_dense, now.macs_sparse
+    (36, 12, 32, 8)
+
+    Raises:
+        ValueError: the model has no parameter, or the example no tensor.
+    """
+    model = plain(unwrap(model))
+    with evaluating(model), counting(model) as counter:
+        call(model, as_input(model, example))
+    return counter.cost(model)
+
+
+@contextmanager
+def counting(model: nn.Module, counter: MacCounter | None = None) -> Iterator[MacCounter]:
+    """Count the forward passes of `model` inside, which no fused kernel and no autocast hides from the counter."""
+    counter = counter or MacCounter(model)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, _WHOLE)}
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(next(model.parameters()).device.type, enabled=False),  # a cast copy is not known as the weight
+        whole_kernels(),
+        hooked(layers, counter.enter, before=True),
+        hooked(layers, counter.leave),
+        counter,
+    ):
+        yield counter
+
+
+class MacCounter(TorchDispatchMode):
     """Sees every product that reaches the device. A parameter in it, or a view of one, is known by its storage."""
 
-    def __init__(self, owners: Mapping[int, str]) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.owners = owners  # storage → layer
+        self.owners = {p.untyped_storage().data_ptr(): name.rpartition(".")[0] for name, p in model.named_parameters()}
+        if not self.owners:
+            raise ValueError(f"{type(model).__name__} has no parameter: there is nothing to count")
         self.dense: Counter[str] = Counter()
         self.sparse: Counter[str] = Counter()
         self.inside = False
 
-    @contextmanager
-    def hooked(self, model: nn.Module) -> Iterator[None]:
-        """While it lasts, the layers in `_WHOLE` are counted."""
-        with ExitStack() as hooks:
-            for name, module in model.named_modules():
-                if isinstance(module, _WHOLE):
-                    hooks.callback(module.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
-                    hooks.callback(module.register_forward_hook(partial(self._leave, name), with_kwargs=True).remove)
-            yield
-
-    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def enter(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         self.inside = True
 
-    def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def leave(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         self.inside = False
-        x = tensors_of((args, kwargs))[0]
+        x = tensors_of(inputs)[0]
         for weight in module.parameters():
             if weight.ndim > 1:
                 positions = x.numel() // x.shape[-1]
@@ -140,68 +167,17 @@ class _MacCounter(TorchDispatchMode):
         self.sparse[owner] += alive
         return out
 
-
-def cost(model: nn.Module, example: Any) -> Cost:
-    """Count parameters, multiply-adds and bytes of `model` in one forward pass of `example`, dense and sparse.
-
-    A batch of n examples costs n times one: give `x[:1]`; a tuple of arguments or a mapping of named ones for several
-    inputs. The model is left as it was, mode included.
-
-    >>> layer = nn.Sequential(nn.Linear(8, 4))
-    >>> with torch.no_grad():
-    ...     _ = layer[0].weight[:, :6].zero_()
-    >>> now = cost(layer, torch.ones(1, 8))
-    >>> now.parameters_dense, now.parameters_sparse, now.macs_dense, now.macs_sparse
-    (36, 12, 32, 8)
-
-    Raises:
-        ValueError: the model has no parameter.
-    """
-    model = plain(unwrap(model))
-    owners: dict[int, str] = {}
-    parameters: dict[str, list[Tensor]] = {}
-    for name, parameter in model.named_parameters():  # a shared one appears once, under its first owner
-        owners[parameter.untyped_storage().data_ptr()] = owner = name.rpartition(".")[0]
-        parameters.setdefault(owner, []).append(parameter.detach())
-    if not parameters:
-        raise ValueError(f"{type(model).__name__} has no parameter: there is nothing to count")
-    device = next(model.parameters()).device
-    example = tree_map_only(Tensor, methodcaller("to", device), example)
-
-    counter = _MacCounter(owners)
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused kernels hide their products
-    try:
-        with (
-            torch.inference_mode(False),
-            torch.autocast(device.type, enabled=False),  # a cast copy would not be known as the weight
-            sdpa_kernel(SDPBackend.MATH),
-            evaluating(model),
-            counter.hooked(model),
-            counter,
-        ):
-            call(model, example)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-    layers = []
-    for name in [*parameters, *(counter.dense.keys() - parameters.keys())]:
-        sizes = [(0, 0, 0, 0), *map(_sizes, parameters.get(name, []))]
-        dense, sparse, bytes_dense, bytes_sparse = map(sum, zip(*sizes, strict=True))
-        macs = counter.dense[name], counter.sparse[name]
-        layers.append(Cost(dense, sparse, *macs, bytes_dense, bytes_sparse, name))
-
-    def total(what: str) -> int:
-        return sum(getattr(layer, what) for layer in layers)
-
-    return Cost(
-        parameters_dense=total("parameters_dense"),
-        parameters_sparse=total("parameters_sparse"),
-        macs_dense=total("macs_dense"),
-        macs_sparse=total("macs_sparse"),
-        bytes_dense=total("bytes_dense"),
-        bytes_sparse=total("bytes_sparse"),
-        layers=tuple(layers),
-    )
+    def cost(self, model: nn.Module) -> Cost:
+        """Of a model with the layers whose passes were counted."""
+        sizes: dict[str, list[tuple[int, int, int, int]]] = {}
+        for name, parameter in model.named_parameters():  # a shared one appears once, under its first owner
+            sizes.setdefault(name.rpartition(".")[0], []).append(_sizes(parameter.detach()))
+        layers = []
+        for name in [*sizes, *(self.dense.keys() - sizes.keys())]:
+            dense, sparse, bytes_dense, bytes_sparse = map(sum, zip((0, 0, 0, 0), *sizes.get(name, []), strict=True))
+            layers.append(Cost(dense, sparse, self.dense[name], self.sparse[name], bytes_dense, bytes_sparse, name))
+        numbers = [field.name for field in fields(Cost) if field.type == "int"]
+        return Cost(**{what: sum(getattr(layer, what) for layer in layers) for what in numbers}, layers=tuple(layers))
 
 
 def _sizes(p: Tensor) -> tuple[int, int, int, int]:
@@ -232,15 +208,12 @@ class Latency:
     @property
     def low(self) -> float:
         """First quartile (seconds)."""
-        return self._quartile(0)
+        return statistics.quantiles(self.seconds, n=4, method="inclusive")[0]
 
     @property
     def high(self) -> float:
         """Third quartile (seconds)."""
-        return self._quartile(2)
-
-    def _quartile(self, which: int) -> float:
-        return statistics.quantiles(self.seconds, n=4, method="inclusive")[which]
+        return statistics.quantiles(self.seconds, n=4, method="inclusive")[2]
 
     def __repr__(self) -> str:
         low, median, high = (f"{1000 * value:.3g}" for value in (self.low, self.median, self.high))
