@@ -40,7 +40,7 @@ class Coupling:
         branches: the last layer of a residual branch → layers and norms of the branch, its entry first, its end last.
         free: the channels that may go.
         why: channel that may not → the reason.
-        idle: layers that the forward pass does not call.
+        uncut: modules with weights of which nothing can go, since none of their channels is known → why.
     """
 
     filters: Mapping[str, Int[Tensor, " filters"]]
@@ -52,14 +52,13 @@ class Coupling:
     branches: Mapping[str, Sequence[str]]
     free: Bool[Tensor, " channels"]
     why: Mapping[int, str]
-    idle: Sequence[str]
+    uncut: Mapping[str, str]
 
     @property
     def held(self) -> dict[str, str]:
         """layer, some of whose filters may not go → why."""
         held = {n: channels[~self.free[channels]].tolist() for n, channels in self.filters.items()}
-        held_by = {name: self.why[channels[0]] for name, channels in held.items() if channels}
-        return held_by | dict.fromkeys(self.idle, "the forward pass does not call it")
+        return {name: self.why[channels[0]] for name, channels in held.items() if channels} | dict(self.uncut)
 
     def hold(self, channels: Bool[Tensor, " channels"], why: str) -> Coupling:
         """The same, with these channels held too."""
@@ -139,7 +138,7 @@ def coupled(model: nn.Module, example: Any, counter: AbstractContextManager[Any]
         branches={},
         free=free,
         why=held,
-        idle=[name for name in trace.own if name not in trace.inputs],
+        uncut=trace.uncut(),
     )
     return dataclasses.replace(coupling, branches=_branches(trace, coupling))
 

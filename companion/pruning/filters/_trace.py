@@ -318,6 +318,16 @@ class Trace(TorchDispatchMode):
                 found[source].add(node)
         return found
 
+    def uncut(self) -> dict[str, str]:
+        idle = [name for name in self.own if name not in self.inputs]
+        others = {
+            name: f"a {type(module).__name__} is no convolution or linear layer"
+            for module, name in self.names.items()
+            if not isinstance(module, _Cut | nn.Embedding | nn.EmbeddingBag)
+            and any(key.endswith("weight") and p.ndim > 1 for key, p in module.named_parameters(recurse=False))
+        }
+        return dict.fromkeys(idle, "the forward pass does not call it") | others
+
     def norm_of(self) -> dict[str, str]:
         kinds = {name: module for module, name in self.names.items()}
         found = {}
