@@ -31,22 +31,19 @@ from companion.pruning._plain import plain
 class Cost:
     """What one forward pass of one example input costs; of a network, or of one of its layers.
 
-    One MAC (multiply-add) is two FLOPs. Counted are matrix products and convolutions, wherever they are called:
-    linear, bilinear and convolutional layers (grouped, strided, transposed), attention, recurrent layers. The dense
-    numbers are those of `torch.utils.flop_counter`; it leaves out bilinear layers and fused recurrent kernels, whose
-    weights take part once for each example and step. **Not counted** are element-wise work and reductions (biases,
-    norms, activations, pooling, softmax) and memory traffic. Multiplications by padded zeros count as dense ones do.
+    One MAC (multiply-add) is two FLOPs. Counted are matrix products and convolutions, wherever they are called, as
+    `torch.utils.flop_counter` does, and bilinear and recurrent layers, whose weights take part once for each example
+    and step. **Not counted** are element-wise work and reductions (biases, norms, activations, pooling, softmax) and
+    memory traffic. Multiplications by padded zeros count.
 
     Attributes:
         parameters_dense: all parameters; a shared one counts once.
-        parameters_sparse: those that must be kept: non-zero weights, and all of the one-dimensional parameters (biases,
-            norms).
+        parameters_sparse: those to be kept: non-zero weights, and all one-dimensional parameters (biases, norms).
         macs_dense: multiply-adds, every weight taken as non-zero.
         macs_sparse: multiply-adds with non-zero weights. A masked network on dense kernels still does the dense ones.
         bytes_dense: of the parameters as they lie in memory.
-        bytes_sparse: of the parameters where every weight is stored in CSR form: a value and a 4-byte column for each
-            non-zero one, a 4-byte offset for each row (a row is what feeds one output), one-dimensional ones as they
-            are. Above a density of about a half (float32) this is *more* than dense.
+        bytes_sparse: with every weight in CSR form: a value and a 4-byte column for each non-zero one, a 4-byte offset
+            for each row (what feeds one output). Above a density of about a half (float32) this is *more* than dense.
         name: the layer, "" for the whole; `layers` are its parts.
     """
 
@@ -131,6 +128,7 @@ class MacCounter(TorchDispatchMode):
             raise ValueError(f"{type(model).__name__} has no parameter: there is nothing to count")
         self.dense: Counter[str] = Counter()
         self.sparse: Counter[str] = Counter()
+        self.elementary: set[Any] = set()
         self.inside = False
 
     def enter(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -148,12 +146,15 @@ class MacCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         formula = flop_registry.get(func.overloadpacket)
-        if self.inside:
+        if self.inside or func in self.elementary:
             return func(*args, **kwargs)
         if formula is None:
             with self:  # a composite operation is counted in its parts
                 parts = func.decompose(*args, **kwargs)
-            return func(*args, **kwargs) if parts is NotImplemented else parts
+            if parts is not NotImplemented:
+                return parts
+            self.elementary.add(func)
+            return func(*args, **kwargs)
         out = func(*args, **kwargs)
         macs = formula(*args, **kwargs, out_val=out) // 2
         tensors = [arg for arg in args if isinstance(arg, Tensor) and arg.ndim > 1]  # not the bias
@@ -241,8 +242,7 @@ def latencies(
 ) -> dict[str, Latency]:
     """`latency` of several models under equal conditions: they take turns, in alternating order.
 
-    What else the machine does then falls on all alike, so that the ratio of two models' passes of one round is fair
-    where the passes themselves scatter.
+    What else the machine does then falls on all alike: the ratio of two models' passes of one round is fair.
 
     Raises:
         ValueError: see `latency`.

@@ -30,10 +30,9 @@ class FilterReport:
     """What went, from where, and what it saves.
 
     Attributes:
-        zeroed: layer → the filters that were taken for zero. The smaller network computes what the given one does with
-            these filters zeroed (`zero_filters`).
+        zeroed: layer → the filters that were taken for zero, as `zero_filters` does it.
         constant: layer → those of them that stay, as constant channels.
-        kept: layer → filters that were to go and stay because their layer would have been left with too few.
+        kept: layer → filters that were to go, and stay because their layer would have been left with too few.
         held: layer → why none, or not all, of its filters could have gone.
         branches: last layers of the residual branches that went as a whole.
         threshold: the norm up to which filters were to go; −∞ where none was.
@@ -124,18 +123,17 @@ def prune_filters(
         example: a batch of inputs, as the network gets them: a tensor, a tuple of arguments, or a mapping of named
             ones. Latency is measured on it.
         norm: see `filter_norms` and `channel_norms`. A channel that several filters write has the largest norm of them.
-        relative: None compares the norms as they are, across layers: of "folded" ones that compares the sizes of the
-            layers' inputs, too, see `filter_norms`; "mean" divides them by the mean of the layer's (more exactly: of
-            the channels that the same layers write); "rank" takes their rank in it, from 0 to 1: every layer loses the
-            same share.
+        relative: None compares the norms as they are, across layers; "mean" divides them by the mean of the layer's
+            (of the channels that the same layers write); "rank" takes their rank in it, from 0 to 1: every layer loses
+            the same share.
         threshold: channels go whose norm is at most this; "gap" for the one of `widest_gap`.
         parameters, macs: what may be left: a share (0.5) or a whole number, as `companion.pruning.cost` counts.
         accuracy, evaluate: what `evaluate(smaller)` must still reach. Bisection takes it for falling as more goes.
         layers: only filters of these may go (see `companion.features.find_layers`); a channel needs all its writers.
-        empty: what becomes of a layer that would lose all its filters: "keep" its largest; "refuse"; or "identity": if
-            it lies in a residual branch the whole branch goes, and the block is the identity up to the constant that
-            the branch emitted. So does a branch whose last layer's filters are all below the threshold, although its
-            channels live on in the sum. A layer outside of such a branch keeps its largest.
+        empty: what becomes of a layer that would lose all its filters: "keep" its largest; "refuse"; or "identity": the
+            residual branch that it lies in goes as a whole, and the block is the identity up to the constant that the
+            branch emitted. So does a branch whose last layer's filters are all below the threshold. A layer outside of
+            a branch keeps its largest.
         floor: share of its filters that every layer keeps, at least one. None: a tenth; where `threshold` says which
             go, one filter.
         repeats: passes by which each latency is measured; 0 for none.
@@ -235,7 +233,7 @@ class _Task:
         counter = MacCounter(self.model)
         coupling = coupled(self.model, self.one, counting(self.model, counter))
         self.before = counter.cost(self.model)
-        self.constants = constants(self.model, coupling, first(self.example, 2))
+        self.constants = constants(self.model, coupling, self.one)
         for name, emitted in self.constants.emitted.items():  # what would not be constant if its filters were zero
             channels = coupling.inputs[name][emitted.isnan() & (coupling.inputs[name] >= 0)]
             varying = torch.zeros_like(coupling.free).index_fill_(0, channels, True)
@@ -246,7 +244,12 @@ class _Task:
         """Which channels may go, smallest first."""
         self.coupling = coupling
         self.norms = _relative(channel_norms(self.model, coupling, self.norm, self.example), coupling, self.relative)
-        self.candidates = _candidates(self.model, coupling, self.norms, self.layers)
+        chosen = coupling.filters if self.layers is None else find_layers(self.model, self.layers)
+        self.candidates = coupling.free & self.norms.isfinite()
+        for name in coupling.filters.keys() - chosen.keys():
+            self.candidates[coupling.filters[name]] = False
+        if not self.candidates.any():
+            raise ValueError(f"layers={self.layers!r}: none of the filters may go; held are {coupling.held}")
         self.order = self.norms.where(self.candidates, math.inf).argsort(stable=True)[: int(self.candidates.sum())]
         # Of single filters, to know a branch that is weak as a whole; relative norms are of channels.
         plain = self.empty == "identity" and self.relative is None and self.norm != "activation"
@@ -412,7 +415,7 @@ def _trials(example: Any) -> list[Any]:
         return x + (scale or 1.0) * _noise(x, generator) if x.is_floating_point() else x
 
     elements = max(1, sum(x.numel() for x in tensors_of(example)))
-    repeated = min(8, 2**13 // elements)
+    repeated = min(8, 2**11 // elements)
     trials = [tree_map_only(Tensor, disturbed, example)]
     if repeated:
         rows = len(tensors_of(example)[0])
@@ -453,20 +456,6 @@ def _relative(
 def _families(coupling: Coupling) -> list[Bool[Tensor, " channels"]]:
     families = coupling.families()
     return [(families == number) & coupling.free for number in families[coupling.free].unique()]
-
-
-def _candidates(
-    model: nn.Module, coupling: Coupling, norms: Float[Tensor, " channels"], layers: Layers | None
-) -> Bool[Tensor, " channels"]:
-    candidates = coupling.free & norms.isfinite()
-    if layers is not None:
-        chosen = find_layers(model, layers)
-        for name, channels in coupling.filters.items():
-            if name not in chosen:
-                candidates[channels] = False
-    if not candidates.any():
-        raise ValueError(f"layers={layers!r}: none of the filters may go; held are {coupling.held}")
-    return candidates
 
 
 def _by_layer(coupling: Coupling, channels: Bool[Tensor, " channels"]) -> dict[str, list[int]]:

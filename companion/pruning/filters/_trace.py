@@ -324,7 +324,7 @@ class Trace(TorchDispatchMode):
             name: f"a {type(module).__name__} is no convolution or linear layer"
             for module, name in self.names.items()
             if not isinstance(module, _Cut | nn.Embedding | nn.EmbeddingBag)
-            and any(key.endswith("weight") and p.ndim > 1 for key, p in module.named_parameters(recurse=False))
+            and any(key.endswith("weight") and p is not None and p.ndim > 1 for key, p in module._parameters.items())
         }
         return dict.fromkeys(idle, "the forward pass does not call it") | others
 
@@ -385,10 +385,10 @@ def traced(model: nn.Module, example: Any, counted: AbstractContextManager[Any])
             trace.run(example)
         owners: dict[int, str] = {}
         for module, name in trace.names.items():
-            for parameter in module.parameters(recurse=False):
-                other = owners.setdefault(id(parameter), name)
-                for slots in (trace.own, trace.inputs, trace.norms):
-                    for shared in (name, other) if other != name else ():
+            for parameter in module._parameters.values():
+                other = name if parameter is None else owners.setdefault(id(parameter), name)
+                for slots in (trace.own, trace.inputs, trace.norms) if other != name else ():
+                    for shared in (name, other):
                         trace.hold(slots.get(shared), f"{other} and {name} share a parameter")
         idle = trace.own.keys() - trace.inputs.keys()
         if idle:
