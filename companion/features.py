@@ -298,8 +298,8 @@ def hooked(
     *,
     before: bool = False,
 ) -> Iterator[None]:
-    """Call `seen(name, module, inputs, output)` after each run of one of the modules; with `before`, before it, with
-    the inputs in place of the output. Inputs given by name come last. On exit the hooks are gone.
+    """Call `seen(name, module, inputs, output)` after each run of one of the modules, those inputs given by name last;
+    or, with `before`, before it runs, with the inputs in place of the output. On exit the hooks are gone.
 
     >>> with hooked({"layer": (layer := nn.Linear(2, 3))}, lambda name, module, inputs, output: print(name)):
     ...     _ = layer(torch.ones(1, 2))
@@ -565,8 +565,8 @@ class FeatureTap(Mapping[str, Tensor]):
         # An input is tapped before the layer runs: it may overwrite it.
         self._stack.enter_context(hooked(self.layers, self._store, before=self.inputs))
         self._stack.callback(root.register_forward_hook(self._end, always_call=True).remove)
-        modules = self.model.modules()
-        if not self._compiled and any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules):
+        compiled = (hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in self.model.modules())
+        if not self._compiled and any(compiled):
             self._stack.enter_context(torch.compiler.set_stance("force_eager"))
         return self
 
@@ -605,7 +605,8 @@ class FeatureTap(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         shapes = {name: tuple(x.shape) for name, x in self._features.items()}
-        return f"FeatureTap({type(unwrap(self.model)).__name__}, layers={list(self.layers)}, features={shapes})"
+        chosen = f"{len(self.layers)} layers: {list(self.layers)}"
+        return f"FeatureTap({type(unwrap(self.model)).__name__}, {chosen}, features={shapes})"
 
 
 _OWNERS: dict[nn.Module, int] = {}  # module → the thread that evaluates it

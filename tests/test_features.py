@@ -224,7 +224,7 @@ def test_mapping() -> None:
     with pytest.raises(KeyError, match=r"'1'.*there are \['0', '2'\]"):
         tap["1"]
     assert len(tap) == 2 and "0" in tap and "1" not in tap
-    assert repr(tap) == "FeatureTap(Sequential, layers=['0', '2'], features={'0': (7, 64), '2': (7, 96)})"
+    assert repr(tap) == "FeatureTap(Sequential, 2 layers: ['0', '2'], features={'0': (7, 64), '2': (7, 96)})"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
