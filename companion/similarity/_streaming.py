@@ -34,7 +34,7 @@ class _LayerPairs(Metric):
             raise ValueError("name at least one layer")
         self.add_state("examples", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> _LayerPairs:
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
         """Move the sums, unless a device without float64 is asked for."""
         to = fn(torch.empty(0)).device
         return self if float64_device(to) != to else super()._apply(fn, *args, **kwargs)
