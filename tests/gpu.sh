@@ -47,7 +47,7 @@ export -f run
 export PYTHON DEVICE RESULTS PRECISION
 
 if [ $DEVICE = cuda ]; then
-  part tests 240 "$PYTHON" -m pytest tests -q -rf -m "not pages and not slow" -k cuda -p no:cacheprovider
+  part tests 240 "$PYTHON" -m pytest tests -q -rf -m "not (pages or long)" -k cuda -p no:cacheprovider
 else
   part tests 240 "$PYTHON" -m pytest tests/test_fake_cuda.py -q -rf -p no:cacheprovider
 fi

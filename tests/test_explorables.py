@@ -96,6 +96,7 @@ def test_a_widget_has_module_style_and_data(name: str) -> None:
     assert explorable(name, state={}).state == {}
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_it_live() -> None:
     pytest.importorskip("anywidget")
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
@@ -311,6 +312,7 @@ def seen_lengths(net: dict[str, Any]) -> np.ndarray:
     return np.linalg.norm(np.diff(np.array(net["points"]), axis=1), axis=2)
 
 
+@pytest.mark.slow
 def test_paths_are_those_that_the_chapter_trains() -> None:
     made, stored = data("flow_path"), parts("flow_path").data
     assert all(made[key] == stored[key] for key in ("images", "labels", "state"))
