@@ -21,8 +21,7 @@ NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 MARKED ?= not (pages or long)
 # The arithmetic of other processors, each by itself or joined by +, and tests of numbers that it may round otherwise.
 # MKL_ENABLE_INSTRUCTIONS acts on Intel's processors alone, MKL_CBWR on others too.
-KERNELS ?= OMP_NUM_THREADS=2+OMP_WAIT_POLICY=passive+MKL_ENABLE_INSTRUCTIONS=SSE4_2+MKL_CBWR=COMPATIBLE+ATEN_CPU_CAPABILITY=default+\
-ONEDNN_MAX_CPU_ISA=AVX2
+KERNELS ?= OMP_NUM_THREADS=2+OMP_WAIT_POLICY=passive+MKL_ENABLE_INSTRUCTIONS=SSE4_2+MKL_CBWR=COMPATIBLE+ATEN_CPU_CAPABILITY=default+ONEDNN_MAX_CPU_ISA=AVX2
 EVERY_KERNEL := MKL_ENABLE_INSTRUCTIONS=SSE4_2 MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default \
 	ONEDNN_MAX_CPU_ISA=AVX2
 NUMERICAL := $(patsubst %,tests/test_%.py,similarity features flow regularizers information_gaussian)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 from held import kill_after_a_save
 from torch import nn
 from two_ranks import two_ranks
@@ -202,7 +202,7 @@ def test_torchrun_killed_and_started_again_ends_as_if_never_interrupted(
     assert not (tmp_path / path).exists()
     assert training.load_checkpoint((tmp_path / "work" / path).with_suffix(".pt"))["epoch"] < 2
     command = [*launch, "-m", "companion.experiments", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("imagenet_random_masks/smoke/random+cka_sr-0.95-seed0: done in") == 1  # rank 0 alone
     record = records.load(tmp_path / path)

@@ -17,7 +17,7 @@ from types import MappingProxyType
 import psutil
 import pytest
 import torch
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 from held import kill_after_a_save
 
 from companion import experiments, models, training
@@ -256,9 +256,9 @@ def test_a_sweep_whose_processes_are_killed_says_so_and_leaves_none_behind(tmp_p
         workers[0].kill()
     else:
         sweep.send_signal(signal.SIGTERM if "TERM" in who else signal.SIGKILL)
-    said = sweep.communicate(timeout=120)[1]
+    said = sweep.communicate(timeout=PATIENCE)[1]
     assert sweep.returncode != 0 and (who != "worker" or "a worker died" in said)
-    assert not psutil.wait_procs(workers, timeout=60)[1], "workers outlive their parent"
+    assert not psutil.wait_procs(workers, timeout=PATIENCE)[1], "workers outlive their parent"
     done = subprocess.run([*MASKS, "--quiet", "--results", str(tmp_path)], env=environment, capture_output=True)
     assert done.returncode == 0
     assert all(experiments.recorded(run, tmp_path) for run in EXPERIMENTS["random_masks"].runs("smoke"))

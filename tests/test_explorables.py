@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from conftest import HTML, ROOT, leave_math
+from conftest import HTML, PATIENCE, ROOT, leave_math
 from PIL import Image
 
 from companion.experiments import quantities, replay
@@ -102,7 +102,7 @@ def test_a_notebook_shows_it_live() -> None:
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     cells = [f"from companion.widgets import explorable\nexplorable({name!r})" for name in NAMES[:2]]
     notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))
-    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=PATIENCE, resources={"metadata": {"path": str(ROOT)}}).execute()
     models = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
     for name, cell in zip(NAMES, notebook.cells, strict=False):
         view = cell.outputs[0].data["application/vnd.jupyter.widget-view+json"]["model_id"]

@@ -48,7 +48,7 @@ def watched(page: Page, site: str) -> list[str]:
 
 def drawn(page: Page, address: str) -> Page:
     """The page at this address, its scripts run and its math typeset."""
-    page.goto(address, timeout=120_000)  # a long chapter on a busy machine
+    page.goto(address)
     page.wait_for_load_state("networkidle")
     page.evaluate("window.MathJax?.startup?.promise")
     return page
