@@ -282,6 +282,7 @@ def test_masks_move_as_their_methods_say() -> None:
     assert outside["random, ERK"] > outside["RigL"] > outside["GraNet"]
 
 
+@pytest.mark.slow
 def test_masks_are_those_that_the_chapter_trains() -> None:
     made, stored = data("mask_life"), parts("mask_life").data
     assert [method["name"] for method in stored["methods"]] == [method["name"] for method in made["methods"]]
@@ -744,6 +745,7 @@ def recomputed(chapter: str) -> dict[str, Any]:
     return tagged(ROOT / "notebooks" / f"{chapter}.ipynb", "recompute")
 
 
+@pytest.mark.slow
 def test_the_biased_estimate_follows_theory_at_any_width() -> None:
     estimates = recomputed("02_similarity")["estimates"]
     for examples, width in ((8, 256), (32, 64), (128, 16)):
@@ -763,6 +765,7 @@ def test_few_neighbours_scatter_and_many_pull_down() -> None:
     assert by_neighbours(0.0, 1, 300, draws=2).abs().to_numpy().max() < 0.3
 
 
+@pytest.mark.slow
 def test_a_net_is_trained_anew_under_both_strengths() -> None:
     pulled = recomputed("13_identity_meets_flow")["pulled"]
     (_, free), (_, apart), (_, short) = (pulled(*strengths) for strengths in ((0.0, 0.0), (0.1, 0.0), (0.0, 0.1)))

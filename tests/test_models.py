@@ -103,6 +103,7 @@ def test_wrong_arguments_are_refused(arguments: dict) -> None:
 # --------------------------------------------------------------------------------------------------- published weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [20, *(pytest.param(depth, marks=pytest.mark.long) for depth in (32, 44, 56))])
 def test_published_weights_reach_their_published_accuracy(depth: int, data_root: Path, device: torch.device) -> None:
     images = dataclasses.replace(cifar10("test", data_root, download=False), mean=IMAGENET_MEAN, std=IMAGENET_STD)
