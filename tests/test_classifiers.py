@@ -77,6 +77,7 @@ def shrunk(model: nn.Module, example: Any, most: float) -> Any:
     return smaller, report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.long) for n in (*HALVED, *HELD)]
 )
