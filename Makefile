@@ -21,7 +21,7 @@ NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 MARKED ?= not (pages or long)
 # The arithmetic of other processors, each by itself or joined by +, and tests of numbers that it may round otherwise.
 # MKL_ENABLE_INSTRUCTIONS acts on Intel's processors alone, MKL_CBWR on others too.
-KERNELS ?= MKL_ENABLE_INSTRUCTIONS=SSE4_2+MKL_CBWR=COMPATIBLE+ATEN_CPU_CAPABILITY=default+ONEDNN_MAX_CPU_ISA=AVX2
+KERNELS ?= OMP_NUM_THREADS=2+OMP_WAIT_POLICY=passive+MKL_ENABLE_INSTRUCTIONS=SSE4_2+MKL_CBWR=COMPATIBLE+ATEN_CPU_CAPABILITY=default+ONEDNN_MAX_CPU_ISA=AVX2
 EVERY_KERNEL := MKL_ENABLE_INSTRUCTIONS=SSE4_2 MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default \
 	ONEDNN_MAX_CPU_ISA=AVX2
 NUMERICAL := $(patsubst %,tests/test_%.py,similarity features flow regularizers information_gaussian)
@@ -62,10 +62,10 @@ test-all: $(INSTALLED) ## the same as test, with what takes long, and each proce
 		KERNELS="$(EVERY_KERNEL)")
 
 test-package: $(INSTALLED) ## unit tests only
-	$(BIN)/python -m pytest tests -m "$(MARKED)" --numprocesses=$(WORKERS) --dist=loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "$(MARKED)" --numprocesses=$(WORKERS) --dist=loadfile
 
 test-kernels: $(INSTALLED) ## numerical tests again, with the arithmetic of other processors
-	$(call each,$(KERNELS),env $$(echo $$one | tr + " ") OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rf --disable-warnings \
+	$(call each,$(KERNELS),env OMP_NUM_THREADS=1 $$(echo $$one | tr + " ") $(BIN)/python -m pytest -q -rf --disable-warnings \
 		-m "not (slow or long)" --numprocesses=$(WORKERS) --dist=loadfile $(NUMERICAL))
 
 test-notebooks: $(INSTALLED) ## run every notebook and compare what the prose cites
@@ -118,11 +118,9 @@ release: $(INSTALLED) ## make the files those of a release (VERSION=1.2.0), whic
 
 requirements: $(INSTALLED) ## resolve requirements.txt anew from pyproject.toml
 	$(BIN)/pip install --quiet uv
-	printf '%s\n' \
-		"# The book's whole environment, for Python 3.11 and newer. Made by \`make requirements\` from pyproject.toml." \
-		"# Not listed: the CUDA libraries and triton, which torch's own wheels pin where they need them." > requirements.new
+	echo "# The book's whole environment, for Python 3.11 and newer. Made by \`make requirements\` from pyproject.toml." > requirements.new
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --extra book --extra test \
-		--quiet --no-header --no-annotate | grep -v -E '^(nvidia|cuda|triton)' >> requirements.new
+		--generate-hashes --quiet --no-header --no-annotate >> requirements.new
 	mv requirements.new requirements.txt
 
 clean: ## remove what was built; the environment stays
@@ -133,7 +131,8 @@ $(INSTALLED): requirements.txt pyproject.toml setup.py
 	@command -v git >/dev/null || { echo "Missing: git. Install it (https://git-scm.com)."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "Missing: Python's venv module. On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
 	@echo "Installing into .venv: some gigabytes, some minutes."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[book,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(COLAB)/.installed: tests/colab.txt | $(INSTALLED)

@@ -114,6 +114,7 @@ def test_blocks_and_stages_of_a_model(make, size: int, count: int, lengths: list
         assert [[name for name in named if stage_of(name) == s] for s in dict.fromkeys(map(stage_of, named))] == found
 
 
+@pytest.mark.slow
 def test_wrapped_models_have_the_same_blocks() -> None:
     plain = find_blocks(models.digits_net())
     checkpointed = models.digits_net()

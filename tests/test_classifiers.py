@@ -77,8 +77,9 @@ def shrunk(model: nn.Module, example: Any, most: float) -> Any:
     return smaller, report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in (*HALVED, *HELD)]
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.long) for n in (*HALVED, *HELD)]
 )
 def test_classifiers_shrink_exactly_or_say_what_is_held(name: str) -> None:
     torch.manual_seed(0)

@@ -26,6 +26,7 @@ def zero(weight: Tensor, share: float) -> None:
         weight.view(-1)[torch.randperm(weight.numel(), device=weight.device)[: round(share * weight.numel())]] = 0
 
 
+@pytest.mark.slow
 def test_type_b_resnet20_is_the_published_one(device: torch.device) -> None:
     found = cost(resnet20(shortcut="B").to(device), torch.randn(1, 3, 32, 32))
     assert found.parameters_dense == found.parameters_sparse == 272_474

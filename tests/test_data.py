@@ -118,6 +118,7 @@ def test_digits_are_whole_balanced_and_offline() -> None:
     assert not torch.equal(data.digits("test", seed=1).images, test.images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_cifar_is_whole_and_normalised_by_its_own_constants(name: str, data_root: Path) -> None:
     train, test = data.load(name, "train", data_root), data.load(name, "test", data_root)
@@ -435,6 +436,7 @@ def test_crop_and_flip_equals_torchvision_pixel_by_pixel(device: torch.device) -
         assert torch.equal(x, tvf.horizontal_flip(window) if flip[i] else window)
 
 
+@pytest.mark.slow
 def test_augmentation_has_torchvisions_distribution() -> None:
     """Chi-square of the 9 × 9 offsets × 2 flips: ours against uniform, and torchvision's against it too."""
     examples = 81 * 2 * 60

@@ -18,7 +18,7 @@ from types import MappingProxyType
 import psutil
 import pytest
 import torch
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 from held import kill_after_a_save
 
 from companion import experiments, models, training
@@ -174,6 +174,7 @@ def test_run_mode_leaves_the_books_records_alone(toy, place, tmp_path):
     assert len(made) == 1 and not (tmp_path / "book").exists()
 
 
+@pytest.mark.slow
 def test_a_run_in_other_hands_is_left_to_them(toy, place, tmp_path):
     run = toy.runs("smoke")[0]
     lock = (place.work / run.path).with_suffix(".run")
@@ -266,9 +267,9 @@ def test_a_sweep_whose_processes_are_killed_says_so_and_leaves_none_behind(tmp_p
         workers[0].kill()
     else:
         sweep.send_signal(signal.SIGTERM if "TERM" in who else signal.SIGKILL)
-    said = sweep.communicate(timeout=120)[1]
+    said = sweep.communicate(timeout=PATIENCE)[1]
     assert sweep.returncode != 0 and (who != "worker" or "a worker died" in said)
-    assert not psutil.wait_procs(workers, timeout=60)[1], "workers outlive their parent"
+    assert not psutil.wait_procs(workers, timeout=PATIENCE)[1], "workers outlive their parent"
     done = subprocess.run([*MASKS, "--quiet", "--results", str(tmp_path)], env=environment, capture_output=True)
     assert done.returncode == 0
     assert all(experiments.recorded(run, tmp_path) for run in EXPERIMENTS["random_masks"].runs("smoke"))
@@ -288,6 +289,7 @@ def test_any_executor_makes_the_runs(toy, tmp_path, monkeypatch, capsys):
     assert main([*command, "--executor", "no.such.module:f"]) == 2 and "no.such.module" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_threads_of_one_process_do_not_share_their_random_numbers(toy, tmp_path):
     """Runs made by several threads at once are those made one after the other."""
     results = []
@@ -301,7 +303,7 @@ def test_threads_of_one_process_do_not_share_their_random_numbers(toy, tmp_path)
     assert results[0] == results[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_dask_cluster_on_this_machine_makes_the_runs(tmp_path):
     pytest.importorskip("distributed")
     command = [*COMMAND, *SWEEP, "--executor", "dask", "--results", str(tmp_path)]
@@ -341,6 +343,7 @@ def _enlist_many(folder, writer):
         enlist(folder, [path], anew=True)
 
 
+@pytest.mark.slow
 def test_four_writers_lose_nothing_of_the_index(tmp_path):
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_enlist_many, args=(str(tmp_path), writer)) for writer in range(4)]
@@ -417,6 +420,7 @@ def test_a_line_that_stands_twice_in_the_index_is_found(toy, place, tmp_path):
     assert experiments.problems(tmp_path) == [f"{toy.runs('smoke')[0].path}: listed twice in SHA256SUMS"]
 
 
+@pytest.mark.slow
 def test_the_commit_is_the_projects_own_or_none(tmp_path):
     """The package copied into another repository does not take its commit for its own."""
     shutil.copytree(ROOT / "companion", tmp_path / "companion", ignore=shutil.ignore_patterns("__pycache__"))
@@ -519,6 +523,7 @@ def test_published_maps_on_digits(place, tmp_path):
     assert all(geometry["labels"].count(label) == 10 for label in range(10))
 
 
+@pytest.mark.slow
 def test_the_sockets_are_filled_from_the_settings(place, tmp_path):
     run = next(r for r in EXPERIMENTS["random_masks"].runs("smoke") if r.method == "random+cka_sr")
     record = experiments.perform(run, place, tmp_path)
@@ -540,6 +545,7 @@ def test_without_a_held_out_split_the_test_set_is_followed_and_the_last_epoch_re
     assert outcome.result["best_test"]["accuracy"] == max(accuracies) and "validation" not in outcome.result
 
 
+@pytest.mark.slow
 def test_granet_gets_the_length_of_the_training(place):
     run = next(r for r in EXPERIMENTS["granet"].runs("smoke") if r.method == "granet")
     outcome = experiments.train(run, place)
@@ -548,6 +554,7 @@ def test_granet_gets_the_length_of_the_training(place):
     assert outcome.result["zeros"] == maskable - round(0.1 * maskable)  # all prunings came before the end
 
 
+@pytest.mark.slow
 def test_an_interrupted_lottery_goes_on_at_its_level(place, monkeypatch):
     run = next(r for r in EXPERIMENTS["lottery"].runs("smoke") if r.method == "lottery+aug_cka_sr")
     whole = experiments.lottery(run, dataclasses.replace(place, work=place.work / "whole"))
@@ -683,6 +690,7 @@ def test_an_outcome_of_nan_is_no_record(toy, place, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.json"))
 
 
+@pytest.mark.slow
 def test_the_committed_records_are_in_order():
     root = ROOT / "book" / "results"
     assert len(list(root.glob("*/*/*.json"))) > 0 and experiments.problems(root) == []
@@ -716,6 +724,7 @@ def test_only_too_few_examples_count_as_an_estimators_answer(place):
             known_information(dataclasses.replace(run, settings={**run.settings, **change}), place)
 
 
+@pytest.mark.slow
 def test_a_precision_is_chosen_on_the_command_line_and_a_foreign_block_is_left(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COMPANION_WORK", str(tmp_path / "work"))
     command = ["run", "masks_dose", "--tier", "smoke", "--device", "cpu", "--quiet", "--results", str(tmp_path)]

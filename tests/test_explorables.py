@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from conftest import HTML, ROOT, leave_math
+from conftest import HTML, PATIENCE, ROOT, leave_math
 from PIL import Image
 
 from companion.experiments import quantities, replay
@@ -96,12 +96,13 @@ def test_a_widget_has_module_style_and_data(name: str) -> None:
     assert explorable(name, state={}).state == {}
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_it_live() -> None:
     pytest.importorskip("anywidget")
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     cells = [f"from companion.widgets import explorable\nexplorable({name!r})" for name in NAMES[:2]]
     notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))
-    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=PATIENCE, resources={"metadata": {"path": str(ROOT)}}).execute()
     models = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
     for name, cell in zip(NAMES, notebook.cells, strict=False):
         view = cell.outputs[0].data["application/vnd.jupyter.widget-view+json"]["model_id"]
@@ -281,6 +282,7 @@ def test_masks_move_as_their_methods_say() -> None:
     assert outside["random, ERK"] > outside["RigL"] > outside["GraNet"]
 
 
+@pytest.mark.slow
 def test_masks_are_those_that_the_chapter_trains() -> None:
     made, stored = data("mask_life"), parts("mask_life").data
     assert [method["name"] for method in stored["methods"]] == [method["name"] for method in made["methods"]]
@@ -311,6 +313,7 @@ def seen_lengths(net: dict[str, Any]) -> np.ndarray:
     return np.linalg.norm(np.diff(np.array(net["points"]), axis=1), axis=2)
 
 
+@pytest.mark.slow
 def test_paths_are_those_that_the_chapter_trains() -> None:
     made, stored = data("flow_path"), parts("flow_path").data
     assert all(made[key] == stored[key] for key in ("images", "labels", "state"))
@@ -742,6 +745,7 @@ def recomputed(chapter: str) -> dict[str, Any]:
     return tagged(ROOT / "notebooks" / f"{chapter}.ipynb", "recompute")
 
 
+@pytest.mark.slow
 def test_the_biased_estimate_follows_theory_at_any_width() -> None:
     estimates = recomputed("02_similarity")["estimates"]
     for examples, width in ((8, 256), (32, 64), (128, 16)):
@@ -761,6 +765,7 @@ def test_few_neighbours_scatter_and_many_pull_down() -> None:
     assert by_neighbours(0.0, 1, 300, draws=2).abs().to_numpy().max() < 0.3
 
 
+@pytest.mark.slow
 def test_a_net_is_trained_anew_under_both_strengths() -> None:
     pulled = recomputed("13_identity_meets_flow")["pulled"]
     (_, free), (_, apart), (_, short) = (pulled(*strengths) for strengths in ((0.0, 0.0), (0.1, 0.0), (0.0, 0.1)))

@@ -130,8 +130,7 @@ def named(device: torch.device) -> dict[str, Tensor]:
 
 ARGUMENTS: dict[str, Callable[[torch.device], Any]] = {
     **{"x": MATRIX, "y": OTHER, "h": MATRIX, "k": lambda device: torch.eye(16, device=device) + 1},
-    "xs": lambda device: [MATRIX(device), OTHER(device)],
-    "xs: Mapping": lambda device: {"a": MATRIX(device), "b": OTHER(device)},
+    "xs": lambda device: {"a": MATRIX(device), "b": OTHER(device)},
     **dict.fromkeys(("path", "features: Sequence"), lambda device: [x(device) for x in PATH]),
     "features: Mapping": named,
     "grams": lambda device: [x @ x.T for x in (MATRIX(device), OTHER(device))],

@@ -473,6 +473,7 @@ def test_compiled_models(make: Any, names: list[str], used: bool, backend: Backe
     torch.testing.assert_close([*extract(model, x, nn.Conv2d).values()][1], expected["2"])
 
 
+@pytest.mark.slow
 def test_a_tap_inside_the_compiled_graph(backend: Backend) -> None:
     """compiled=True, attached before the first call: features come out of compiled code, gradients too."""
     bare, x = small_net().eval(), images()

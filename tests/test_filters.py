@@ -77,6 +77,7 @@ def removed(model: nn.Module, x: Tensor, share: float = 0.5) -> tuple[nn.Module,
 
 
 # ----------------------------------------------------------------------------------------------------------- exactness
+@pytest.mark.slow
 def test_the_fixture_goes_to_145_thousand_parameters(device: torch.device) -> None:
     model = randomize(resnet20(shortcut="B")).to(device)
     half = {name: range(0, module.out_channels, 2) for name, module in model.named_modules() if name.endswith(".conv1")}
@@ -180,6 +181,7 @@ def networks(draw: st.DrawFn) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(networks(), st.integers(0, 10_000), st.sampled_from([0.2, 0.5, 0.8]))
 def test_removal_is_exact_for_random_networks_masks_and_statistics(model: nn.Module, seed: int, share: float) -> None:
@@ -397,6 +399,7 @@ MAKE: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", GOLDEN)
 def test_the_same_filters_are_chosen_as_when_the_registered_runs_began(key: str) -> None:
     name, norm, relative, target = key.split(" ", 3)
@@ -464,6 +467,7 @@ def test_a_share_of_any_kind_of_float_is_a_share(net: nn.Module) -> None:
     assert plain.zeroed == numpy.zeroed and plain.parameters <= 0.625
 
 
+@pytest.mark.slow
 def test_every_layer_keeps_a_tenth_of_its_filters_unless_asked() -> None:
     torch.manual_seed(0)
     model, x = torchvision.models.mobilenet_v2(num_classes=10, width_mult=0.25).eval(), torch.randn(1, 3, 32, 32)
@@ -503,6 +507,7 @@ def test_a_network_without_branches_can_be_pruned_again() -> None:
     assert distance(zero_filters(model, second.zeroed), smaller, torch.randn(2, 3, 32, 32)) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_plan_and_a_state_dict_are_a_network_in_a_fresh_process(tmp_path: Path) -> None:
     model, _ = without_branches()
     smaller, _ = prune_filters(model, torch.randn(2, 3, 32, 32), norm="l2", macs=0.5, repeats=0)
@@ -795,6 +800,7 @@ def test_a_layer_with_nothing_left_keeps_its_largest_or_is_refused(net: nn.Modul
         prune_filters(small, X, norm="l2", threshold=1e-2, empty="refuse", repeats=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shrunk", ["conv1", "conv2"])
 @pytest.mark.parametrize("name", ["ResNet-20 A", "ResNet-20 B", "ResNet-18"])
 def test_a_branch_of_nothing_becomes_the_identity_by_choice(name: str, shrunk: str, device: torch.device) -> None:

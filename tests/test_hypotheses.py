@@ -190,6 +190,7 @@ def logarithm_of(experiment: str, method: str, value: Callable[[dict], np.ndarra
     return np.array([v - found["none", seed] for (name, seed), v in sorted(found.items()) if name == method])
 
 
+@pytest.mark.slow
 def test_what_was_misjudged_by_the_folded_norm() -> None:
     """FFR shrinks what a block reads, so the folded norm rises; |γ| falls, if at all. H7 and R4 turn; H3 does not."""
     first, second = replay("dense_penalties"), replay("dense_penalties_again")

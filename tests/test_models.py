@@ -103,7 +103,8 @@ def test_wrong_arguments_are_refused(arguments: dict) -> None:
 # --------------------------------------------------------------------------------------------------- published weights
 
 
-@pytest.mark.parametrize("depth", [20, *(pytest.param(depth, marks=pytest.mark.slow) for depth in (32, 44, 56))])
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [20, *(pytest.param(depth, marks=pytest.mark.long) for depth in (32, 44, 56))])
 def test_published_weights_reach_their_published_accuracy(depth: int, data_root: Path, device: torch.device) -> None:
     images = dataclasses.replace(cifar10("test", data_root, download=False), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     model = DEPTHS[depth](weights="akamaster", root=data_root).eval().to(device, memory_format=torch.channels_last)

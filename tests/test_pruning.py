@@ -320,6 +320,7 @@ def test_fit_resumes_bit_for_bit(method: str, tmp_path: Path) -> None:
     assert history[-1]["sparsity"] == 1 - sparsity.density()
 
 
+@pytest.mark.slow
 def test_compiled_models_train_alike() -> None:
     model = net()
     twin, found = copy.deepcopy(model), []

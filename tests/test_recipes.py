@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 
 PAGE = (ROOT / "book" / "recipes.md").read_text()
 RECIPES = {
@@ -60,6 +60,6 @@ def test_recipe_prints_what_the_page_says(name: str, tmp_path: Path) -> None:
         command = [sys.executable, "-m", "torch.distributed.run", *arguments]
     environment = os.environ | OFFLINE | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "COMPANION_DATA": str(tmp_path)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert done.stdout == recipe["text"][0]

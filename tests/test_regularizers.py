@@ -183,8 +183,11 @@ def test_contract_accumulated_batches(name):
     torch.testing.assert_close(gradients, {n: p.grad for n, p in model.named_parameters() if p.grad is not None})
 
 
+COMPILED = ("feature_flow", "cka_sr", "l1")  # of each kind one; the others are like it
+
+
 @pytest.mark.slow
-@each_penalty
+@pytest.mark.parametrize("name", [n if n in COMPILED else pytest.param(n, marks=pytest.mark.long) for n in PENALTIES])
 def test_contract_compiled(name):
     torch.compiler.reset()
     model, x = small(), torch.randn(16, 1, 8, 8)
@@ -584,6 +587,7 @@ NETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "net"), [("cka", "resnet18"), ("cka", "vit"), ("arxiv", "resnet18"), ("journal", "vgg")]
 )
@@ -871,6 +875,7 @@ def test_an_empty_batch_gives_zero(deep, kind):
     assert float(kind(deep).value({"a": torch.zeros(0, 3), "b": torch.zeros(0, 3)})) == 0
 
 
+@pytest.mark.slow
 def test_shortens_and_straightens_what_it_penalises():
     for options in ({"curvature": 0}, {"length": 0, "curvature": 1.0, "variant": "journal"}):
         training.seed_everything(0)

@@ -126,10 +126,14 @@ def test_the_package_sets_lower_bounds_only() -> None:
 
 
 def test_the_environment_is_pinned_and_holds_what_the_project_asks_for() -> None:
-    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+    lines = (ROOT / "requirements.txt").read_text().replace("\\\n", "").splitlines()
     pins: dict[str, list[str]] = {}
-    for requirement in map(Requirement, lines):
-        (specifier,) = requirement.specifier
+    for line in lines:
+        if line.startswith("#"):
+            continue
+        text, *hashes = re.split(r"\s+--hash=", line.strip())
+        assert hashes and all(re.fullmatch(r"sha256:[0-9a-f]{64}", file) for file in hashes), line
+        (specifier,) = (requirement := Requirement(text)).specifier
         assert specifier.operator == "==", requirement
         pins.setdefault(canonical(requirement.name), []).append(specifier.version)
     extras = PROJECT["optional-dependencies"]

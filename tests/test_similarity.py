@@ -193,6 +193,7 @@ def test_copies_have_cka_one(unbiased: bool, kernel: str, device: torch.device) 
         assert value.item() == pytest.approx(1, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_independent_gaussians() -> None:
     """The numbers of the book: unbiased ≈ 0 on average, biased .97 at 8 examples and .67 at 128 with 256 features."""
     for n, draws, biased, spread in ((8, 200, 0.97, 0.22), (128, 10, 0.67, 0.011)):
@@ -217,6 +218,7 @@ def test_population_value(rho: float) -> None:
 shapes = st.tuples(st.integers(4, 12), st.integers(1, 9), st.integers(1, 9))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(
     shapes,
@@ -812,6 +814,7 @@ def test_subsample_is_the_delete_d_jackknife(device: torch.device) -> None:
     assert got.error == pytest.approx(error.item(), rel=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "p", "rho", "decay"),
     [(64, 512, 0.0, 0), (64, 512, 0.5, 0), (64, 512, 0.9, 0), (32, 512, 0.5, 0.5), (64, 512, 0.3, 1)],
@@ -1386,6 +1389,7 @@ def test_the_fast_kernel_matrix_is_the_equation(n: int, dtype: torch.dtype, devi
     close(got, torch.autograd.grad((linear_kernel(centred) * weights).sum(), x))
 
 
+@pytest.mark.slow
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) >= 4))
 def test_small_updates_are_joined_up_to_the_minimum(sizes: list[int]) -> None:
     """The value is that of the batches that `features.batches` makes, and the memory is bounded whatever comes."""
@@ -1467,6 +1471,7 @@ def test_a_function_that_selects_leaves_tensors_whole() -> None:
     assert table.loc["attention", "head"] == pytest.approx(float(expected), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_cka_needs_neither_torchmetrics_nor_pandas() -> None:
     code = (
         "import sys, torch; from companion.similarity import cka, hsic, cka_interval, cka_map; "

@@ -110,6 +110,7 @@ def test_completing_is_complete_and_changes_nothing_that_is_there():
     assert set(LEFT_OUT) >= {"one_cycle", "multistep", "cosine"}
 
 
+@pytest.mark.slow
 def test_the_precision_used_is_in_the_provenance_and_not_in_the_run(place, tmp_path):
     run = EXPERIMENTS["random_masks"].runs("smoke")[0]
     other = dataclasses.replace(place, how={"precision": "bfloat16"})
@@ -118,6 +119,7 @@ def test_the_precision_used_is_in_the_provenance_and_not_in_the_run(place, tmp_p
     assert experiments.perform(run, place, tmp_path) == record  # the same run: not made again
 
 
+@pytest.mark.slow
 def test_a_seed_is_not_made_on_two_machines_or_in_two_precisions(place, tmp_path, monkeypatch):
     monkeypatch.setattr(records, "_processor", lambda: "this one")
     experiment = EXPERIMENTS["masks_dose"]
@@ -146,6 +148,7 @@ def test_records_of_a_study_are_whole_blocks_of_one_commit():
 
 
 # ---------------------------------------------------------------------------------------------------- one bit an image
+@pytest.mark.slow
 def test_a_record_says_which_images_are_right(place):
     run = EXPERIMENTS["random_masks"].runs("smoke")[0]
     outcome = experiments.train(run, place)
@@ -212,6 +215,7 @@ def test_a_placebo_has_the_penaltys_value_and_the_norm_of_its_gradient(kind, pla
     torch.testing.assert_close(*per_place, rtol=1e-3, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_mean_effect_of_a_placebo_on_cka_over_draws_is_none():
     """Along g·Q, CKA changes by ⟨g, gQ⟩ to first order: 0 in the mean over Q, and far less than ‖g‖² in each draw."""
     torch.manual_seed(0)
@@ -317,6 +321,7 @@ def test_a_network_without_branches_is_the_one_whose_last_scales_and_shifts_are_
         removal.without_branches(model, ["conv1"])
 
 
+@pytest.mark.slow
 def test_depth_takes_the_cheapest_block_first_and_tunes_without_bringing_one_back(place):
     run = EXPERIMENTS["depth"].runs("smoke")[0]
     outcome = experiments.train_and_prune(run, place)
@@ -330,6 +335,7 @@ def test_depth_takes_the_cheapest_block_first_and_tunes_without_bringing_one_bac
 
 
 # ------------------------------------------------------------------------------------------------------------- studies
+@pytest.mark.slow
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
 def test_every_study_has_a_dry_run_of_the_same_losses(study, place):
     assert study.blocks
@@ -340,6 +346,7 @@ def test_every_study_has_a_dry_run_of_the_same_losses(study, place):
     assert "right" in outcome.result["test"] and outcome.measures["weights"]["layers"][1]["input_deviation"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
 def test_every_hypothesis_of_a_study_reads_its_records(study, place):
     """Judged from dry runs on two seeds: every finding has a number, and every verdict is one of the words."""
