@@ -329,6 +329,17 @@ def test_repeated_blocks_have_a_row_for_each_call() -> None:
         assert [*tap.layers] == ["blocks.0"]
 
 
+def test_blocks_that_run_without_their_model() -> None:
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = chain(lambda x: 2 * x, lambda x: -x)
+
+    table = block_effects(Parts(), noise(30, 3), forward=lambda model, batch: model.blocks(batch), batch_size=10)
+    assert np.allclose(table.step, [1, 2]) and np.allclose(table.angle, [math.pi, math.nan], equal_nan=True)
+    assert table.attrs["examples"] == 30
+
+
 def test_effects_leave_the_model_as_it_was() -> None:
     model = torch.compile(models.digits_net())
     model.train()

@@ -55,7 +55,7 @@ def block_effects(
 
     All but CKA are means of a number of each example. Where a block gives tokens (examples, tokens, channels) it is the
     mean over the example's tokens, those that an `attention_mask` passed by name counts; else x and y are one vector
-    each.
+    each. Under torch.distributed each rank measures its own share of the data.
 
     Args:
         data, forward: see `features.extract`.
@@ -88,10 +88,11 @@ def block_effects(
     chosen = find_blocks(model) if blocks is None else blocks
     with evaluating(model), _Effects(model, chosen, reduce=reduce, per_token=per_token) as tap:
         for x in batches(data, batch_size, minimum=2 * MINIMUM, whole=forward is not None):
-            tap.rerun = True
-            while tap.rerun:  # a block has overwritten its input, which is kept from now on
-                tap.rerun = False
-                run(model, copy.deepcopy(x), forward)  # a model may overwrite its data, too
+            tap.start()
+            run(model, copy.deepcopy(x), forward)  # a model may overwrite its data
+            if tap.rerun:  # and a block its input, which is kept from now on
+                tap.start()
+                run(model, copy.deepcopy(x), forward)
             _require_features(tap)
             for name, numbers in tap.items():
                 parts.setdefault(name, []).append(numbers)
@@ -105,9 +106,13 @@ class _Effects(FeatureTap):
         super().__init__(model, layers, reduce=reduce, keep=_kernel)
         self.per_token = per_token
         self.undefined: dict[str, str] = {}
+        self._overwritten: set[nn.Module] = set()
+        self.start()
+
+    def start(self) -> None:
+        """Forget the pass before."""
         self.rerun = False
         self._inputs: list[tuple[Tensor, Tensor, int]] = []  # of the blocks that run, the innermost last
-        self._overwritten: set[nn.Module] = set()
         self._last: tuple[Any, int, Tensor] | None = None  # the latest output, its version and kernel matrix
         self._heading: tuple[Tensor, Tensor] | None = None  # the latest step that moved, and where to note its turn
 
@@ -115,11 +120,6 @@ class _Effects(FeatureTap):
         for module in self.layers.values():
             self._stack.callback(module.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
         return super().attach()
-
-    def _clear(self) -> None:
-        super()._clear()
-        self._inputs.clear()
-        self._last = self._heading = None
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._elsewhere():
