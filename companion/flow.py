@@ -175,24 +175,6 @@ def straightness(features: Sequence[Float[Tensor, "examples ..."]], norm: float 
     return torch.where(moved, chord / torch.where(moved, length, 1), 1)
 
 
-class _Norm(torch.autograd.Function):
-    """‖d‖ of every example. Its gradient is one product; at 0 it is 0."""
-
-    @staticmethod
-    def forward(ctx: Any, d: Float[Tensor, "examples *feature"], norm: float) -> Float[Tensor, " examples"]:
-        length = torch.linalg.vector_norm(d.flatten(1), norm, dim=1)
-        ctx.save_for_backward(d, length)
-        ctx.norm = norm
-        return length
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        d, length = ctx.saved_tensors
-        if ctx.norm == 1:
-            return d.sign() * _as(g, d), None
-        return d * _as(g * _inverse(length), d), None
-
-
 class _Angle(torch.autograd.Function):
     """θ = 2·atan2(‖u − v‖, ‖u + v‖) of every example's d and e; 0, with gradient 0, where one of them is 0.
 
@@ -201,10 +183,9 @@ class _Angle(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, d: Tensor, e: Tensor) -> Float[Tensor, " examples"]:
-        a, b = (_inverse(torch.linalg.vector_norm(x.flatten(1), dim=1)) for x in (d, e))
+        a, b = _inverse(_norm(d)), _inverse(_norm(e))
         u, v = d * _as(a, d), e * _as(b, e)
-        minus = torch.linalg.vector_norm((u - v).flatten(1), dim=1)
-        plus = torch.linalg.vector_norm(u.add_(v).flatten(1), dim=1)
+        minus, plus = _norm(u - v), _norm(u.add_(v))
         angle = torch.where((a > 0) & (b > 0), 2 * torch.atan2(minus, plus), 0)
         ctx.save_for_backward(d, e, a, b, angle)
         return angle
@@ -221,7 +202,8 @@ class _Angle(torch.autograd.Function):
 
 
 def _norm(d: Float[Tensor, "examples *feature"], norm: float = 2) -> Float[Tensor, " examples"]:
-    return _Norm.apply(d, norm)
+    """‖d‖ of every example; at 0 its gradient is 0."""
+    return torch.linalg.vector_norm(d, norm, dim=tuple(range(1, d.ndim)))
 
 
 def _inverse(x: Tensor) -> Tensor:

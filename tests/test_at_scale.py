@@ -19,8 +19,8 @@ from two_ranks import two_ranks
 
 from companion import experiments, training
 from companion.experiments import EXPERIMENTS, Workplace, records
+from companion.experiments.photographs import Photographs, drawn_photographs, pace
 from companion.experiments.records import Run
-from companion.experiments.studies.imagenet import Photographs, drawn_photographs, pace
 
 EXAMPLES, TESTED = 8 * 16, 8 * 5
 

@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,11 +22,21 @@ from conftest import ROOT
 from held import kill_after_a_save
 
 from companion import experiments, models, training
-from companion.experiments import EXPERIMENTS, Experiment, Outcome, Tier, Workplace, quantities, records, registry
+from companion.experiments import (
+    EXPERIMENTS,
+    Experiment,
+    Outcome,
+    Tier,
+    Workplace,
+    notebook,
+    quantities,
+    records,
+    registry,
+)
 from companion.experiments.__main__ import main
+from companion.experiments.distributions import known_information
 from companion.experiments.recipes import completed
 from companion.experiments.records import Run
-from companion.experiments.studies.information import known_information
 
 TINY = {
     "dataset": "digits",
@@ -408,8 +419,6 @@ def test_a_line_that_stands_twice_in_the_index_is_found(toy, place, tmp_path):
 
 def test_the_commit_is_the_projects_own_or_none(tmp_path):
     """The package copied into another repository does not take its commit for its own."""
-    import shutil
-
     shutil.copytree(ROOT / "companion", tmp_path / "companion", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "another"\n')
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
@@ -717,3 +726,112 @@ def test_a_precision_is_chosen_on_the_command_line_and_a_foreign_block_is_left(t
     assert "random+cka_sr_0.1-0.9-seed200: left: " in seen.out and "bfloat16" in seen.out
     assert "1 of 2 runs are recorded" in seen.err
     assert [path.name for path in tmp_path.glob("*/*/*.json")] == ["random-0.9-seed200.json"]
+
+
+# ------------------------------------------------------------------------------------------- a light start, and imports
+@pytest.mark.parametrize("command", ["list", "status", "verify", "index"])
+def test_what_only_reads_loads_no_torch(command, tmp_path):
+    """None of what takes seconds to import; `list` stays below 3 s of processor time."""
+    heavy = ("torch", "torchvision", "statsmodels", "seaborn", "matplotlib", "scipy", "sklearn", "torch_pruning")
+    program = (
+        "import os, sys; from companion.experiments.__main__ import main\n"
+        f"main([{command!r}]); used = os.times()\n"
+        f"print([name for name in {heavy} if name in sys.modules], used.user + used.system < 3, file=sys.stderr)"
+    )
+    found = shutil.copytree(records.results_root() / "throughput", tmp_path / "throughput")
+    records.enlist(tmp_path, sorted(found.rglob("*.json")))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMPANION_RESULTS": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[] True" and done.stdout
+
+
+def test_whatever_performs_runs_is_there():
+    for experiment in EXPERIMENTS.values():
+        assert not isinstance(experiment.perform, registry.Later) or callable(experiment.perform.imported())
+
+
+@pytest.fixture
+def brought(toy, place, tmp_path):
+    """A record made elsewhere, in its folder of results."""
+    elsewhere = tmp_path / "elsewhere"
+    record = experiments.perform(toy.runs("smoke")[0], place, elsewhere)
+    made = {**record.provenance, "commit": "0" * 40, "clean": True}
+    path = dataclasses.replace(record, provenance=made).save(elsewhere)
+    return path
+
+
+def test_a_record_from_elsewhere_comes_in_byte_for_byte(brought, toy, tmp_path, capsys):
+    here = tmp_path / "here"
+    assert main(["import", str(brought), "--results", str(here)]) == 0
+    path = here / toy.runs("smoke")[0].path
+    assert path.read_bytes() == brought.read_bytes() and experiments.problems(here) == []
+    assert f"{path}: added, SHA-256 {records.sha256(brought)}" in capsys.readouterr().out
+    assert main(["import", str(brought), "--results", str(here)]) == 0  # again: it stays
+    assert "was there" in capsys.readouterr().out
+    alone = tmp_path / "alone.json"  # no folder, no hash index
+    shutil.copy(brought, alone)
+    assert main(["import", str(alone), "--results", str(tmp_path / "third")]) == 0
+    assert experiments.recorded(toy.runs("smoke")[0], tmp_path / "third") is not None
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        (("result", "test", "loss"), 0.5, "changed since it was written"),
+        (("result", "test", "correct"), 10**6, "correct of 360 examples"),
+        (("run", "settings", "lr"), 0.3, "settings are not the registry's"),
+        (("run", "experiment"), "nobody's", "the registry has no nobody's at tier smoke"),
+        (("provenance", "commit"), None, "no commit that made it"),
+        (("provenance", "clean"), False, "one with changes"),
+        (("provenance", "processor"), ..., "provenance lacks processor"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else None,
+)
+def test_a_record_that_is_not_in_order_stays_out(brought, tmp_path, capsys, part, change, said):
+    content = json.loads(brought.read_text())
+    *outer, last = part
+    inner = content
+    for key in outer:
+        inner = inner[key]
+    if change is ...:
+        del inner[last]
+    else:
+        inner[last] = change
+    brought.write_text(json.dumps(content))
+    assert main(["import", str(brought), "--results", str(tmp_path / "here")]) == 2
+    assert said in capsys.readouterr().err and not list((tmp_path / "here").rglob("*.json"))
+
+
+def test_another_record_of_the_run_and_another_block_stay_out(brought, toy, tmp_path, capsys, monkeypatch):
+    here = tmp_path / "here"
+    record = records.load(brought)
+    other = dataclasses.replace(record, provenance={**record.provenance, "processor": "another"})
+    other.save(here)
+    before = (here / record.run.path).read_bytes()
+    assert main(["import", str(brought), "--results", str(here)]) == 2
+    assert "holds another record of this run" in capsys.readouterr().err
+    assert (here / record.run.path).read_bytes() == before
+    blocks = MappingProxyType({"toy": dataclasses.replace(toy, blocks=True)})
+    monkeypatch.setattr(registry, "EXPERIMENTS", blocks)
+    assert main(["import", str(brought), "--results", str(here)]) == 2
+    assert "were made with {'processor': 'another'" in capsys.readouterr().err
+
+
+def test_one_word_makes_the_records_of_a_chapter_anew(toy, place, tmp_path, capsys, monkeypatch):
+    """Those that the book has: the others stay not run, and the book's stay as they are."""
+    monkeypatch.setenv("COMPANION_WORK", str(tmp_path / "work"))
+    monkeypatch.setenv("COMPANION_RESULTS", str(tmp_path / "book"))
+    run = toy.runs("smoke")[0]
+    ours = experiments.perform(run, place, tmp_path / "book")
+    before = (tmp_path / "book" / run.path).read_bytes()
+    for mode, folder in (("replay", "book"), ("run", "work/results")):
+        read = notebook.reader(mode)
+        found = read("toy", "smoke")
+        assert [r.run for r in found] == [run] and [missing.seed for missing in found.missing] == [1]
+        assert found[0].result == ours.result
+        assert capsys.readouterr().out == f"toy, smoke: 1 records in {tmp_path / folder / 'toy' / 'smoke'}\n"
+        assert len(read("toy", "smoke")) == 1 and not capsys.readouterr().out  # said once
+    assert (tmp_path / "work" / "results" / run.path).exists()
+    assert (tmp_path / "book" / run.path).read_bytes() == before
+    with pytest.raises(ValueError, match="mode='rerun' is unknown"):
+        notebook.reader("rerun")

@@ -13,9 +13,12 @@ import pytest
 from conftest import ROOT
 
 from companion.experiments import TITLES, hypotheses, replay
+from companion.experiments.recipes import Part
 from companion.experiments.records import Record, Records, Run
 from companion.experiments.statistics import VERDICTS, Mean
 from companion.experiments.studies.penalties import PENALISED
+from companion.experiments.titles import title
+from companion.regularizers import PENALTIES
 from scripts.repository import repository
 
 ROUNDS = {"dense_penalties": hypotheses.HYPOTHESES, "dense_penalties_again": hypotheses.AGAIN}
@@ -111,8 +114,15 @@ def test_holm_takes_back_what_a_large_family_does_not_bear() -> None:
     assert weak.says(15 * weak.p) == "undecided"
 
 
-def test_every_method_has_a_title() -> None:
-    assert set(TITLES) == set(PENALISED)
+def test_every_method_has_a_title_of_its_penalties() -> None:
+    """Classics first, then FFR, then CKA; and whatever penalty is registered has its own without a line here."""
+    assert list(TITLES) == [
+        *("none", "group_lasso", "slimming", "ffr_length", "ffr_curvature", "ffr_length_curvature"),
+        *("cka_sr", "aug_cka_sr", "cka_sr+ffr_length"),
+    ]
+    assert set(TITLES) == set(PENALISED) and TITLES["cka_sr+ffr_length"] == "CKA-SR + length"
+    for name, kind in PENALTIES.items():
+        assert title([Part(kind.__name__)]) == PENALTIES.facts[name]["title"]
 
 
 @every_round

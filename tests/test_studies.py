@@ -15,7 +15,7 @@ from conftest import ROOT
 from torch import Tensor, nn
 
 from companion import experiments, flow, models
-from companion.experiments import EXPERIMENTS, Workplace, hypotheses, quantities, records, removal, trainings
+from companion.experiments import EXPERIMENTS, Workplace, hypotheses, quantities, records, registry, removal, trainings
 from companion.experiments.controls import PlaceboAugmentedCKASparsity, PlaceboCKASparsity, random_rotation
 from companion.experiments.plan import HOW, identity
 from companion.experiments.recipes import LEFT_OUT, completed
@@ -428,7 +428,7 @@ def test_strengths_of_later_studies_are_the_smallest_that_act(penalty, strengths
 def test_seeds_of_studies_are_nobody_elses():
     used: dict[int, str] = {}
     for experiment in EXPERIMENTS.values():
-        if "laptop" in experiment.tiers and experiment.perform in (experiments.train, experiments.train_and_prune):
+        if "laptop" in experiment.tiers and experiment.perform in (registry.train, registry.train_and_prune):
             for seed in experiment.tiers["laptop"].seeds:
                 if experiment in STUDIES:
                     assert used.get(seed, experiment.name) == experiment.name, (seed, used[seed], experiment.name)

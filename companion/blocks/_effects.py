@@ -24,6 +24,8 @@ from companion.features import (
     _sequence_first,
     batches,
     evaluating,
+    float64,
+    float64_device,
     run,
     unwrap,
 )
@@ -137,10 +139,12 @@ class _Effects(FeatureTap):
 
     def _reduced(self, name: str, module: nn.Module, tensor: Tensor, output: Tensor) -> Tensor:
         given, x, version = self._inputs.pop()
+        numbers = torch.full((len(tensor), len(COLUMNS)), torch.nan, dtype=torch.float64)
+        numbers = numbers.to(float64_device(tensor.device))
         if x is given and _version(x) != version:
             self._overwritten.add(module)
             self.rerun = True
-            return tensor.new_zeros(len(tensor), len(COLUMNS), dtype=torch.float64)
+            return numbers
         if len(tensor) < 2 * MINIMUM:
             raise ValueError(f"intervals need at least {2 * MINIMUM} examples; got {len(tensor)}")
         last = self._last if self._last is not None and self._last[0]() is given and self._last[1] == version else None
@@ -154,7 +158,6 @@ class _Effects(FeatureTap):
         k = last[2] if last else super()._reduced(name, module, x, x)
         l = super()._reduced(name, module, tensor, output)  # noqa: E741
         self._last = weakref.ref(output), _version(output), l
-        numbers = tensor.new_full((len(tensor), len(COLUMNS)), torch.nan, dtype=torch.float64)
         pairs = [_without_each(*pair) for pair in ((k, l), (k, k), (l, l))]
         numbers[:, 3:] = torch.stack([*(whole.expand(len(x)) for whole, _ in pairs), *(each for _, each in pairs)], 1)
         name = name if not self._calls.get(name) else f"{name}#{self._calls[name] + 1}"
@@ -180,8 +183,8 @@ class _Effects(FeatureTap):
 
         def mean(per_row: Float[Tensor, " rows"]) -> Float[Tensor, " examples"]:
             if mask is None:
-                return per_row.double()
-            return torch.where(mask, per_row.view(mask.shape).double(), 0).sum(1) / mask.sum(1)
+                return float64(per_row)
+            return float64(torch.where(mask, per_row.view(mask.shape), 0)).sum(1) / float64(mask.sum(1))
 
         x, y = rows(x), rows(y)
         d = y - x

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from companion import information
-from companion.experiments import published, quantities, records, registry, runner
+from companion.experiments import archive, published, quantities, records, registry
 from companion.experiments.quantities import Reading
 from companion.experiments.records import Records, Run
 from companion.experiments.statistics import (
@@ -31,7 +31,7 @@ from companion.experiments.statistics import (
     stratified,
 )
 from companion.experiments.studies import penalties
-from companion.experiments.studies.penalties import TITLES
+from companion.experiments.titles import TITLES
 
 __all__ = [
     "ACROSS_HOSTS",
@@ -257,7 +257,7 @@ def _cell(experiment: str, tier: str, method: str, sparsity: float | None, root:
 @functools.lru_cache(maxsize=32)
 def _replayed(experiment: str, tier: str, folder: Path, written: int) -> Records:
     """Records are read once, until the folder's index is `written` anew."""
-    return runner.replay(experiment, tier, results=folder)
+    return archive.replay(experiment, tier, results=folder)
 
 
 # ------------------------------------------------------------------------------------------------------------- verdicts
@@ -592,7 +592,7 @@ def _strongest(judged: Judgement) -> str:
     seen = [
         quantities.cka_in_stages(record)
         for name in ("random_masks_beta", "random_masks_strengths")
-        for record in runner.replay(name).where(method=plan.method)
+        for record in archive.replay(name).where(method=plan.method)
     ]
     if last.difference is None or not seen:
         return ""

@@ -18,7 +18,7 @@ from torch import Tensor
 from companion.blocks import label, spans
 from companion.experiments.distributions import correlated
 from companion.experiments.records import Record
-from companion.experiments.studies.penalties import TITLES
+from companion.experiments.titles import TITLES
 
 __all__ = [
     "cka_map_data",

@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from companion.experiments import quantities
+from companion.experiments.archive import replay
 from companion.experiments.quantities import Reading
 from companion.experiments.records import Record, Records
-from companion.experiments.runner import replay
 from companion.experiments.statistics import (
     ALPHA,
     QUANTITIES,
@@ -35,7 +35,7 @@ from companion.experiments.statistics import (
     tally,
     verdict,
 )
-from companion.experiments.studies.penalties import TITLES
+from companion.experiments.titles import TITLES
 
 __all__ = [
     "AGAIN",

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.features import _resolution, as_tensor
+from companion.features import _resolution, as_tensor, float64
 from companion.information.estimates import (
     ESTIMATORS,
     Estimate,
@@ -44,7 +44,7 @@ def _factor(
     c = torch.as_tensor(covariance)
     if c.ndim < 2 or c.shape[-1] != c.shape[-2] or c.shape[-1] == 0:
         raise ValueError(f"{name} must be (…, d, d); got shape {tuple(c.shape)}")
-    c = c.double()
+    c = float64(c)
     if not torch.isfinite(c).all():
         raise ValueError(f"{name} holds NaN or infinite values")
     if not torch.allclose(c, c.mT, rtol=1e-6, atol=1e-9 * float(c.detach().abs().max())):
@@ -231,7 +231,7 @@ class GaussianBottleneck:
             ValueError: see `canonical_correlations`.
         """
         rho = canonical_correlations(covariance, split)
-        sigma = torch.as_tensor(covariance).double()
+        sigma = float64(torch.as_tensor(covariance))
         own = torch.linalg.cholesky(sigma[:split, :split])
         cross = torch.linalg.solve_triangular(own, sigma[:split, split:], upper=False)
         explained = cross @ torch.linalg.solve(sigma[split:, split:], cross.mT)  # eigenvalues ρ²
