@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from companion.features import _resolution, as_tensor, float64, float64_device
@@ -34,7 +34,7 @@ class _LayerPairs(Metric):
             raise ValueError("name at least one layer")
         self.add_state("examples", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
         """Move the sums, unless a device without float64 is asked for."""
         to = fn(torch.empty(0)).device
         return self if float64_device(to) != to else super()._apply(fn, *args, **kwargs)
