@@ -105,9 +105,9 @@ def channel_norms(
     if norm == "activation":
         if example is None:
             raise ValueError('norm="activation" needs example=: a batch of inputs')
-        with reading(model, coupling) as read:
+        with reading(model, coupling, lambda x: x.double().std(dim=1)) as sizes:
             call(model, as_input(model, example))
-        sizes, places = {name: x.double().std(dim=1) for name, x in read.items()}, coupling.inputs
+        places = coupling.inputs
     else:
         if not callable(norm):
             one_of(norm=(norm, ("l1", "l2", "bn", "folded", "activation")))
