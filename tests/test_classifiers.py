@@ -39,7 +39,7 @@ SMALL = perceptrons()
 HALVED = dict.fromkeys(
     (
         *("resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "regnet_x_400mf", "regnet_y_400mf"),
-        *("regnet_y_800mf", "densenet121", "densenet169", "alexnet", "vgg11", "vgg11_bn", "vgg16_bn", "mobilenet_v2"),
+        *("regnet_y_800mf", "densenet121", "densenet169", "alexnet", "vgg11_bn", "mobilenet_v2"),
         *("mobilenet_v3_small", "mobilenet_v3_large", "mnasnet0_5", "mnasnet1_3", "squeezenet1_0", "squeezenet1_1"),
         *("efficientnet_b0", "efficientnet_b1", "efficientnet_v2_s"),
     ),

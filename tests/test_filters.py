@@ -378,6 +378,32 @@ def test_what_cannot_go_exactly_is_held_and_the_rest_goes(name: str) -> None:
         assert any(re.search(why, reason) for reason in held.values())
 
 
+def test_what_a_layer_read_is_measured_before_another_overwrites_it() -> None:
+    class Overwriting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.then, self.last = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 8, 3), nn.Conv2d(8, 2, 1)
+            self.beside = nn.Conv2d(6, 8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            y = self.then(x)
+            x.relu_().mul_(3).add_(1)  # after `then` has read it, before `beside` does
+            return self.last(y + self.beside(x))
+
+    torch.manual_seed(0)
+    model, x = Overwriting().eval(), torch.randn(1, 3, 8, 8)
+    norms = channel_norms(model, coupling := couple(model, x), "activation", x)[coupling.filters["first"]]
+    with torch.no_grad():
+        before = model.first(x)
+        after = before.relu() * 3 + 1
+    expected = torch.maximum(*(read.transpose(0, 1).flatten(1).double().std(dim=1) for read in (before, after)))
+    assert torch.allclose(norms, expected)
+    smaller, report = prune_filters(model, x, norm="l2", relative="rank", threshold=0.45, repeats=0)
+    assert report.zeroed["first"] and report.held == {"last": "the network returns it"} and report.error < 1e-12
+    assert distance(zero_filters(model, report.zeroed), smaller, x) < 1e-5
+
+
 def test_shared_parameters_are_held() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 5), nn.Linear(5, 2))
     model[2].weight = model[0].weight

@@ -106,9 +106,9 @@ def channel_norms(
     if norm == "activation":
         if example is None:
             raise ValueError('norm="activation" needs example=: a batch of inputs')
-        with reading(model, coupling) as read:
+        with reading(model, coupling, lambda x: float64(x).std(dim=1)) as sizes:
             call(model, as_input(model, example))
-        sizes, places = {name: float64(x).std(dim=1) for name, x in read.items()}, coupling.inputs
+        places = coupling.inputs
     else:
         if not callable(norm):
             one_of(norm=(norm, ("l1", "l2", "bn", "folded", "activation")))

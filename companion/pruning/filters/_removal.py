@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -253,13 +253,14 @@ class _Biases(TorchFunctionMode):
 
 
 @contextmanager
-def reading(model: nn.Module, coupling: Coupling) -> Iterator[dict[str, Float[Tensor, "inputs readings"]]]:
-    """layer → all that each of its inputs was in the last forward pass: over examples and positions."""
+def reading(model: nn.Module, coupling: Coupling, measure: Callable[[Tensor], Tensor]) -> Iterator[dict[str, Tensor]]:
+    """layer → what `measure` makes of all that its inputs were in the last forward pass, over examples and positions
+    (inputs × readings): at once, for a later layer may overwrite it."""
     read: dict[str, Tensor] = {}
 
     def keep(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
         x = tensors_of(inputs)[0]
-        read[name] = x.movedim(channel_dim(layer, x), 0).flatten(1)
+        read[name] = measure(x.movedim(channel_dim(layer, x), 0).flatten(1))
 
     layers = {name: model.get_submodule(name) for name in coupling.inputs}
     with evaluating(model), hooked(layers, keep, before=True):
@@ -272,14 +273,15 @@ def _read(
     """What the layers read with these values, as constants; weights that are left out are zeros."""
     like = next(value for value in values.values() if value.is_floating_point())
     zeros = {name: like.new_zeros(()).expand(p.shape) for name, p in model.named_parameters() if name not in values}
-    with reading(model, coupling) as read, _Biases(zeros.values()):
+    with reading(model, coupling, _constant) as read, _Biases(zeros.values()):
         call(model, as_input(like, example), values | zeros)
-    found = {}
-    for name, x in read.items():
-        low, high = x.aminmax(dim=1)
-        value = high.where(high - low <= 1e-9 * high.abs().clamp(min=1), torch.nan).cpu()
-        found[name] = value.where(~(value.abs() <= 1e-12), 0)  # what an instance norm leaves of a bias is rounding
-    return found
+    return {name: value.cpu() for name, value in read.items()}
+
+
+def _constant(x: Float[Tensor, "inputs readings"]) -> Float[Tensor, " inputs"]:
+    low, high = x.aminmax(dim=1)
+    value = high.where(high - low <= 1e-9 * high.abs().clamp(min=1), torch.nan)
+    return value.where(~(value.abs() <= 1e-12), 0)  # what an instance norm leaves of a bias is rounding
 
 
 # ------------------------------------------------------------------------------------------------- folding and merging
