@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from companion.experiments import TITLES, hypotheses, replay
+from companion.experiments import TITLES, hypotheses, quantities, replay
 from companion.experiments.recipes import Part
 from companion.experiments.records import Record, Records, Run
 from companion.experiments.statistics import VERDICTS, Mean
@@ -84,7 +84,7 @@ def toy(method: str, seed: int, weights: float = 50, filters: float = 50) -> Rec
 
 def verdict_on(name: str, records: Records) -> str:
     hypothesis = hypotheses.HYPOTHESES[name]
-    return hypothesis.rule([finding.says() for finding in hypothesis.findings(records)])
+    return hypothesis.rule([finding(records).says() for finding in hypothesis.findings])
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(5, "refuted"), (0, "not refuted"), (-5, "supported")])
@@ -219,4 +219,4 @@ def test_what_was_misjudged_by_the_folded_norm() -> None:
 
 def test_a_size_of_nothing_has_no_logarithm() -> None:
     with pytest.raises(ValueError, match=r"the logarithm of -1\.0; only sizes above 0 have one"):
-        hypotheses._logarithm(lambda record: -1.0)(toy("none", 0))
+        quantities.logarithm(lambda record: -1.0)(toy("none", 0))

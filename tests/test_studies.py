@@ -392,7 +392,7 @@ def _deeper(outcome):
     ],
 )
 def test_what_is_expected_within_a_margin(values, says):
-    found = hypotheses.Same("accuracy", mean(values), delta=1.0)
+    found = hypotheses.Difference("accuracy", mean(values), 0, delta=1.0)
     assert found.says() == says
     assert (conclude([found.outcome().says()]) == "equivalent within δ") == (says == "supports" and found.p > 0.05)
 

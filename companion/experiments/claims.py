@@ -28,7 +28,7 @@ from companion.experiments.statistics import (
     conclude,
     corrected,
     mean,
-    stratified,
+    pooled,
 )
 from companion.experiments.studies import penalties
 from companion.experiments.titles import TITLES
@@ -230,10 +230,8 @@ def effect(test: Test, root: Path | None = None) -> Mean | None:
     >>> effect(test).signed(), test.measured.unit, strength_of(test.run())
     ('−0.08 ± 0.77', 'points', 'β = 0.001')
     """
-    rounds: dict[str, list[float]] = {}
-    for (name, _), difference in test.differences(root).items():
-        rounds.setdefault(name, []).append(difference)
-    return stratified(rounds.values()) if rounds else None
+    found = test.differences(root)
+    return pooled([d for (name, _), d in found.items() if name == one] for one in test.experiments)
 
 
 def _planned(experiment: str, tier: str, method: str, sparsity: float | None) -> Run:

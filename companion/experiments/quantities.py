@@ -48,6 +48,7 @@ __all__ = [
     "information",
     "inner_deviation",
     "inner_scale",
+    "logarithm",
     "matrix",
     "mean_cosine",
     "of_network",
@@ -103,6 +104,21 @@ def matrix(table: pd.DataFrame) -> dict[str, Any]:
     {'layers': ['a'], 'columns': ['a', 'b'], 'values': [[1.0, 0.5]]}
     """
     return {"layers": list(table.index), "columns": list(table.columns), "values": table.round(4).to_numpy().tolist()}
+
+
+def logarithm(reading: Reading) -> Reading:
+    """The natural logarithm of a reading: its differences are relative changes.
+
+    Raises:
+        ValueError: when read, a record whose number is not above 0.
+    """
+
+    def value(record: Record) -> float:
+        if not (size := reading(record)) > 0:
+            raise ValueError(f"record {record.run}: the logarithm of {size}; only sizes above 0 have one")
+        return math.log(size)
+
+    return value
 
 
 # ------------------------------------------------------------------------------------------------------------- accuracy

@@ -577,24 +577,22 @@ class Records(Sequence[Record]):
         Raises:
             ValueError: two records of one seed: methods or cells are mixed.
         """
+        return {seed: value(record) for seed, record in self._of_seeds().items()}
+
+    def _of_seeds(self) -> dict[int, Record]:
         if twice := {seed for seed, count in Counter(r.run.seed for r in self).items() if count > 1}:
             mixed = sorted({str(dataclasses.replace(r.run, seed=0)).removesuffix("-seed0") for r in self})
             raise ValueError(f"seeds {sorted(twice)} have several records, of {mixed}; choose one by `where`")
-        return {r.run.seed: value(r) for r in self}
+        return {r.run.seed: r for r in self}
 
-    def paired(self, other: Records, value: Callable[[Record], float] = Record.accuracy) -> Mean:
-        """Mean difference to `other` over the seeds that both have.
+    def differences(self, other: Records, value: Callable[[Record], float] = Record.accuracy) -> dict[int, float]:
+        """The value here less that of `other`, by seed, for every seed that both have.
 
         Raises:
-            ValueError: no seed in common, or several records of one.
+            ValueError: several records of one seed.
         """
-        from companion.experiments.statistics import mean
-
-        here, there = self.by_seed(value), other.by_seed(value)
-        shared = sorted(set(here) & set(there))
-        if not shared:
-            raise ValueError(f"no shared seed: {sorted(here)} and {sorted(there)}")
-        return mean(here[seed] - there[seed] for seed in shared)
+        here, there = self._of_seeds(), other._of_seeds()
+        return {seed: value(here[seed]) - value(there[seed]) for seed in sorted(here.keys() & there.keys())}
 
     def curves(self, key: str) -> pd.DataFrame:
         """A number of the curves, one row an epoch, one column a record: `records.curves("loss").plot()` draws it.
@@ -616,15 +614,16 @@ class Records(Sequence[Record]):
     def difference(
         self, method: str, baseline: str, value: Callable[[Record], float] = Record.accuracy, **cell: Any
     ) -> Mean | None:
-        """`paired` of two methods in the same cell, such as `sparsity=0.9`; None where no seed has both.
+        """Mean difference of two methods in the same cell, such as `sparsity=0.9`, over the seeds that both have; None
+        where there is none.
 
         Raises:
             ValueError: what `value` says of a record that lacks it, or several records of one seed.
         """
+        from companion.experiments.statistics import pooled
+
         here, there = (self.where(method=name, **cell) for name in (method, baseline))
-        if {r.run.seed for r in here}.isdisjoint(r.run.seed for r in there):
-            return None
-        return here.paired(there, value)
+        return pooled([here.differences(there, value).values()])
 
     def table(self, value: Callable[[Record], float] = Record.accuracy) -> pd.DataFrame:
         """One row for each method and sparsity: mean, interval, number of seeds; "not run" where there is no record.
