@@ -1,0 +1,121 @@
+"""Blocks taken out of networks: the study's chain against networks that are written without them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from companion import models
+from companion.experiments import EXPERIMENTS, Workplace
+from companion.experiments.records import unpacked
+from companion.experiments.removal import without_branches
+from companion.experiments.studies.deletion import Chain
+from companion.similarity import cka
+
+
+@pytest.fixture
+def net() -> models.ResNet:
+    """Two stages, so that one block changes the shape; batch norms that do something."""
+    torch.manual_seed(0)
+    model = models.ResNet((2, 2), width=4).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean):
+                nn.init.normal_(tensor, std=0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return model
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(200, 3, 8, 8, generator=torch.Generator().manual_seed(1))  # more than pass a block together
+
+
+def calibrated(model: nn.Module, images: Tensor) -> nn.Module:
+    """A copy whose batch norms have the statistics of one batch."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    model.train()(images)
+    return model.eval()
+
+
+@pytest.mark.parametrize("anew", [False, True])
+@torch.no_grad()
+def test_a_chain_computes_what_the_network_without_those_blocks_computes(
+    net: models.ResNet, images: Tensor, anew: bool
+) -> None:
+    chain, before = Chain(net), copy.deepcopy(net.state_dict())
+    seen = torch.randn(50, 3, 8, 8) if anew else None
+    start = chain.start(images, seen)
+    gone = ["layer2.1"]
+    found = chain.without_each(start, gone)
+    assert list(found) == ["", "layer1.0", "layer1.1", "layer2.0"]
+    for name, logits in found.items():
+        shorter = without_branches(net, [*gone, *filter(None, [name])])
+        expected = (calibrated(shorter, seen) if seen is not None else shorter)(images)
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert not torch.allclose(found["layer1.0"], found[""], atol=0.01)  # the blocks do something
+
+
+@torch.no_grad()
+def test_every_subset_comes_once_with_its_own_features(net: models.ResNet, images: Tensor) -> None:
+    chain, seen = Chain(net), torch.randn(50, 3, 8, 8)
+    subsets = list(chain.every_subset(chain.start(images, seen)))
+    every = itertools.chain.from_iterable(itertools.combinations(chain.blocks, k) for k in range(5))
+    assert sorted(gone for gone, _, _ in subsets) == sorted(every) and len(subsets) == 16
+    for gone, path, logits in subsets[::3]:
+        expected = calibrated(without_branches(net, gone), seen)
+        torch.testing.assert_close(logits, expected(images), rtol=1e-4, atol=1e-4)
+        assert len(path) == 5 and torch.equal(path[2], path[1]) == ("layer1.1" in gone)
+
+
+def perform(name: str):
+    experiment = EXPERIMENTS[name]
+    (run,) = experiment.runs("smoke")
+    return run, experiment.perform(run, Workplace(device=torch.device("cpu")))
+
+
+def test_a_deletion_holds_a_bit_for_every_image() -> None:
+    run, (result, _, _) = perform("block_deletion")
+    single = result["blocks"]["single"]
+    assert [entry["block"] for entry in single] == [f"layer1.{k}" for k in range(4)]
+    for entry in [result, *single]:
+        for part, examples in (("raw", "examples"), ("refreshed", "refreshed")):
+            found = entry.get(part) or entry["test"]
+            assert found["examples"] == run.settings[examples]
+            assert unpacked(found["right"], found["examples"]).sum() == found["correct"]
+
+
+def test_subsets_agree_with_the_deletions_and_with_the_library() -> None:
+    run, (result, _, measures) = perform("block_subsets")
+    found, s = measures["subsets"], run.settings
+    deleted = perform("block_deletion")[1].result
+    for k, entry in enumerate(deleted["blocks"]["single"]):  # 30 of its 60 images
+        right = unpacked(entry["raw"]["right"], 60)[: s["examples"]]
+        assert found["raw"][2**k] == right.sum()
+    assert found["raw"][0] == result["test"]["correct"]
+    assert {len(found[name]) for name in found if name != "blocks"} == {16}
+    # The first set with two blocks gone, against the library on a network written so.
+    from companion.experiments.studies.deletion import batch, network
+
+    place = Workplace(device=torch.device("cpu"))
+    (images, _), (known, _) = batch(run, place, "test", s["mapped"]), batch(run, place, "train", s["seen"])
+    shorter = calibrated(without_branches(network(run, place, s["model"]), ["layer1.0", "layer1.1"]), known)
+    with torch.no_grad():
+        features = [shorter.relu(shorter.bn1(shorter.conv1(images)))]
+        for block in shorter.layer1:
+            features.append(block(features[-1]))
+    path = [x.flatten(1) for x in features]
+    steps = [1000 * float(((y - x).norm(dim=1) / x.norm(dim=1)).mean()) for x, y in itertools.pairwise(path)]
+    assert steps[:2] == [0, 0]
+    np.testing.assert_allclose(found["steps"][3], steps, atol=1)
+    pairs = list(itertools.combinations(features, 2))
+    np.testing.assert_allclose(found["cka"][3], [100 * float(cka(*pair)) for pair in pairs], atol=0.51)
