@@ -119,3 +119,42 @@ def test_subsets_agree_with_the_deletions_and_with_the_library() -> None:
     np.testing.assert_allclose(found["steps"][3], steps, atol=1)
     pairs = list(itertools.combinations(features, 2))
     np.testing.assert_allclose(found["cka"][3], [100 * float(cka(*pair)) for pair in pairs], atol=0.51)
+
+
+def test_effects_are_those_of_the_library_without_what_is_undefined() -> None:
+    run, (result, _, measures) = perform("block_effects")
+    effects = measures["effects"]
+    assert result["examples"] == run.settings["examples"] and set(effects["cka"]) == {f"layer1.{k}" for k in range(4)}
+    assert set(effects["angle"]) == {f"layer1.{k}" for k in range(3)}  # after the last block nothing turns
+    for name in effects["step"]:
+        assert effects["step_low"][name] <= effects["step"][name] <= effects["step_high"][name]
+        assert effects["influence"][name] == pytest.approx(1 - effects["cosine"][name], abs=1e-5)
+
+
+def test_blocks_leave_in_the_order_of_their_scores_and_greedily_by_loss() -> None:
+    run, (result, _, _) = perform("block_removal")
+    s, orders = run.settings, result["orders"]
+    place = Workplace(device=torch.device("cpu"))
+    from companion.experiments.studies.deletion import batch, network
+
+    model = network(run, place, s["model"])
+    (images, labels), (known, truth) = batch(run, place, "test", 40), batch(run, place, "train", 40)
+    assert {"cka", "step", "influence", "damage", "greedy", "random0", "random1"} == set(orders)
+    assert all(sorted(set(order["gone"])) == sorted(order["gone"]) for order in orders.values())
+
+    def loss(gone: tuple[str, ...]) -> float:
+        with torch.no_grad():
+            logits = calibrated(without_branches(model, gone), known[:20])(known[20:])
+        return float(nn.functional.cross_entropy(logits, truth[20:]))
+
+    names = [f"layer1.{k}" for k in range(4)]
+    first = min(names, key=lambda name: loss((name,)))
+    assert orders["damage"]["gone"] == sorted(names, key=lambda name: loss((name,)))
+    assert orders["greedy"]["gone"] == [first, min(set(names) - {first}, key=lambda name: loss((first, name)))]
+    for order in orders.values():
+        for level, count in zip(order["levels"], s["levels"], strict=True):
+            shorter = calibrated(without_branches(model, order["gone"][:count]), known[:20])
+            with torch.no_grad():
+                right = int((shorter(images).argmax(1) == labels).sum())
+            assert level["gone"] == count and level["test"]["correct"] == right
+            assert level["macs"] < result["whole"]["macs"]

@@ -8,20 +8,23 @@ computed anew.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from companion import data, models
+from companion import blocks, data, models
 from companion.experiments import quantities
 from companion.experiments.plan import Outcome, Tier, Workplace
 from companion.experiments.records import Run, packed
 from companion.experiments.registry import experiment
+from companion.experiments.removal import without_branches
 from companion.experiments.studies.pretrained import DIGITS, PUBLISHED, network, seen
+from companion.pruning import cost
 from companion.similarity import alignment, gram
 
 ROWS = 128  # images that pass a block together
@@ -48,9 +51,9 @@ class Chain:
         self.norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
         for norm in self.norms:
             norm.momentum = None  # the statistics of the one batch that is seen
-        blocks = {name: module for name, module in model.named_modules() if isinstance(module, models.BasicBlock)}
-        self.blocks: dict[str, nn.Module] = dict(blocks)
-        self.shortcuts = {name: nn.Sequential(block.shortcut, block.relu2) for name, block in blocks.items()}
+        found = {name: module for name, module in model.named_modules() if isinstance(module, models.BasicBlock)}
+        self.blocks: dict[str, nn.Module] = dict(found)
+        self.shortcuts = {name: nn.Sequential(block.shortcut, block.relu2) for name, block in found.items()}
         self.stem = nn.Sequential(model.conv1, model.bn1, model.relu)
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.linear)
 
@@ -140,7 +143,7 @@ def block_deletion(run: Run, place: Workplace) -> Outcome:
     The result holds `test` and `refreshed`, of the whole network, and `blocks`, whose `single` has an entry a block.
     """
     s = run.settings
-    chain = Chain(network(run, place, s["model"]))
+    chain = Chain(cast(models.ResNet, network(run, place, s["model"])))
     images, labels = batch(run, place, "test", s["examples"])
     parts = [chain.without_each(chain.start(part)) for part in images.split(4 * ROWS)]
     raw = {name: judged(torch.cat([part[name] for part in parts]), labels) for name in parts[0]}
@@ -171,18 +174,18 @@ def block_subsets(run: Run, place: Workplace) -> Outcome:
     the mean relative steps in thousandths (`steps`, 0 for a block that is gone or changes the shape).
     """
     s = run.settings
-    chain = Chain(network(run, place, s["model"]))
-    blocks = list(chain.blocks)
+    chain = Chain(cast(models.ResNet, network(run, place, s["model"])))
+    names = list(chain.blocks)
     images, labels = batch(run, place, "test", s["examples"])
     known, truth = batch(run, place, "train", s["seen"] + s["chosen"])
     both, targets = torch.cat([images, known[s["seen"] :]]), torch.cat([labels, truth[s["seen"] :]])
-    count, n = 2 ** len(blocks), len(labels)
+    count, n = 2 ** len(names), len(labels)
     found: dict[str, list[Any]] = {
         name: [0] * count for name in ("raw", "refreshed", "chosen", "chosen_loss", "cka", "steps")
     }
 
     def place_of(gone: Collection[str]) -> int:
-        return sum(2**k for k, name in enumerate(blocks) if name in gone)
+        return sum(2**k for k, name in enumerate(names) if name in gone)
 
     for gone, _, logits in chain.every_subset(chain.start(images)):
         found["raw"][place_of(gone)] = int((logits.argmax(1) == labels).sum())
@@ -203,4 +206,93 @@ def block_subsets(run: Run, place: Workplace) -> Outcome:
             for x, y in zip((x[: s["mapped"]] for x in path), (y[: s["mapped"]] for y in path[1:]), strict=False)
         ]
     intact = {"correct": found["raw"][0], "examples": n}
-    return Outcome({"test": intact}, [], {"subsets": {"blocks": blocks, **found}})
+    return Outcome({"test": intact}, [], {"subsets": {"blocks": names, **found}})
+
+
+@experiment(
+    "block_effects",
+    "How far does each block of a published CIFAR-10 ResNet take its input?",
+    smoke=Tier({"dataset": "digits", "weights": None, "examples": 60}, DIGITS),
+    laptop=Tier({"dataset": "cifar10", "examples": 2000}, PUBLISHED),
+)
+def block_effects(run: Run, place: Workplace) -> Outcome:
+    """`blocks.block_effects` on the first `examples` test images: column → block → value, without what is undefined."""
+    images, _ = batch(run, place, "test", run.settings["examples"])
+    table = blocks.block_effects(network(run, place, run.settings["model"]), images).drop(columns="undefined")
+    effects = {column: quantities.rounded(values.dropna().to_dict(), 6) for column, values in table.items()}
+    return Outcome({"examples": table.attrs["examples"]}, [], {"effects": effects})
+
+
+SCORES = {"cka": -1, "step": 1, "influence": 1}  # a column of `block_effects`, and whether the smallest or largest goes
+
+
+@experiment(
+    "block_removal",
+    "In which order should blocks leave a published ResNet-56?",
+    smoke=Tier(
+        {"dataset": "digits", "weights": None, "examples": 40, "chosen": 20, "seen": 20}
+        | {"levels": [1, 2], "greedy": 2, "random": 2},
+        DIGITS,
+    ),
+    laptop=Tier(
+        {"dataset": "cifar10", "examples": 1000, "chosen": 250, "seen": 250}
+        | {"levels": [3, 6, 9, 12, 15, 18], "greedy": 6, "random": 3},
+        {"resnet56": PUBLISHED["resnet56"]},
+    ),
+)
+def block_removal(run: Run, place: Workplace) -> Outcome:
+    """Blocks whose input and output agree leave one after the other; all batch norms are estimated anew on the first
+    `seen` training images, in one batch, and all choices are made on the `chosen` training images after these.
+
+    At once: in the order of each of `SCORES`, of the loss without the block (`"damage"`), or of chance (`random`
+    orders); `"greedy"`: so many times the block without which the network of the moment has the smallest loss.
+
+    The result holds `test`, of the whole network on the first `examples` test images, and `orders`: name → `gone`, in
+    order, and `levels`, for each number of blocks gone the multiply-adds left, processor seconds for 100 images (the
+    least of five), and `test`.
+    """
+    s = run.settings
+    model = network(run, place, s["model"])
+    chain = Chain(cast(models.ResNet, model))
+    known, truth = batch(run, place, "train", s["seen"] + s["chosen"])
+    seen, chosen, truth = known[: s["seen"]], known[s["seen"] :], truth[s["seen"] :]
+    free = [name for name, shortcut in chain.shortcuts.items() if isinstance(shortcut[0], nn.Identity)]
+    table = blocks.block_effects(model, chosen, free)
+    orders = {score: list((sign * table[score]).sort_values(kind="stable").index) for score, sign in SCORES.items()}
+    images, labels = batch(run, place, "test", s["examples"])
+    with torch.inference_mode():
+
+        def losses(gone: Collection[str]) -> dict[str, float]:
+            found = chain.without_each(chain.start(chosen, seen), gone)
+            return {name: float(F.cross_entropy(found[name], truth)) for name in free if name in found}
+
+        single = losses(())
+        orders["damage"] = sorted(single, key=single.__getitem__)
+        orders["greedy"] = orders["damage"][:1]
+        while len(orders["greedy"]) < s["greedy"]:
+            left = losses(orders["greedy"])
+            orders["greedy"].append(min(left, key=left.__getitem__))
+        for number in range(s["random"]):
+            chance = torch.randperm(len(free), generator=torch.Generator().manual_seed(number)).tolist()
+            orders[f"random{number}"] = [free[k] for k in chance]
+
+        def level(gone: list[str]) -> dict[str, Any]:
+            shorter = without_branches(model, gone).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            seconds = []
+            for _ in range(5):
+                clock = time.process_time()
+                shorter(images[:100])
+                seconds.append(time.process_time() - clock)
+            logits = chain.logits(chain.start(images, seen), gone)
+            return {
+                "gone": len(gone),
+                "macs": cost(shorter, images[:1]).macs_dense,
+                "seconds": quantities.rounded(min(seconds)),
+                "test": judged(logits, labels, bits=False),
+            }
+
+        found = {
+            name: {"gone": order, "levels": [level(order[:k]) for k in s["levels"] if k <= len(order)]}
+            for name, order in orders.items()
+        }
+        return Outcome({"test": level([])["test"], "whole": level([]), "orders": found}, [], {})
