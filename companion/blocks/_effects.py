@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self
@@ -90,7 +91,7 @@ def block_effects(
             tap.rerun = True
             while tap.rerun:  # a block has overwritten its input, which is kept from now on
                 tap.rerun = False
-                run(model, x, forward)
+                run(model, copy.deepcopy(x), forward)  # a model may overwrite its data, too
             _require_features(tap)
             for name, numbers in tap.items():
                 parts.setdefault(name, []).append(numbers)
@@ -140,6 +141,8 @@ class _Effects(FeatureTap):
             self._overwritten.add(module)
             self.rerun = True
             return tensor.new_zeros(len(tensor), len(COLUMNS), dtype=torch.float64)
+        if len(tensor) < 2 * MINIMUM:
+            raise ValueError(f"intervals need at least {2 * MINIMUM} examples; got {len(tensor)}")
         last = self._last if self._last is not None and self._last[0]() is given and self._last[1] == version else None
         if x.ndim == 3 and _sequence_first(module):
             x = x.transpose(0, 1)
