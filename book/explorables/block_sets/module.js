@@ -25,7 +25,7 @@ function render({ model, el }) {
   const cells = layers.map((_, i) => layers.map((_, j) => create("svg:rect", { x: 30 + 16 * j, y: 16 * i, width: 16.2, height: 16.2 })));
   const short = (name) => name.replace("layer", "");
   const beside = layers.map((name, k) => create("svg:text", { x: 27, y: 16 * k + 12, "text-anchor": "end" }, short(name)));
-  const map = create("svg:svg", { viewBox: `0 0 ${30 + 16 * layers.length} ${16 * layers.length}`, role: "img" }, ...cells.flat(), ...beside);
+  const map = create("svg:svg", { class: "sets-map", viewBox: `0 0 ${30 + 16 * layers.length} ${16 * layers.length}`, role: "img" }, ...cells.flat(), ...beside);
 
   function drawMap(set) {
     const values = cka[set];
