@@ -21,6 +21,7 @@ from companion.experiments.records import Record
 from companion.experiments.titles import TITLES
 
 __all__ = [
+    "block_sets_data",
     "cka_map_data",
     "flow_path_data",
     "information_grid_data",
@@ -128,6 +129,28 @@ def _unit(points: Any) -> Float[np.ndarray, "examples 2"]:
     points = np.asarray(points, dtype=float)
     radius = np.sqrt(np.square(points).sum(1).mean())
     return points / radius if radius > 0 else points
+
+
+# ----------------------------------------------------------------------------------------------------- sets of blocks
+def block_sets_data(record: Record) -> dict[str, Any]:
+    """Every set of blocks that may be gone, from a record of `block_subsets`; first the two of least loss together.
+
+    Raises:
+        ValueError: a record without `subsets`.
+
+    >>> from companion.experiments import replay
+    >>> len(block_sets_data(replay("block_subsets")[0])["refreshed"])  # sets of nine blocks
+    512
+    """
+    if "subsets" not in record.measures:
+        raise ValueError(f"record {record.run} has the measures {sorted(record.measures)}; an explorable needs subsets")
+    found = record.measures["subsets"]
+    pairs = [at for at in range(len(found["chosen_loss"])) if at.bit_count() == 2]
+    return {
+        **{name: found[name] for name in ("blocks", "raw", "refreshed", "cka", "steps")},
+        "examples": record.run.settings["examples"],
+        "state": {"gone": min(pairs, key=found["chosen_loss"].__getitem__)},
+    }
 
 
 # --------------------------------------------------------------------------------------------------- paths of features

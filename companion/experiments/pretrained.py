@@ -18,16 +18,16 @@ from companion.experiments.trainings import score
 from companion.similarity import cka_map
 
 
-def _seen(settings: Mapping[str, Any], place: Workplace) -> tuple[data.Images, data.DeviceLoader]:
-    """Test images as published weights saw theirs: normalised by ImageNet's mean and deviation."""
-    images = data.load(settings["dataset"], "test", place.data)
+def seen(settings: Mapping[str, Any], place: Workplace, part: str = "test") -> tuple[data.Images, data.DeviceLoader]:
+    """Images as published weights saw theirs: normalised by ImageNet's mean and deviation."""
+    images = data.load(settings["dataset"], part, place.data)
     if settings["dataset"] != "digits":
         images = dataclasses.replace(images, mean=data.IMAGENET_MEAN, std=data.IMAGENET_STD)
     images = images.subset(range(min(settings["examples"], len(images))))
     return images, data.DeviceLoader(images, 256, device=place.device)
 
 
-def _network(run: Run, place: Workplace, name: str) -> nn.Module:
+def network(run: Run, place: Workplace, name: str) -> nn.Module:
     training.seed_everything(run.seed)
     weights = run.settings["weights"]
     options = {"weights": weights, "root": place.data} if weights else {}
@@ -37,11 +37,11 @@ def _network(run: Run, place: Workplace, name: str) -> nn.Module:
 def published_cka(run: Run, place: Workplace) -> Outcome:
     """CKA maps, geometry and accuracy of a network with published (or untrained) weights on test images."""
     s = run.settings
-    images, loader = _seen(s, place)
-    model = _network(run, place, s["model"])
+    images, loader = seen(s, place)
+    model = network(run, place, s["model"])
     result = {"test": score(**training.evaluate(model, loader))}
     if "other" in s:
-        other = _network(run, place, s["other"])
+        other = network(run, place, s["other"])
         table = cka_map(model, loader, compared_layers(model), other=other, other_layers=compared_layers(other))
         return Outcome(result, [], {"cka": quantities.matrix(table)})
     layers = compared_layers(model)
@@ -66,8 +66,8 @@ def published_cka(run: Run, place: Workplace) -> Outcome:
 
 def published_flow(run: Run, place: Workplace) -> Outcome:
     """Paths of test images through a network with published (or untrained) weights: `quantities.flow_by_example`."""
-    _, loader = _seen(run.settings, place)
-    model = _network(run, place, run.settings["model"])
+    _, loader = seen(run.settings, place)
+    model = network(run, place, run.settings["model"])
     inputs, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
     result = {"test": score(**training.evaluate(model, loader))}
     return Outcome(result, [], {"flow": quantities.flow_by_example(model, inputs, labels)})
