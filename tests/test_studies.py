@@ -171,7 +171,7 @@ def test_a_record_says_which_images_are_right(place):
 )
 def test_bits_that_do_not_fit_are_found(change, message):
     run = Run("any", "smoke", "none", 0)
-    test = {"correct": 2, "examples": 360, "loss": 1.0, "right": records.packed(torch.arange(360) < 2)}
+    test = {"correct": 2, "examples": 360, "loss": 1.0, "right": records.packed(np.arange(360) < 2)}
     sound = {"weights": [{"pruned": {"test": test}}]}
     made = records.provenance("cpu", "now", 1.0)
     assert records.problems(records.Record(run, sound, [], {}, made)) == []

@@ -116,7 +116,7 @@ def judged(
     return (
         found
         | {"loss": quantities.rounded(float(F.cross_entropy(logits, labels)), 6)}
-        | ({"right": packed(right)} if bits else {})
+        | ({"right": packed(right.cpu().numpy())} if bits else {})
     )
 
 
