@@ -383,7 +383,7 @@ class FeatureTap(Mapping[str, Tensor]):
             mapping from names to functions of the whole output, whatever it is.
         inputs: tap what goes into the layers in place of what comes out, such as a block's sum before its ReLU.
         detach: cut the features from the autograd graph (default). Penalties keep the graph.
-        compiled: leave a `torch.compile`d model compiled, for a tap that is attached before its first call; else it
+        compiled: leave a model compiled by `torch.compile` so, for a tap attached before its first call; else it
             runs eagerly while the tap is open, because a compiled graph does not see hooks added later.
         when: asked at every layer whether to store its features; None: always.
         keep: what to keep of the reduced features; None: all.

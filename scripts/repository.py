@@ -60,9 +60,12 @@ def setup_cell(url: str, version: str) -> str:
     return SETUP_CELL.format(url=url, version=version)
 
 
-def colab_link(url: str, version: str, notebook: str) -> str:
-    """Where Colab opens `notebook`, a path relative to the repository's root."""
-    return f"https://colab.research.google.com/github/{slug(url)}/blob/{version}/{notebook}"
+def colab_link(url: str, notebook: str) -> str:
+    """Where Colab opens the copy of `notebook`, a path relative to the repository's root, that needs no MyST.
+
+    The workflow publishes the copies on a branch of their own (`book/_ext/plain_notebooks.py`).
+    """
+    return f"https://colab.research.google.com/github/{slug(url)}/blob/colab/{notebook}"
 
 
 def slug(url: str) -> str:
@@ -89,7 +92,6 @@ def write(root: Path, url: str, version: str | None = None) -> None:
     for path in places(root):
         before = path.read_text()
         after = re.sub(rf"(?<=github\.com/{re.escape(slug(old))}@){re.escape(last)}\b", version, before)
-        after = re.sub(rf"(?<=google\.com/github/{re.escape(slug(old))}/blob/){re.escape(last)}(?=/)", version, after)
         after = re.sub(rf"(?<=\n      repository_branch: ){re.escape(last)}(?=\n)", version, after)
         after = re.sub(rf"(?<=\bgithub\.com/){re.escape(slug(old))}(?![\w-])", slug(url), after)
         after = re.sub(rf"(?<=google\.com/github/){re.escape(slug(old))}(?![\w-])", slug(url), after)
@@ -145,8 +147,8 @@ def problems(root: Path) -> list[str]:
         cell = first_code_cell(notebook)
         if cell is None or cell.source != setup_cell(url, version):
             found.append(f"{name}: the first code cell is not the setup cell")
-        if colab_link(url, version, name) not in notebook.cells[0].source:
-            found.append(f"{name}: the first cell does not link to {colab_link(url, version, name)}")
+        if colab_link(url, name) not in notebook.cells[0].source:
+            found.append(f"{name}: the first cell does not link to {colab_link(url, name)}")
     return found
 
 

@@ -151,10 +151,10 @@ def test_code_can_be_copied(name: str, seen: Visit) -> None:
 
 @of_each(NOTEBOOKS)
 def test_colab_button_opens_the_page_s_own_notebook(name: str, seen: Visit) -> None:
-    from scripts.repository import colab_link, opened
+    from scripts.repository import colab_link, repository
 
     link = seen.page.locator('.dropdown-launch-buttons a[href*="colab"]').get_attribute("href")
-    assert link == colab_link(*opened(ROOT), name.replace(".html", ".ipynb"))
+    assert link == colab_link(repository(ROOT)[0], name.replace(".html", ".ipynb"))
 
 
 @of_each(PAGES)

@@ -175,12 +175,3 @@ def test_a_copy_reads_without_myst(name: str, browser: Browser, tmp_path: Path) 
 def words(text: str) -> str:
     """Letters and digits alone."""
     return re.sub(r"[\W_]+", "", text).lower()
-
-
-@pytest.mark.pages
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_buttons_lead_to_the_copies(name: str) -> None:
-    links = re.findall(
-        r'href="(https://colab\.research\.google\.com/[^"]+)"', (HTML / name).read_text(encoding="utf-8")
-    )
-    assert links and all(link.endswith(f"/blob/colab/{Path(name).with_suffix('.ipynb')}") for link in links)
