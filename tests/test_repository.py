@@ -61,9 +61,7 @@ def test_a_changed_setup_cell_is_found_and_written_anew(copy: Path) -> None:
     url, _ = repository.opened(copy)
     notebook = nbformat.v4.new_notebook(
         cells=[
-            nbformat.v4.new_markdown_cell(
-                f"[Open in Colab]({repository.colab_link(url, 'notebooks/99_new.ipynb')})"
-            ),
+            nbformat.v4.new_markdown_cell(f"[Open in Colab]({repository.colab_link(url, 'notebooks/99_new.ipynb')})"),
             nbformat.v4.new_code_cell("import sys\nif 'google.colab' in sys.modules: pass"),
         ]
     )
