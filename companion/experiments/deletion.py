@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from companion import blocks, data, models
 from companion.experiments import quantities
 from companion.experiments.plan import Outcome, Workplace
-from companion.experiments.pretrained import network, seen
+from companion.experiments.pretrained import Part, network, seen
 from companion.experiments.records import Run, packed
 from companion.experiments.removal import without_branches
 from companion.pruning import cost
@@ -46,7 +46,7 @@ class Chain:
     """
 
     def __init__(self, model: models.ResNet) -> None:
-        model = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
         self.norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
         for norm in self.norms:
             norm.momentum = None  # the statistics of the one batch that is seen
@@ -120,7 +120,7 @@ def judged(
     )
 
 
-def batch(run: Run, place: Workplace, part: str, examples: int) -> tuple[Tensor, Tensor]:
+def batch(run: Run, place: Workplace, part: Part, examples: int) -> tuple[Tensor, Tensor]:
     """The first images of a part of the data set, and their labels."""
     images, _ = seen({**run.settings, "examples": examples}, place, part)
     x, y = next(iter(data.DeviceLoader(images, len(images), device=place.device)))
@@ -240,7 +240,7 @@ def block_removal(run: Run, place: Workplace) -> Outcome:
             orders[f"random{number}"] = [free[k] for k in chance]
 
         def level(gone: list[str]) -> dict[str, Any]:
-            shorter = without_branches(model, gone).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            shorter = without_branches(model, gone).to(memory_format=torch.channels_last)
             seconds = []
             for _ in range(5):
                 clock = time.process_time()

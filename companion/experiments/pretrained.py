@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,7 +18,10 @@ from companion.experiments.trainings import score
 from companion.similarity import cka_map
 
 
-def seen(settings: Mapping[str, Any], place: Workplace, part: str = "test") -> tuple[data.Images, data.DeviceLoader]:
+Part = Literal["train", "test"]
+
+
+def seen(settings: Mapping[str, Any], place: Workplace, part: Part = "test") -> tuple[data.Images, data.DeviceLoader]:
     """Images as published weights saw theirs: normalised by ImageNet's mean and deviation."""
     images = data.load(settings["dataset"], part, place.data)
     if settings["dataset"] != "digits":
