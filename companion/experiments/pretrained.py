@@ -17,7 +17,6 @@ from companion.experiments.records import Run
 from companion.experiments.trainings import score
 from companion.similarity import cka_map
 
-
 Part = Literal["train", "test"]
 
 
