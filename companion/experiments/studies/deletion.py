@@ -1,4 +1,4 @@
-"""What is lost when whole blocks are taken out of published nets? Chapter *Which blocks can go?*"""
+"""What is lost when whole blocks are taken out of published nets? The chapter *Which blocks can go?* shows it."""
 
 from __future__ import annotations
 
