@@ -411,6 +411,8 @@ def test_a_control_and_the_kernel_change_the_same_state(name: str, opened: Calla
     first = sentence(page)
     if name == "cka_map":
         page.locator('[role="gridcell"]').first.click()
+    elif name == "block_sets":
+        page.locator("input[type=checkbox]").last.click()
     else:
         page.locator("input[type=range]").last.focus()
         page.keyboard.press("ArrowLeft")
