@@ -114,7 +114,7 @@ def browser() -> Iterator[Browser]:
 
         def patient(**options: Any) -> BrowserContext:
             context = new_context(**options)
-            context.set_default_timeout(PATIENCE * 1000)
+            context.set_default_timeout(120_000)  # what never comes should not hold a page for longer
             return context
 
         browser.new_context = patient

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 CUDA = torch.device("cuda", 0)
 
@@ -110,10 +111,4 @@ def mapped(value: Any, change: Any) -> Any:
 
 def tensors(value: Any) -> Iterator[Tensor]:
     """All tensors in arguments."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from tensors(list(value.values()))
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from tensors(part)
+    yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))

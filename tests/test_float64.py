@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from fake_cuda import CUDA, FakeCuda, OnCuda
+from fake_cuda import CUDA, FakeCuda, OnCuda, tensors
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from companion import features, flow, models
 from companion.information import bin_edges, discrete_entropy, gaussian_mutual_information, mutual_information
@@ -26,7 +25,7 @@ class Refuses(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if any(isinstance(x, OnCuda) and x.dtype == torch.float64 for x in tree_leaves(out)):
+        if any(isinstance(x, OnCuda) and x.dtype == torch.float64 for x in tensors(out)):
             raise TypeError("the device has no float64")
         return out
 
@@ -39,10 +38,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def devices(found: Any) -> set[str]:
-    if isinstance(found, Tensor):
-        return {found.device.type}
-    parts = found.values() if isinstance(found, dict) else found if isinstance(found, list | tuple) else ()
-    return {device for part in parts for device in devices(part)}
+    return {x.device.type for x in tensors(found)}
 
 
 def net() -> nn.Module:

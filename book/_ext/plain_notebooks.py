@@ -205,7 +205,7 @@ class Chapter:
             tags = cell.metadata.get("tags", [])
             metadata: dict[str, Any] = {"tags": tags} if tags else {}
             if index <= 2 or self.solution or "hide-input" in tags:  # the first two cells of code set up and import
-                metadata |= {"cellView": "form", "jupyter": {"source_hidden": True}}
+                metadata |= folded()
             if self.solution and cell.outputs:
                 metadata["jupyter"]["outputs_hidden"] = True
             yield nbformat.v4.new_code_cell(
@@ -242,9 +242,8 @@ class Chapter:
                 name, caption = pieces[index + 1].replace("-", "_"), re.sub(r"</?p>", "", pieces[index + 2])
                 picture = {"image/png": base64.b64encode(parts(name).picture).decode()}
                 shown = nbformat.v4.new_output("display_data", data=picture)
-                folded = {"cellView": "form", "jupyter": {"source_hidden": True}}
                 yield nbformat.v4.new_code_cell(
-                    LIVE.format(name), id=f"{cell.id[:50]}-live", outputs=[shown], metadata=folded
+                    LIVE.format(name), id=f"{cell.id[:50]}-live", outputs=[shown], metadata=folded()
                 )
                 yield nbformat.v4.new_markdown_cell(self.inline(caption), id=f"{cell.id[:50]}-said")
 
@@ -265,6 +264,11 @@ def anchor(label: str) -> str:
 def details(summary: str, body: str) -> str:
     """Folded text; the empty lines let Markdown and formulas through."""
     return f"<details>\n<summary>{summary}</summary>\n\n{body}\n\n</details>"
+
+
+def folded() -> dict[str, Any]:
+    """A cell's metadata that fold its code, on Colab and in Jupyter."""
+    return {"cellView": "form", "jupyter": {"source_hidden": True}}
 
 
 def without_bars(formula: re.Match[str]) -> str:

@@ -6,7 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 from companion._checks import one_of
 from companion._files import data_root
 from companion.data.images import IMAGENET_MEAN, IMAGENET_STD, Normalize, decode, encoded, files_below, frozen_random
-from companion.data.loaders import check_ranks
+from companion.data.loaders import Epochs, check_ranks
 
 
 def imagenet(split: Literal["train", "val"] = "train", root: str | Path | None = None) -> ImageFolder:
@@ -80,7 +80,7 @@ def _check_classes(folder: Path, classes: set[str]) -> None:
 
 
 @dataclass(eq=False)
-class ImageNetLoader:
+class ImageNetLoader(Epochs):
     """Batches of photographs, decoded by worker processes or on the device, normalised there by ImageNet's constants.
 
     Training images are cropped at random to `size` (Szegedy et al. 2015, area 8 to 100 %) and mirrored with probability
@@ -112,14 +112,6 @@ class ImageNetLoader:
     size: int = 224
     workers: int = 4
     decode: Literal["workers", "device"] = "workers"
-    seed: int = 0
-    device: torch.device | str = "cpu"
-    dtype: torch.dtype = torch.float32
-    channels_last: bool = False
-    rank: int = 0
-    world_size: int = 1
-    epoch: int = field(default=0, init=False)
-    start: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         check_ranks(self.batch_size, self.rank, self.world_size)

@@ -49,7 +49,22 @@ def crop_and_flip(
 
 
 @dataclass(eq=False, repr=False)
-class DeviceLoader:
+class Epochs:
+    """What loaders share: whose part of which batches of which epoch they yield, and how images come."""
+
+    _: KW_ONLY
+    seed: int = 0
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = field(default=0, init=False)
+    start: int = field(default=0, init=False)
+
+
+@dataclass(eq=False, repr=False)
+class DeviceLoader(Epochs):
     """Batches of a data set that lives on the device as one uint8 tensor.
 
     An iteration yields the batches of epoch `epoch`, from batch `start` on: pairs (x, y) of normalised images
@@ -95,14 +110,6 @@ class DeviceLoader:
     padding: int = 4
     flip: bool = True
     drop_last: bool = False
-    seed: int = 0
-    device: torch.device | str = "cpu"
-    dtype: torch.dtype = torch.float32
-    channels_last: bool = False
-    rank: int = 0
-    world_size: int = 1
-    epoch: int = field(default=0, init=False)
-    start: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         check_ranks(self.batch_size, self.rank, self.world_size)

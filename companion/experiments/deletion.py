@@ -23,6 +23,7 @@ from companion.experiments.plan import Outcome, Workplace
 from companion.experiments.pretrained import Part, network, seen
 from companion.experiments.records import Run, packed
 from companion.experiments.removal import without_branches
+from companion.experiments.trainings import score
 from companion.pruning import cost
 from companion.similarity import alignment, gram
 
@@ -112,12 +113,8 @@ def judged(
     {'correct': 1, 'examples': 2, 'loss': 1.12693, 'right': 'gA=='}
     """
     right: Bool[Tensor, " examples"] = logits.argmax(1) == labels
-    found = {"correct": int(right.sum()), "examples": len(right)}
-    return (
-        found
-        | {"loss": quantities.rounded(float(F.cross_entropy(logits, labels)), 6)}
-        | ({"right": packed(right.cpu().numpy())} if bits else {})
-    )
+    found = score(float(right.double().mean()), len(right), float(F.cross_entropy(logits, labels)))
+    return found | ({"right": packed(right.cpu().numpy())} if bits else {})
 
 
 def batch(run: Run, place: Workplace, part: Part, examples: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from companion.blocks import label, spans
+from companion.blocks import label, spans, stage_of
 from companion.experiments.distributions import correlated
 from companion.experiments.records import Record
 from companion.experiments.titles import TITLES
@@ -112,7 +112,7 @@ def _network(record: Record) -> dict[str, Any]:
     """One entry of the menu; its first pair is the first block and the last, where depth has changed most."""
     geometry = record.measures["geometry"]
     layers = geometry["layers"]
-    blocks = [index for index, layer in enumerate(layers) if layer.startswith("layer")] or [0, len(layers) - 1]
+    blocks = [index for index, layer in enumerate(layers) if stage_of(layer)] or [0, len(layers) - 1]
     return {
         "name": network_name(record.run.method),
         "layers": [label(layer) for layer in layers],
@@ -298,7 +298,7 @@ def penalty_strengths_data(records: Iterable[Record]) -> dict[str, Any]:
         "penalties": list(penalties.values()),
         "layers": list(map(label, layers)),
         "stages": [list(stage) for stage in spans(layers)],
-        "blocks": [layer.removeprefix("layer") for layer in layers if layer.startswith("layer")],
+        "blocks": [layer.removeprefix("layer") for layer in layers if stage_of(layer)],
         "pruned": ["dense", "50 %", "70 %", "80 %", "90 %", "½", "¼"],  # weights gone, then multiply-adds left
         "state": {"penalty": first, "strength": max(counts.values()) - 1},
     }
@@ -309,7 +309,7 @@ def _net(record: Record) -> dict[str, Any]:
     path = record.measures["trajectory"]
     layers = {layer["name"]: layer for layer in record.measures["weights"]["layers"]}
     table = record.frame("cka")
-    blocks = [name for name in table.index if name.startswith("layer")]
+    blocks = [name for name in table.index if stage_of(name)]
     levels = [entry["pruned"] for entry in (*record.result["weights"], *record.result["filters"])]
 
     def scales(convolution: str) -> list[float]:

@@ -22,7 +22,7 @@ from companion.pruning._inputs import as_input, call, first, tensors_of
 from companion.pruning._plain import plain
 from companion.pruning.filters._coupling import Coupling, coupled
 from companion.pruning.filters._norms import Norm, channel_norms, filter_norms, widest_gap
-from companion.pruning.filters._removal import constants, exactly_removed, in_double, remove, rounded, zero
+from companion.pruning.filters._removal import constants, in_double, remove, rounded, zero
 
 
 @dataclass(frozen=True, repr=False)
@@ -375,7 +375,7 @@ class _Task:
             zeroed[f"{last}.weight"].zero_()
         error = 0.0
         with _fitting():
-            small, constant = exactly_removed(self.model, self.coupling, self.constants, gone, branches)
+            small, constant = remove(self.model, self.coupling, self.constants, gone, branches, exact=True)
             example, *others = _trials(as_input(small, self.one))
             with evaluating(small, self.model):
                 with counting(small) as counter:

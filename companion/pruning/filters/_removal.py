@@ -72,12 +72,15 @@ def constants(model: nn.Module, coupling: Coupling, example: Any) -> Constants:
     return Constants(emitted, _read(model, values, coupling, example))
 
 
+@torch.no_grad()
 def remove(
     model: nn.Module,
     coupling: Coupling,
     constants: Constants,
     gone: Bool[Tensor, " channels"],
     branches: Sequence[str] = (),
+    *,
+    exact: bool = False,
 ) -> tuple[nn.Module, Bool[Tensor, " channels"]]:
     """A physically smaller copy of `model` that computes, in eval mode, what `model` computes with the filters of these
     channels zeroed. Also returns which of them stay, as constant channels.
@@ -85,23 +88,11 @@ def remove(
     Args:
         branches: last layers of residual branches whose filters are zeroed too, all of them; nothing of such a branch
             stays but the constant that it emits, so that its block is the identity up to a shift.
+        exact: leave it in float64, so that it can be checked; then it is to be `rounded`.
 
     Raises:
         ValueError: a channel that a layer does not read as a constant.
     """
-    small, kept = exactly_removed(model, coupling, constants, gone, branches)
-    return rounded(small, model), kept
-
-
-@torch.no_grad()
-def exactly_removed(
-    model: nn.Module,
-    coupling: Coupling,
-    constants: Constants,
-    gone: Bool[Tensor, " channels"],
-    branches: Sequence[str] = (),
-) -> tuple[nn.Module, Bool[Tensor, " channels"]]:
-    """What `remove` gives, in float64, as long as it can still be checked; then it is `rounded`."""
     small = double(model)
     ends = [(_silence(small, coupling, last), coupling.filters[last]) for last in branches]
     coupling = _without(coupling, {name for last in branches for name in coupling.branches[last]})
@@ -141,7 +132,7 @@ def exactly_removed(
         if name in at_borders:
             _carry(layers[name], carriers, at_borders[name], constants.carried[name])
     _slice(layers, coupling, ~gone | kept)
-    return small, kept
+    return (small if exact else rounded(small, model)), kept
 
 
 def _silence(model: nn.Module, coupling: Coupling, last: str) -> Constant:
