@@ -141,7 +141,8 @@ def test_every_figure_has_alternative_text_and_caption(name: str, seen: Visit) -
 def test_code_can_be_copied(name: str, seen: Visit) -> None:
     """With the names in it that lead to the API, as plain text."""
     for number in (0, 1):
-        cell = seen.page.locator("div.cell_input:visible").nth(number)
+        cell = seen.page.locator("div.cell_input").nth(number)
+        cell.evaluate("cell => cell.closest('details')?.setAttribute('open', '')")  # a reader unfolds it first
         cell.hover()
         cell.locator("button.copybtn").click()
         copied = seen.page.evaluate("navigator.clipboard.readText()")
