@@ -91,10 +91,10 @@ def data(name: str) -> dict[str, Any]:
     if name == "block_sets":
         return explorables.block_sets_data(replay("block_subsets")[0])
     if name == "flow_path":
-        names = tagged(ROOT / "notebooks" / "04_flow.ipynb", "flow-path")
+        names = tagged(ROOT / "notebooks" / "03_flow.ipynb", "flow-path")
         images, labels = (names[key][names["chosen"]] for key in ("images", "labels"))
         return explorables.flow_path_data(images, labels, names["shadows"], FIRST_PATH)
-    names = tagged(ROOT / "notebooks" / "06_sparse_training.ipynb", "mask-life")
+    names = tagged(ROOT / "notebooks" / "05_sparse_training.ipynb", "mask-life")
     return explorables.mask_life_data(names["lives"], names["ink"])
 
 

@@ -168,7 +168,7 @@ def test_blocks_leave_in_the_order_of_their_scores_and_greedily_by_loss() -> Non
 # ------------------------------------------------------------------------------------------- the chapter's exercises
 def _exercise(name: str) -> dict[str, Any]:
     """The names that an exercise's test cell defines and needs."""
-    found = tagged(ROOT / "notebooks" / "14_which_blocks.ipynb", f"exercise-{name}")
+    found = tagged(ROOT / "notebooks" / "04_which_blocks.ipynb", f"exercise-{name}")
     found |= {"torch": torch, "np": np, "math": math, "F": nn.functional}  # the test looks them up when it runs
     return found
 
