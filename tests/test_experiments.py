@@ -838,7 +838,8 @@ def test_one_word_makes_the_records_of_a_chapter_anew(toy, place, tmp_path, caps
         found = read("toy", "smoke")
         assert [r.run for r in found] == [run] and [missing.seed for missing in found.missing] == [1]
         assert found[0].result == ours.result
-        assert capsys.readouterr().out == f"toy, smoke: 1 records in {os.path.relpath(tmp_path / folder / 'toy' / 'smoke')}\n"
+        read_from = os.path.relpath(tmp_path / folder / "toy" / "smoke")
+        assert capsys.readouterr().out == f"toy, smoke: 1 records in {read_from}\n"
         assert len(read("toy", "smoke")) == 1 and not capsys.readouterr().out  # said once
     assert (tmp_path / "work" / "results" / run.path).exists()
     assert (tmp_path / "book" / run.path).read_bytes() == before
