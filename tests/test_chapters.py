@@ -93,9 +93,14 @@ WORDS_A_MINUTE = 100  # of a text with formulas, figures and code
 
 def words(text: str) -> int:
     """Words of prose: without formulas, addresses, options of directives, and what roles name."""
-    text = re.sub(r"```\{math\}.*?```|\$\$.*?\$\$|\$[^$]*\$|^:\w+:.*$", " ", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"```\{math\}.*?```|\$\$.*?\$\$|\$[^$]*\$|^:\w+:[^\n]*$", " ", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"\{[a-z:]+\}`[^`]*`|\]\([^)]*\)|https?://\S+", " x ", text)
     return len(re.findall(r"[^\W\d_]+(?:[’'-][^\W\d_]+)*", text))
+
+
+def test_words_counts_what_is_read() -> None:
+    box = "```{prf:theorem} Short paths\n:label: thm-a\n\nLet $k_1 > 0$. The end's near.\n\n$$\na = b\n$$ (eq-a)\n```"
+    assert words(f"## One\n\n{box}\n\nSee {{prf:ref}}`thm-a` [there](x.ipynb).") == 14
 
 
 def text_without_exercises(path: Path) -> str:
