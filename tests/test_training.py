@@ -9,6 +9,7 @@ import warnings
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -572,6 +573,56 @@ def test_weights_that_overflow_in_the_last_step_are_not_saved(tmp_path: Any) -> 
 def test_refuses_nonsense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train(net(), data(), **options)
+
+
+X = torch.zeros(5, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("batches", "shown"),
+    [
+        (TensorDataset(X, torch.zeros(5)), r"shape \(1, 8, 8\), shape \(\)"),
+        ([(X.numpy(), np.zeros(5))], "ndarray, ndarray"),
+        ([{"x": X, "y": torch.zeros(5)}], "dict"),
+        ([X], r"shape \(5, 1, 8, 8\)"),
+        ([(X, X, X)], "shape"),
+    ],
+    ids=["a dataset", "arrays", "a dict", "no target", "three parts"],
+)
+def test_what_is_no_batch_is_refused_in_one_sentence(batches: Any, shown: str) -> None:
+    for run in (lambda: train(net(), batches), lambda: evaluate(net(), batches)):
+        with pytest.raises(ValueError, match=rf"^a batch must be \(x, y\), two tensors.*not \({shown}"):
+            run()
+
+
+def test_what_is_no_model_or_optimizer_is_refused() -> None:
+    for model, optimizer, message in (
+        (None, sgd(net()), "fit takes a module and an optimizer, not None"),
+        (net(), "adam", "not a Sequential and 'adam'"),
+        (nn.ReLU(), sgd(net()), "ReLU has no parameters to train"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(model, data(), optimizer, epochs=1, progress=False)
+
+
+def test_as_many_tokens_as_classes_have_no_accuracy_but_under_cross_entropy() -> None:
+    """(examples, classes, tokens) and (examples, tokens, classes) are then of one shape."""
+
+    class Words(nn.Module):
+        def __init__(self, classes: int) -> None:
+            super().__init__()
+            self.out = nn.Linear(4, classes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(x)  # tokens first
+
+    def loss(outputs: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs.flatten(0, 1), y.flatten())
+
+    batch = torch.randn(5, 6, 4), torch.randint(6, (5, 6))
+    assert "accuracy" not in evaluate(Words(6), [batch], loss=loss)
+    assert "accuracy" not in evaluate(Words(7), [batch], loss=loss)
+    assert "accuracy" in evaluate(Words(6), [batch])
 
 
 def test_refuses_a_loader_without_batches_and_a_scheduler_without_a_clock() -> None:

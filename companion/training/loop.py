@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from companion._checks import at_least, whole_number
+from companion._checks import at_least, given, whole_number
 from companion._ranks import buffers_of_rank_zero, from_ranks, on_rank_zero, rank, world_size
 from companion.training.checkpoints import claim, random_state, save_checkpoint, seed_everything, set_random_state
 from companion.training.measuring import (
@@ -34,6 +34,7 @@ from companion.training.measuring import (
     Meter,
     autocast,
     batch_sums,
+    checked,
     evaluate,
     full_precision,
     loss_of,
@@ -250,7 +251,7 @@ class _State:
         if self.resumed is not None and self.batch > 0:
             set_random_state(self.resumed[1], self.data, self.device)
         self.resumed = None
-        while group := list(islice(stream, accumulate)):
+        while group := [checked(batch) for batch in islice(stream, accumulate)]:
             self.batch += len(group)
             yield group
         if self.batch == 0:
@@ -462,6 +463,10 @@ def _by_step(scheduler: LRScheduler) -> LRScheduler:
 def _refuse_nonsense(
     model: nn.Module, data: Any, optimizer: Optimizer, schedule: Any, clip: float | None, precision: str
 ) -> None:
+    if not isinstance(model, nn.Module) or not isinstance(optimizer, Optimizer):
+        raise ValueError(f"fit takes a module and an optimizer, not {given(model)} and {given(optimizer)}")
+    if not any(True for _ in model.parameters()):
+        raise ValueError(f"{type(model).__name__} has no parameters to train")
     autocast(next(model.parameters()).device, precision)  # refuses one that is unknown, or not for this device
     lengths = from_ranks(len(data) if hasattr(data, "__len__") else 0)  # first, so that no rank waits for another
     if not min(lengths):
