@@ -33,6 +33,7 @@ from torch.utils.data import Dataset, IterableDataset
 from torch.utils.module_tracker import ModuleTracker
 
 from companion._checks import at_least, given, one_of, whole_number
+from companion._progress import progress
 
 __all__ = [
     "REDUCERS",
@@ -712,7 +713,7 @@ def batches(
     stream: Iterable[Any] = data.split(batch_size) if isinstance(data, Tensor) else data
     held: Any = None  # large enough, waits for what may be left at the end
     small: Any = None
-    for batch in stream:
+    for batch in progress(stream, "batches"):
         x = batch[0] if isinstance(batch, tuple | list) and batch and not whole else batch
         if not whole and not isinstance(x, Tensor | Mapping):
             raise ValueError(

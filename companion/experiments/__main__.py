@@ -117,12 +117,12 @@ def _run(arguments: argparse.Namespace, root: Path) -> int:
                 )
             place = _place(arguments, arguments.device or here.device)
             attempts = ((run, functools.partial(attempt, run, place, root)) for run in runs)
-            return _report(runs, attempts, root, speaks=here.rank == 0)
+            return _report(runs, attempts, root, bar=not arguments.quiet, speaks=here.rank == 0)
     place = _place(arguments, arguments.device or Workplace().device)
     with executors.open_executor(arguments.executor, arguments.jobs) as executor:
         waiting = {executor.submit(attempt, run, place, root): run for run in runs}
         finished = ((waiting[future], future.result) for future in as_completed(waiting))
-        return _report(runs, finished, root)
+        return _report(runs, finished, root, bar=not arguments.quiet)
 
 
 def _chosen(arguments: argparse.Namespace) -> list[Run]:
@@ -143,11 +143,18 @@ def _place(arguments: argparse.Namespace, device: torch.device) -> Workplace:
 
 
 def _report(
-    runs: Sequence[Run], attempts: Iterable[tuple[Run, Callable[[], Attempt]]], root: Path, speaks: bool = True
+    runs: Sequence[Run],
+    attempts: Iterable[tuple[Run, Callable[[], Attempt]]],
+    root: Path,
+    *,
+    bar: bool,
+    speaks: bool = True,
 ) -> int:
     """Say what became of every run as it ends; the exit status is 0 if all have a record."""
+    from companion._progress import progress
+
     recorded_now = 0
-    for run, made in attempts:
+    for run, made in progress(attempts, "runs", len(runs)) if bar and len(runs) > 1 else attempts:
         found = made()
         recorded_now += found.record is not None
         if not speaks:

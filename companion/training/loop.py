@@ -152,7 +152,7 @@ def fit(
         seed_everything(seed + rank())
     if channels_last:
         model.to(memory_format=torch.channels_last)
-    batches, penalties = len(data), _named(penalty, sparsity)
+    batches, penalties = len(data), named(penalty, sparsity)
     configuration = {  # what must agree for a checkpoint to be this run's
         "model": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters())} parameters",
         "optimizer": f"{type(optimizer).__name__} "
@@ -424,7 +424,7 @@ def _diverged(what: str, checkpoint: str | Path | None) -> FloatingPointError:
     )
 
 
-def _named(penalty: Penalty | Iterable[Penalty] | None, sparsity: Sparsity | None) -> dict[str, Penalty]:
+def named(penalty: Penalty | Iterable[Penalty] | None, sparsity: Sparsity | None) -> dict[str, Penalty]:
     """The penalties by name, the sparsity's own among them; the second of one name is NAME_2."""
     terms: list[Any] = [] if penalty is None else [penalty] if callable(penalty) else list(penalty)
     named: dict[str, Penalty] = {}

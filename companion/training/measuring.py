@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from companion._progress import progress
 from companion._ranks import world_size
 from companion.features import evaluating
 
@@ -107,7 +108,7 @@ def evaluate(
     device = next(model.parameters()).device
     sums, examples = [], 0
     with evaluating(model):
-        for x, y in map(checked, loader):
+        for x, y in map(checked, progress(loader, "evaluation")):
             x, y = move(x, device, channels_last), y.to(device, non_blocking=True)
             with autocast(device, precision):
                 outputs = full_precision(model(x))
