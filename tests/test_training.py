@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import warnings
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -33,6 +34,7 @@ from companion.training import (
     sgd,
 )
 from companion.training import loop as training_loop
+from companion.training import precision as fastest
 from companion.training.measuring import autocast
 
 
@@ -133,6 +135,83 @@ def test_a_gpu_that_emulates_bfloat16_computes_in_float32(monkeypatch: pytest.Mo
     assert compute((7, 5)) == torch.float32  # T4
     assert compute((8, 0)) == compute((9, 0)) == torch.bfloat16  # A100, H200
     assert autocast(torch.device("cpu"), "bfloat16").fast_dtype == torch.bfloat16
+
+
+# ---------------------------------------------------------------------------------------------- the fastest precision
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Steps take as long as is said; returns the precisions that were tried, one for each step."""
+
+    def say(**takes: float) -> list[str]:
+        tried: list[str] = []
+
+        def seconds(step: Any, device: torch.device) -> float:
+            step()
+            tried.append(step.__defaults__[0])
+            return takes[tried[-1]]
+
+        monkeypatch.setattr(fastest, "seconds", seconds)
+        monkeypatch.setattr(fastest, "_CHOSEN", {})
+        return tried
+
+    return say
+
+
+@pytest.mark.parametrize(("slow", "fast"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_auto_takes_what_was_faster_once_and_says_so(
+    slow: str, fast: str, timed: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tried = timed(**{slow: 2.0, fast: 1.0})
+    one, other = net(), net()
+    other.load_state_dict(one.state_dict())
+    torch.manual_seed(5)
+    history = train(one, data(), precision="auto", progress=True, seed=None)
+    assert f"precision: {fast}, the faster one here for Sequential" in capfd.readouterr().err
+    assert tried.count(slow) == tried.count(fast) == 1 + fastest.STEPS
+    torch.manual_seed(5)
+    plain = train(other, data(), precision=fast, seed=None)
+    assert torch.equal(weights(one), weights(other))  # the measuring left no trace: weights, statistics, random state
+    assert [epoch["precision"] for epoch in history] == [fast] * 2 and "precision" not in plain[0]
+    train(net(), data(), precision="auto")
+    assert len(tried) == 2 * (1 + fastest.STEPS)
+    linear = nn.Linear(4, 2)  # of another class, another measurement
+    train(linear, [(torch.randn(5, 4), torch.zeros(5).long())], precision="auto")
+    assert len(tried) == 4 * (1 + fastest.STEPS)
+
+
+def test_auto_goes_on_in_the_precision_that_it_began_with(timed: Any, tmp_path: Any) -> None:
+    timed(float32=2.0, bfloat16=1.0)
+
+    def stop(record: dict[str, Any]) -> None:
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    whole = net()
+    start = copy.deepcopy(whole.state_dict())
+    train(whole, data(), precision="auto")
+    broken = net()
+    broken.load_state_dict(start)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, data(), precision="auto", checkpoint=tmp_path / "run.pt", on_epoch=stop)
+    timed(float32=1.0, bfloat16=2.0)  # another process, on a busy machine
+    again = net()
+    history = train(again, data(), precision="auto", checkpoint=tmp_path / "run.pt")
+    assert torch.equal(weights(again), weights(whole))
+    assert [epoch["precision"] for epoch in history] == ["bfloat16"] * 2
+
+
+def test_what_auto_compares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float16, which needs its loss scaled, only where CUDA has no bfloat16 of its own."""
+    cuda = torch.device("cuda")
+    for capability, second in (((7, 5), "float16"), ((8, 0), "bfloat16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, answer=capability: answer)
+        assert fastest.candidates(cuda) == ["float32", second]
+    assert fastest.candidates(torch.device("cpu")) == ["float32", "bfloat16"]
+    assert fastest.candidates(torch.device("mps")) == ["float32"]
+    with pytest.raises(ValueError, match="precision='fast' is unknown"):
+        train(net(), data(), precision="fast")
+    with pytest.raises(ValueError, match="precision='auto': one of"):
+        evaluate(net(), data(), precision="auto")
 
 
 def test_float16_scales_the_loss_and_skips_a_step_that_overflows(device: torch.device) -> None:
@@ -562,7 +641,7 @@ def test_weights_that_overflow_in_the_last_step_are_not_saved(tmp_path: Any) -> 
         ({"accumulate": 1.5}, "accumulate=1.5"),
         ({"checkpoint_every": -1}, "checkpoint_every=-1"),
         ({"clip": 0.0}, "clip=0.0"),
-        ({"precision": "half"}, "float32, bfloat16, float16"),
+        ({"precision": "half"}, "'float32', 'bfloat16', 'float16', 'auto'"),
         ({"penalty": [3]}, "penalty=3"),
         ({"penalty": lambda: 0.5}, "returned 0.5: a scalar tensor"),
         ({"penalty": lambda: torch.zeros(2)}, "a scalar tensor"),

@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         help="only every n-th run, from the i-th: for a job array",
     )
     run.add_argument(
-        "--precision", choices=("float32", "bfloat16", "float16"), help="instead of the registry's; see `pace`"
+        "--precision",
+        choices=("float32", "bfloat16", "float16", "auto"),
+        help="instead of the registry's; auto: what `pace` finds the faster",
     )
     run.add_argument("--data", type=Path, default=None, help="data root (default: COMPANION_DATA)")
     run.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -138,7 +140,13 @@ def _chosen(arguments: argparse.Namespace) -> list[Run]:
 
 
 def _place(arguments: argparse.Namespace, device: torch.device) -> Workplace:
-    how = {"precision": arguments.precision} if arguments.precision else {}
+    precision = arguments.precision
+    if precision == "auto":
+        from companion.experiments import speed
+
+        precision = speed.fastest(device)
+        print(f"precision: {precision}, the faster one on this {device.type}", file=sys.stderr)
+    how = {"precision": precision} if precision else {}
     return Workplace(device=device, data=arguments.data, progress=not arguments.quiet, how=how)
 
 

@@ -22,8 +22,9 @@ On many GPUs the same script runs under `torchrun`; each rank reads its slice of
         fit(model, loader, sgd(model, lr=0.4, weight_decay=1e-4), epochs=100, schedule=cosine(warmup=5),
             loss=nn.CrossEntropyLoss(label_smoothing=0.1), accumulate=2, precision="bfloat16", channels_last=True)
 
-`loop` holds `fit` and the sockets, `measuring` what a run measures, `optimizers` the optimizers and learning-rate
-schedules, `checkpoints` what survives a kill, `logs` what shows a penalty in other loops.
+`loop` holds `fit` and the sockets, `measuring` what a run measures, `precision` which number format is fastest,
+`optimizers` the optimizers and learning-rate schedules, `checkpoints` what survives a kill, `logs` what shows a penalty
+in other loops.
 
 Page *Running experiments* shows it at work.
 """

@@ -27,7 +27,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 class History(list[dict[str, Any]]):
     """One record an epoch, of plain numbers: `epoch` (from 1), `lr` (of its last step), `loss` and `accuracy` (means
     over the training examples as they passed), `penalty_NAME`, `validation_loss`, `validation_accuracy`, `sparsity`,
-    `images_per_second` and `seconds` (of the training passes).
+    `images_per_second` and `seconds` (of the training passes), and `precision`, a word, where "auto" chose it.
 
     `penalty_NAME` is what the penalty added to the loss, a mean over all steps and ranks: of one that is computed every
     n-th step an n-th of its value, which `penalty.last` has. Targets that are no classes have no accuracy: see `fit`.
