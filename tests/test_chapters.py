@@ -73,7 +73,6 @@ UNCUT: set[str] = {
     "01_sparsity",
     "02_similarity",
     "03_flow",
-    "04_which_blocks",
     "05_sparse_training",
     "06_identity_layers",
     "07_information",
