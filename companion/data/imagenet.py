@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,7 +79,7 @@ def _check_classes(folder: Path, classes: set[str]) -> None:
 
 
 class ImageNetLoader:
-    """Batches of photographs, decoded by worker processes or on the device, normalised there by ImageNet's constants.
+    """Batches of photographs, decoded by worker processes or on the device, and normalised there.
 
     Training images are cropped at random to `size` (Szegedy et al. 2015, area 8 to 100 %) and mirrored with probability
     ½, in a new order each epoch; evaluation images are resized to size·256/224 and cropped in the middle (He et al.
@@ -94,6 +94,7 @@ class ImageNetLoader:
         workers: worker processes that read, and decode or not; 0: this process does it.
         decode: "workers" by Pillow, or "device" by torchvision's JPEG decoder, which on a GPU decodes a batch at once;
             files that it cannot decode, and torchvision without it, fall back to Pillow.
+        mean, std: see `Normalize`; ImageNet's, which torchvision's networks expect, unless others are given.
         seed, device, dtype, channels_last, rank, world_size: as for `DeviceLoader`.
 
     Attributes:
@@ -112,6 +113,8 @@ class ImageNetLoader:
         size: int = 224,
         workers: int = 4,
         decode: Literal["workers", "device"] = "workers",
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
         seed: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -133,7 +136,7 @@ class ImageNetLoader:
         self.decode = decode
         self.seed = seed
         self.device = torch.device(device)
-        self.normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD, self.device, dtype, channels_last)
+        self.normalize = Normalize(mean, std, self.device, dtype, channels_last)
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
