@@ -82,24 +82,30 @@ def cka_interval(
             pairs = ([_above(u_center(k[s][:, s]), least).view(1, -1) for k, least in wholes] for s in subsets)
             draws = torch.stack([_ratio(*_hsics(*pair)) for pair in pairs])
             error = float((draws - value).square().mean().sqrt()) * math.sqrt(size / (n - size))
-    half = math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64))) * error
+    half = quantile(level) * error
     return Interval(value, value - half, value + half, error, level)
 
 
-def _jackknife(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor]) -> Float[Tensor, "n"]:
-    """Unbiased CKA without example i, for every i, from each side's U-centred matrix (zero diagonal, zero row sums) and
-    its noise.
+def quantile(level: float) -> float:
+    """How many standard errors a normal interval of that level reaches to either side."""
+    return math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64)))
 
-    HSIC₁'s three sums, tr(KL), 1ᵀK1·1ᵀL1 and 1ᵀKL1, lose example i's row and column. As all row sums were 0, row a now
-    sums to −k_ai, the total stays 0, and what is left of 1ᵀKL1 is Σ_a k_ai l_ai.
+
+def _without_each(k: Float[Tensor, "n n"], l: Float[Tensor, "n n"]) -> tuple[Tensor, Float[Tensor, "n"]]:  # noqa: E741
+    """HSIC₁ of two `_centered` matrices, and that without example i, for every i.
+
+    The three sums, tr(KL), 1ᵀK1·1ᵀL1 and 1ᵀKL1, lose example i's row and column. As all row sums were 0, row a now sums
+    to −k_ai, the total stays 0, and what is left of 1ᵀKL1 is Σ_a k_ai l_ai.
     """
-    m = x[0].shape[0] - 1
+    n = len(k)
+    removed = (k * l).sum(1)
+    whole = removed.sum()
+    return whole, (whole - (2 + 2 / (n - 3)) * removed) * (n * (n - 3) / ((n - 1) * (n - 4)))
 
-    def without(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
-        removed = (k * l).sum(1)
-        return (k * l).sum() - 2 * removed - 2 / (m - 2) * removed  # the same factor in all three cancels
 
+def _jackknife(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor]) -> Float[Tensor, "n"]:
+    """Unbiased CKA without example i, for every i, from each side's centred matrix and its noise."""
     (kx, noise_x), (ky, noise_y) = x, y
-    own, other = without(kx, kx), without(ky, ky)
+    own, other, cross = (_without_each(*pair)[1] for pair in ((kx, kx), (ky, ky), (kx, ky)))
     live = (own > noise_x) & (other > noise_y)
-    return torch.where(live, without(kx, ky) / (own.clamp(min=0).sqrt() * other.clamp(min=0).sqrt()), 0)
+    return torch.where(live, cross / (own.clamp(min=0).sqrt() * other.clamp(min=0).sqrt()), 0)

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from companion._checks import one_of
+from companion.blocks import PassThrough
+from companion.blocks._removal import put_in
 from companion.features import unwrap
 from companion.models import Subsample
 from companion.pruning.filters._trace import BatchNorm, Blank, Constant, Convolution, InstanceNorm
@@ -18,7 +20,7 @@ Plan = dict[str, dict[str, Any]]
 
 
 def plan(model: nn.Module) -> Plan:
-    """module → its type and sizes, for all that `prune_filters` cuts or puts in; good for JSON.
+    """module → its type and sizes, for all that `prune_filters` and `without_blocks` cut or put in; good for JSON.
 
     With the state dict it is all that must be kept of a smaller network (`rebuild`), whether pruned once or often.
 
@@ -43,6 +45,7 @@ def rebuild(model: nn.Module, plan: Mapping[str, Mapping[str, Any]]) -> nn.Modul
         ValueError: the plan is of another architecture: the first module that differs is named.
     """
     model = copy.deepcopy(unwrap(model))
+    gone = {name: PassThrough(entry["outputs"]) for name, entry in plan.items() if entry["type"] == "PassThrough"}
     modules = dict(model.named_modules())
     for name, entry in plan.items():
         sizes = dict(entry)
@@ -51,6 +54,8 @@ def rebuild(model: nn.Module, plan: Mapping[str, Mapping[str, Any]]) -> nn.Modul
             raise ValueError(
                 f"the plan has a {kind} {name!r}, {type(model).__name__} has none: it is of another network"
             )
+        if name in gone:
+            continue
         module: Any = modules[name]
         if kind in _PUT_IN:
             if type(module).__name__ != kind:
@@ -62,7 +67,7 @@ def rebuild(model: nn.Module, plan: Mapping[str, Mapping[str, Any]]) -> nn.Modul
         for key, value in sizes.items():
             setattr(module, key, value)
         _resize(module, bias)
-    return model
+    return put_in(model, gone)
 
 
 def _sizes(module: Any) -> dict[str, Any]:
@@ -77,6 +82,8 @@ def _sizes(module: Any) -> dict[str, Any]:
         return found | _of(module, "before", "after")
     if isinstance(module, Blank):
         return found | _of(module, "stride")
+    if isinstance(module, PassThrough):
+        return found | _of(module, "outputs")
     if isinstance(module, Constant):
         return found | {"channels": len(module.value)}
     return found if type(module) is nn.Identity else {}

@@ -1,12 +1,4 @@
-"""Blocks: what a block, a stage and a label of a layer are.
-
-A *block* is the unit whose outputs the papers compare (`find_blocks`). A *stage* is a run of blocks whose outputs have
-one shape (`stages`). A record keeps names alone: there a stage is the numbered container that holds numbered blocks,
-`layer3` of `layer3.2` (`stage_of`); in ResNets both are the same. Chapter *Feature similarity* compares blocks.
-
->>> same_stage("layer10.0", "layer10.1"), same_stage("layer1.0", "layer10.0")
-(True, False)
-"""
+"""What a block, a stage and a label of a layer are, in live models and by names alone."""
 
 from __future__ import annotations
 
@@ -18,8 +10,6 @@ import torch
 from torch import nn
 
 from companion.features import bare_name, find_layers, unwrap
-
-__all__ = ["compared_layers", "find_blocks", "label", "same_stage", "spans", "stage_of", "stages"]
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Tanh, nn.Sigmoid)
 ROLES = {"relu": "stem", "linear": "logits", "fc": "logits"}
