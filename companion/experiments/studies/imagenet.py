@@ -11,23 +11,20 @@ the ranks, rank 0 writes.
 from __future__ import annotations
 
 import functools
-import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torchvision
-from PIL import Image
 from torch import nn
 from torchvision.datasets import ImageFolder
 
 from companion import data, training
 from companion._checks import one_of
-from companion._files import filled_aside
 from companion.experiments import quantities
+from companion.experiments.photographs import drawn_photographs
 from companion.experiments.plan import Outcome, Tier, Workplace
 from companion.experiments.recipes import (
     IMAGENET,
@@ -48,41 +45,6 @@ from companion.experiments.removal import train_and_prune
 from companion.experiments.trainings import ImageTask, train
 
 
-def drawn_photographs(root: Path, classes: int = 8, train: int = 16, val: int = 5) -> Path:
-    """A folder `{train,val}/CLASS/*.JPEG` of gratings, a direction and a colour for each class: ImageNet for a dry run.
-
-    The files have several sizes, as photographs do, and are the same whenever they are drawn. What is there stays.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     drawn = drawn_photographs(Path(folder), classes=2, train=3, val=1)
-    ...     len(data.imagenet("train", drawn)), len(data.imagenet("val", drawn))
-    (6, 2)
-
-    Returns:
-        the folder, under `root`.
-    """
-    folder = root / f"drawn-{classes}-{train}-{val}"
-    if folder.is_dir():
-        return folder
-    chance = np.random.default_rng(0)
-    with filled_aside(folder) as aside:
-        for split, label, index in itertools.chain(
-            itertools.product(["train"], range(classes), range(train)),
-            itertools.product(["val"], range(classes), range(val)),
-        ):
-            height, width = chance.integers(40, 80, 2)
-            row, column = np.mgrid[:height, :width]
-            angle, phase = np.pi * label / classes, chance.uniform(0, 2 * np.pi)
-            wave = np.sin(0.5 * (row * np.sin(angle) + column * np.cos(angle)) + phase)
-            tint = 0.5 + 0.5 * np.cos(2 * np.pi * (label / classes + np.arange(3) / 3))
-            pixels = 128 + 70 * wave[..., None] * tint + chance.normal(0, 20, (height, width, 3))
-            path = aside / split / f"class{label}" / f"{index}.JPEG"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, format="JPEG", quality=90)
-    return folder
-
-
 class Photographs(ImageTask):
     """ImageNet's photographs as the task of a run: a rank's slice of every batch, and of the images to evaluate.
 
@@ -95,6 +57,7 @@ class Photographs(ImageTask):
     each rank and averaged over the ranks, so with fewer ranks its gradient has the same mean and more noise.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> from companion.experiments import find
     >>> run = find("imagenet_random_masks").runs("smoke")[0]
     >>> with tempfile.TemporaryDirectory() as folder:
