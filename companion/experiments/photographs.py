@@ -29,8 +29,22 @@ from companion.experiments.recipes import Methods
 from companion.experiments.records import Run, packed
 from companion.features import evaluating
 
-DRAWN = {"dataset": "drawn", "photographs": 32, "size": 32, "weights": None, "options": {"width": 0.25, "classes": 8}}
-SAMPLE = {"dataset": "imagenet", "photographs": 1000, "size": 224, "weights": "imagenet", "options": {}}
+DRAWN: dict[str, Any] = {
+    "dataset": "drawn",
+    "photographs": 32,
+    "size": 32,
+    "channels_last": True,
+    "weights": None,
+    "options": {"width": 0.25, "classes": 8},
+}
+SAMPLE: dict[str, Any] = {
+    "dataset": "imagenet",
+    "photographs": 1000,
+    "size": 224,
+    "channels_last": True,
+    "weights": "imagenet",
+    "options": {},
+}
 LITE: Methods = {"efficientnet_lite0": {"model": "efficientnet_lite0"}}
 OTHERS: Methods = {name: {"model": name, "weights": "IMAGENET1K_V1"} for name in ("resnet50", "vit_b_16")}
 
@@ -108,9 +122,11 @@ def seen(run: Run, place: Workplace) -> Seen:
         mean, std = (127 / 255,) * 3, (128 / 255,) * 3
     else:
         model, mean, std = getattr(torchvision.models, s["model"])(weights=s["weights"]), IMAGENET_MEAN, IMAGENET_STD
-    loader = ImageNetLoader(
-        folder, BATCH, size=s["size"], workers=place.computing()["workers"], mean=mean, std=std, device=place.device
-    )
+    computing = place.computing()
+    options: dict[str, Any] = {key: computing[key] for key in ("workers", "channels_last")}
+    loader = ImageNetLoader(folder, BATCH, size=s["size"], mean=mean, std=std, device=place.device, **options)
+    if computing["channels_last"]:
+        model = model.to(memory_format=torch.channels_last)
     return Seen(model.to(place.device).eval(), loader, torch.tensor([label for _, label in folder.samples]))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from companion import models
 from companion.blocks import find_blocks
 from companion.experiments import quantities
-from companion.experiments.photographs import BATCH, DRAWN, LITE, OTHERS, SAMPLE, half, outputs, scored, seen, tails
+from companion.experiments.photographs import DRAWN, LITE, OTHERS, SAMPLE, outputs, scored, seen, tails
 from companion.experiments.plan import Outcome, Tier, Workplace
 from companion.experiments.records import Run
 from companion.experiments.registry import experiment
@@ -53,18 +53,17 @@ def silenced(model: nn.Module, filters: Mapping[str, Sequence[int]]) -> nn.Modul
     "photographs_filters",
     "What do small filters of a trained ImageNet network hold up, removed exactly or cut out with their constants?",
     smoke=Tier(DRAWN, LITE),
-    laptop=Tier(SAMPLE, LITE | OTHERS),
+    laptop=Tier({**SAMPLE, "photographs": 200}, LITE | OTHERS),
 )
 def photographs_filters(run: Run, place: Workplace) -> Outcome:
     """Filters inside the blocks with the smallest folded norms go: a share of every block's (`together`), and half of
-    one block's (`single`), with top-1 and logits of exact and of naive removal on the first half of the photographs.
+    one block's (`single`), with top-1 and logits of exact and of naive removal.
 
     `deviation` is the largest difference of logits from the network in which the filters are zero, as a share of the
     largest logit. `seconds` are single forward passes of one photograph, of all networks in turns.
     """
     model, loader, labels = seen(run, place)
-    images = [x for x, _ in loader][: half(labels)]
-    labels = labels[: len(images) * BATCH]
+    images = [x for x, _ in loader]
     whole = outputs(model, images)
     macs = cost(model, images[0][:1]).macs_dense
     result = {"test": scored(torch.cat(whole).cpu(), labels), "macs": macs}
@@ -91,7 +90,8 @@ def photographs_filters(run: Run, place: Workplace) -> Outcome:
         saved = report.before.macs_dense - report.after.macs_dense
         found = _both(tail.model, smaller, report.zeroed, tail.inputs, labels)
         single[tail.block] = found | {"macs": macs - saved}
-        timed[tail.block] = nn.Sequential(tail.before, smaller)
+        stored = torch.channels_last if place.computing()["channels_last"] else torch.contiguous_format
+        timed[tail.block] = nn.Sequential(tail.before, smaller).to(memory_format=stored)
     measured = latencies(timed, images[0][:1], repeats=15, warmup=2)
     seconds = {name: quantities.rounded(list(one.seconds)) for name, one in measured.items()}
     return Outcome(result, [], {"together": together, "single": single, "seconds": seconds})

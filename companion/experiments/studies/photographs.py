@@ -25,14 +25,14 @@ from companion.features import extract
 from companion.similarity import cka_interval, gram, h_center, u_center
 
 PARTS = (8, 32, 192)
-PERMUTATIONS = 200
+PERMUTATIONS = 100
 
 
 @experiment(
     "photographs_features",
     "How similar are the blocks of a trained ImageNet network, and which way do photographs take through it?",
     smoke=Tier(DRAWN, LITE),
-    laptop=Tier(SAMPLE, LITE | OTHERS),
+    laptop=Tier({**SAMPLE, "photographs": 500}, LITE | OTHERS),
 )
 def photographs_features(run: Run, place: Workplace) -> Outcome:
     """Top-1; what every block does; CKA of all pairs with intervals, in parts, and by chance; steps and angles.
