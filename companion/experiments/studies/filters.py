@@ -53,7 +53,7 @@ def silenced(model: nn.Module, filters: Mapping[str, Sequence[int]]) -> nn.Modul
     "photographs_filters",
     "What do small filters of a trained ImageNet network hold up, removed exactly or cut out with their constants?",
     smoke=Tier(DRAWN, LITE),
-    laptop=Tier({**SAMPLE, "photographs": 200}, LITE | OTHERS),
+    laptop=Tier({**SAMPLE, "photographs": 100}, LITE | OTHERS),
 )
 def photographs_filters(run: Run, place: Workplace) -> Outcome:
     """Filters inside the blocks with the smallest folded norms go: a share of every block's (`together`), and half of

@@ -32,7 +32,7 @@ PERMUTATIONS = 100
     "photographs_features",
     "How similar are the blocks of a trained ImageNet network, and which way do photographs take through it?",
     smoke=Tier(DRAWN, LITE),
-    laptop=Tier({**SAMPLE, "photographs": 500}, LITE | OTHERS),
+    laptop=Tier({**SAMPLE, "photographs": 300}, LITE | OTHERS),
 )
 def photographs_features(run: Run, place: Workplace) -> Outcome:
     """Top-1; what every block does; CKA of all pairs with intervals, in parts, and by chance; steps and angles.
@@ -146,7 +146,7 @@ def by_chance(grams: Mapping[str, Tensor], size: int, seed: int) -> dict[str, An
     "photographs_blocks",
     "Which blocks of a trained ImageNet network can go, one at a time?",
     smoke=Tier(DRAWN, LITE),
-    laptop=Tier(SAMPLE, LITE | OTHERS),
+    laptop=Tier({**SAMPLE, "photographs": 500}, LITE | OTHERS),
 )
 def photographs_blocks(run: Run, place: Workplace) -> Outcome:
     """Top-1 without each block that can pass its input on; and on the second half of the photographs, after all batch
