@@ -32,7 +32,7 @@ PERMUTATIONS = 100
     "photographs_features",
     "How similar are the blocks of a trained ImageNet network, and which way do photographs take through it?",
     smoke=Tier(DRAWN, LITE),
-    laptop=Tier({**SAMPLE, "photographs": 300}, LITE | OTHERS),
+    laptop=Tier({**SAMPLE, "photographs": 400}, LITE | OTHERS),
 )
 def photographs_features(run: Run, place: Workplace) -> Outcome:
     """Top-1; what every block does; CKA of all pairs with intervals, in parts, and by chance; steps and angles.
