@@ -246,7 +246,7 @@ def test_lite0_has_the_published_parameters_and_multiply_adds() -> None:
         logits = model(torch.randn(1, 3, 224, 224))
     assert logits.shape == (1, 1000)
     assert parameters(model) == 4_652_008  # "4.7M"
-    assert 0.98 < counter.get_total_flops() / 2 / 407e6 < 1.02 or counter.get_total_flops() / 2 == 0
+    assert counter.get_total_flops() / 2 == 385_187_552  # convolutions and the linear layer; published with more: 407M
 
 
 def test_lite0s_weights_give_the_published_networks_logits() -> None:
