@@ -89,10 +89,10 @@ def data(name: str) -> dict[str, Any]:
     if name == "penalty_strengths":
         return explorables.penalty_strengths_data(replay("dense_penalties_strengths"))
     if name == "flow_path":
-        names = tagged(ROOT / "notebooks" / "04_flow.ipynb", "flow-path")
+        names = tagged(ROOT / "notebooks" / "03_flow.ipynb", "flow-path")
         images, labels = (names[key][names["chosen"]] for key in ("images", "labels"))
         return explorables.flow_path_data(images, labels, names["shadows"], FIRST_PATH)
-    names = tagged(ROOT / "notebooks" / "06_sparse_training.ipynb", "mask-life")
+    names = tagged(ROOT / "notebooks" / "05_sparse_training.ipynb", "mask-life")
     return explorables.mask_life_data(names["lives"], names["ink"])
 
 

@@ -128,7 +128,7 @@ that are run from now on are the first to be judged by a δ that was named befor
   same; a count such as "eight of eight" says less than it seems.
 - The correction is made within a claim, not over all {total}.
 - Pruning in one shot ranks raw weights across layers, a ranking that
-  [chapter 9](../notebooks/09_filter_pruning.ipynb) calls meaningless before a batch norm. What is gained or lost there
+  [chapter 10](../notebooks/10_filter_pruning.ipynb) calls meaningless before a batch norm. What is gained or lost there
   is gained or lost under this ranking.
 - {weakest}
 - {classics}

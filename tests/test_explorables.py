@@ -752,7 +752,7 @@ def test_the_biased_estimate_follows_theory_at_any_width() -> None:
 
 
 def test_few_neighbours_scatter_and_many_pull_down() -> None:
-    by_neighbours = recomputed("03_information")["by_neighbours"]
+    by_neighbours = recomputed("07_information")["by_neighbours"]
     found = by_neighbours(0.9, pairs=1, examples=300)
     truth = -0.5 * np.log(1 - 0.9**2)
     assert found.shape == (8, 7)
@@ -762,7 +762,7 @@ def test_few_neighbours_scatter_and_many_pull_down() -> None:
 
 
 def test_a_net_is_trained_anew_under_both_strengths() -> None:
-    pulled = recomputed("13_identity_meets_flow")["pulled"]
+    pulled = recomputed("14_identity_meets_flow")["pulled"]
     (_, free), (_, apart), (_, short) = (pulled(*strengths) for strengths in ((0.0, 0.0), (0.1, 0.0), (0.0, 0.1)))
     step, alike = (lambda steps, k=k: np.mean([pair[k] for pair in steps]) for k in (0, 1))
     assert alike(apart) < alike(free) - 0.1 and step(short) < step(free) and len(free) == 3

@@ -657,7 +657,7 @@ def input_deviation(model: nn.Sequential, layer: int, x: Tensor) -> float:
     return float(model[:layer](x).transpose(0, 1).flatten(1).var(dim=1).mean().sqrt())
 
 
-# The table of chapter 9: the factor of each norm when the filter, the layer's input, or γ and β are multiplied by f.
+# The table of chapter 10: the factor of each norm when the filter, the layer's input, or γ and β are multiplied by f.
 INVARIANCE: dict[str, dict[str, Callable[[float], float]]] = {
     "filter": {"l1": lambda f: f, "l2": lambda f: f},
     "input": {"folded": lambda f: 1 / f},

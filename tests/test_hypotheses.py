@@ -20,7 +20,7 @@ from scripts.repository import repository
 
 ROUNDS = {"dense_penalties": hypotheses.HYPOTHESES, "dense_penalties_again": hypotheses.AGAIN}
 PAGES = {"dense_penalties": "book/hypotheses.md", "dense_penalties_again": "book/hypotheses_again.md"}
-CHAPTER = ROOT / "notebooks" / "13_identity_meets_flow.ipynb"
+CHAPTER = ROOT / "notebooks" / "14_identity_meets_flow.ipynb"
 
 
 def git(*arguments: str) -> str:

@@ -317,9 +317,9 @@ class Claim:
         missing: what the claim needs and was not run, and why.
         remark: what else the records say of it, in sentences, from its judgement.
 
-    >>> Claim("FFR", "paths get straighter", "straight", "abstract", "08_feature_flow_regularization").judged().verdict
+    >>> Claim("FFR", "paths get straighter", "straight", "abstract", "09_feature_flow_regularization").judged().verdict
     'not run'
-    >>> Claim("CKA-SR", "both are 0 together", "0", "", "07_identity_layers", proof=zeros_are_shared).judged().verdict
+    >>> Claim("CKA-SR", "both are 0 together", "0", "", "06_identity_layers", proof=zeros_are_shared).judged().verdict
     'holds'
     """
 
@@ -631,7 +631,7 @@ CLAIMS: tuple[Claim, ...] = (
         "It makes training under fixed random masks more accurate.",
         "CKA-SR helps under random masks",
         "appendix, tables",
-        "10_cifar_identity",
+        "11_cifar_identity",
         (*_RANDOM["cka_sr"], *_HUNDRED["cka_sr"]),
         published=_published_gain("random+cka_sr"),
         missing=_short_training("random_masks", "random_masks_cifar100"),
@@ -641,7 +641,7 @@ CLAIMS: tuple[Claim, ...] = (
         "So does AugCKA-SR, which compares all layers.",
         "AugCKA-SR helps under random masks",
         "appendix, tables",
-        "10_cifar_identity",
+        "11_cifar_identity",
         (*_RANDOM["aug_cka_sr"], *_HUNDRED["aug_cka_sr"]),
         published=_published_gain("random+aug_cka_sr"),
         missing=_short_training("random_masks", "random_masks_cifar100"),
@@ -651,7 +651,7 @@ CLAIMS: tuple[Claim, ...] = (
         "The gain is largest at extreme sparsity.",
         "most at extreme sparsity",
         "abstract",
-        "10_cifar_identity",
+        "11_cifar_identity",
         tuple(
             Contrast(f"{TITLES[penalty]}, random masks, gain at .98 less gain at .9", high, low)
             for penalty, (low, high) in _RANDOM.items()
@@ -664,7 +664,7 @@ CLAIMS: tuple[Claim, ...] = (
         "It plugs into dynamic sparse training and lottery tickets and makes them more accurate.",
         "it helps GraNet and lottery tickets",
         "abstract",
-        "10_cifar_identity",
+        "11_cifar_identity",
         tuple(test for host in ("granet", "lottery") for penalty in IDENTITY for test in _hosted(host, penalty)),
         missing="The paper's tables for these hosts are not available to us.",
     ),
@@ -673,7 +673,7 @@ CLAIMS: tuple[Claim, ...] = (
         "It makes dense training more accurate.",
         "it helps dense training",
         "appendix, text",
-        "10_cifar_identity",
+        "11_cifar_identity",
         (
             *(_dense(penalty, "CIFAR-10") for penalty in IDENTITY),
             *(
@@ -691,7 +691,7 @@ CLAIMS: tuple[Claim, ...] = (
         "It lowers the similarity of layers.",
         "it lowers the similarity of layers",
         "abstract, figures",
-        "07_identity_layers",
+        "06_identity_layers",
         (
             *_hosted("random_masks", "cka_sr", quantities.cka_in_stages, "CKA in stages"),
             _dense("cka_sr", "dense", quantities.cka_in_stages, "CKA in stages"),
@@ -706,7 +706,7 @@ CLAIMS: tuple[Claim, ...] = (
         "It makes weights small: their histogram sharpens at 0.",
         "it makes weights small",
         "appendix, figures",
-        "07_identity_layers",
+        "06_identity_layers",
         (*_hosted("random_masks", "cka_sr", *_SMALL), *(_dense(penalty, "dense", *_SMALL) for penalty in IDENTITY)),
         beside=tuple(_swept(*_SMALL)),
         published=_published_histograms(),
@@ -718,7 +718,7 @@ CLAIMS: tuple[Claim, ...] = (
         "Lower similarity gives higher sparsity: a dense net can lose more of its weights.",
         "a net can lose more weights",
         "abstract",
-        "07_identity_layers",
+        "06_identity_layers",
         tuple(_pruned(IDENTITY)),
         beside=(
             *_pruned(_OTHERS, levels=(0.9,)),
@@ -731,7 +731,7 @@ CLAIMS: tuple[Claim, ...] = (
         "The same for filters: a dense net can lose more of them.",
         "a net can lose more filters",
         "abstract, as we read it; the tables on structured pruning are not available to us",
-        "07_identity_layers",
+        "06_identity_layers",
         tuple(test for penalty in IDENTITY for test in _removed(penalty)),
         missing="Accuracies are those after fine-tuning. " + _short_training("dense_penalties"),
     ),
@@ -740,7 +740,7 @@ CLAIMS: tuple[Claim, ...] = (
         "The gain under random masks does not hang on the strength β.",
         "it helps at any strength β",
         "appendix, table of strengths",
-        "10_cifar_identity",
+        "11_cifar_identity",
         tuple(_swept()),
         published=_published_sweep(),
         missing="Two seeds of each strength: Student's interval then reaches 12.7 standard errors to either side.",
@@ -751,7 +751,7 @@ CLAIMS: tuple[Claim, ...] = (
         "CKA and the mutual information of jointly Gaussian layers share their zeros.",
         "CKA and information share zeros",
         "appendix, lemmas 1 and 2",
-        "07_identity_layers",
+        "06_identity_layers",
         proof=zeros_are_shared,
     ),
     Claim(
@@ -759,7 +759,7 @@ CLAIMS: tuple[Claim, ...] = (
         "So any lower CKA means less mutual information.",
         "lower CKA means less information",
         "appendix, as theorem 3 is used short of the minimum",
-        "07_identity_layers",
+        "06_identity_layers",
         proof=one_falls_with_the_other,
     ),
     Claim(
@@ -767,7 +767,7 @@ CLAIMS: tuple[Claim, ...] = (
         "It helps sparse training on ImageNet, and vision transformers with fewer tokens.",
         "ImageNet and transformers",
         "appendix",
-        "12_imagenet",
+        "16_at_scale",
         published=_published_tokens(),
         missing="ResNet-18 with random masks: registered, not run, it needs a GPU. Transformers: not built.",
     ),
@@ -776,7 +776,7 @@ CLAIMS: tuple[Claim, ...] = (
         "It controls the length and the curvature of the path of features.",
         "FFR controls length and curvature",
         "both abstracts",
-        "11_cifar_flow",
+        "12_cifar_flow",
         (
             _dense("ffr_length", "length of a step", quantities.path_length, "relative step"),
             _dense("ffr_curvature", "turning angle", quantities.path_angle, "turning angle"),
@@ -789,7 +789,7 @@ CLAIMS: tuple[Claim, ...] = (
         "That makes the parameters sparser: more weights are small.",
         "FFR makes weights small",
         "abstract of the arXiv version",
-        "11_cifar_flow",
+        "12_cifar_flow",
         tuple(_dense(method, "dense", *_SMALL) for method in FLOW),
     ),
     Claim(
@@ -797,7 +797,7 @@ CLAIMS: tuple[Claim, ...] = (
         "Unstructured sparsity improves: a net can lose more of its weights.",
         "FFR: a net can lose more weights",
         "abstract of the arXiv version",
-        "11_cifar_flow",
+        "12_cifar_flow",
         tuple(_pruned(FLOW)),
     ),
     Claim(
@@ -805,7 +805,7 @@ CLAIMS: tuple[Claim, ...] = (
         "Structured sparsity improves: a net can lose more of its filters.",
         "FFR: a net can lose more filters",
         "both abstracts",
-        "11_cifar_flow",
+        "12_cifar_flow",
         tuple(test for method in FLOW for test in _removed(method)),
         missing="Accuracies are those after fine-tuning. "
         + _short_training("dense_penalties", "dense_penalties_vgg", "dense_penalties_tiny"),
@@ -815,7 +815,7 @@ CLAIMS: tuple[Claim, ...] = (
         "It does so on ImageNet, too.",
         "FFR on ImageNet",
         "abstract of the journal version",
-        "12_imagenet",
+        "16_at_scale",
         missing="ResNet-50: registered, not run, it needs a GPU.",
     ),
 )
