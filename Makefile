@@ -1,7 +1,8 @@
 # Identity & Flow: everything that is made here. `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test test-package test-notebooks test-pages test-kernels lint links colab offline pdf notebooks api status benchmark requirements repository clean
+.PHONY: help book serve test test-quick test-all test-package test-kernels test-notebooks test-pages lint links colab offline pdf \
+	notebooks api status benchmark requirements repository release clean
 
 # The first Python that is new enough; `make book PYTHON=/path/to/python` chooses another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -16,9 +17,12 @@ COLAB_PYTHON ?= 3.13
 # Test files, notebooks, or pages, at a time.
 WORKERS ?= 2
 NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
-# The arithmetic of other processors, and tests of numbers that it may round otherwise, the quick ones.
+# Which unit tests: pyproject.toml says what the marks mean.
+MARKED ?= not (pages or long)
+# The arithmetic of other processors, each by itself or joined by +, and tests of numbers that it may round otherwise.
 # MKL_ENABLE_INSTRUCTIONS acts on Intel's processors alone, MKL_CBWR on others too.
-KERNELS := MKL_ENABLE_INSTRUCTIONS=SSE4_2 MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default \
+KERNELS ?= OMP_NUM_THREADS=2+OMP_WAIT_POLICY=passive+MKL_ENABLE_INSTRUCTIONS=SSE4_2+MKL_CBWR=COMPATIBLE+ATEN_CPU_CAPABILITY=default+ONEDNN_MAX_CPU_ISA=AVX2
+EVERY_KERNEL := MKL_ENABLE_INSTRUCTIONS=SSE4_2 MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default \
 	ONEDNN_MAX_CPU_ISA=AVX2
 NUMERICAL := $(patsubst %,tests/test_%.py,similarity features flow regularizers information_gaussian)
 PAGES := _config.yml _toc.yml $(shell find book notebooks companion -type f -not -name '*.pyc' -not -path '*/.*' 2>/dev/null)
@@ -47,11 +51,22 @@ serve: $(BUILT) ## serve the built book on http://localhost:8000 (PORT=...)
 	@echo "The book is at http://localhost:$(PORT) (stop with Ctrl-C)"
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
-test: $(INSTALLED) ## test the package, the notebooks and the built pages, all three whatever fails
-	$(call each,test-package test-notebooks test-pages,$(MAKE) --no-print-directory $$one)
+test: $(INSTALLED) ## test the package, the notebooks and the built pages, each part whatever fails (25 minutes on two cores)
+	$(call each,test-package test-kernels test-notebooks test-pages,$(MAKE) --no-print-directory $$one)
+
+test-quick: $(INSTALLED) ## unit tests without the slow ones (2 minutes), for daily work
+	@$(MAKE) --no-print-directory test-package MARKED="not (pages or slow or long)"
+
+test-all: $(INSTALLED) ## the same as test, with what takes long, and each processor's arithmetic by itself (an hour)
+	$(call each,test-package test-kernels test-notebooks test-pages,$(MAKE) --no-print-directory $$one MARKED="not pages" \
+		KERNELS="$(EVERY_KERNEL)")
 
 test-package: $(INSTALLED) ## unit tests only
-	$(BIN)/python -m pytest tests -m "not pages" --numprocesses=$(WORKERS) --dist=loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "$(MARKED)" --numprocesses=$(WORKERS) --dist=loadfile
+
+test-kernels: $(INSTALLED) ## numerical tests again, with the arithmetic of other processors
+	$(call each,$(KERNELS),env OMP_NUM_THREADS=1 $$(echo $$one | tr + " ") $(BIN)/python -m pytest -q -rf --disable-warnings \
+		-m "not (slow or long)" --numprocesses=$(WORKERS) --dist=loadfile $(NUMERICAL))
 
 test-notebooks: $(INSTALLED) ## run every notebook and compare what the prose cites
 	$(OFFLINE) $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --numprocesses=$(WORKERS) --dist=loadfile $(NOTEBOOKS)
@@ -61,10 +76,6 @@ test-pages: $(INSTALLED) ## build the book twice, warnings are errors, then look
 	$(JUPYTER_BOOK)
 	@touch $(BUILT)
 	$(BIN)/python -m pytest $$(grep -l "mark\.pages" tests/*.py) -m pages --numprocesses=$(WORKERS) --dist=loadgroup
-
-test-kernels: $(INSTALLED) ## numerical tests again, with the arithmetic of other processors
-	$(call each,$(KERNELS),env $$one OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rf --disable-warnings \
-		-k "not (coverage or bias_is_taken_off or plug_and_play or vit or compiled)" --numprocesses=$(WORKERS) --dist=loadfile $(NUMERICAL))
 
 lint: $(INSTALLED) ## style and types of code and notebooks, spelling and words of the prose
 	$(BIN)/ruff check .
@@ -102,13 +113,14 @@ benchmark: $(INSTALLED) ## measure the package beside its peers
 repository: $(INSTALLED) ## write the repository's public address everywhere (URL=https://github.com/...)
 	$(BIN)/python scripts/repository.py $(URL)
 
+release: $(INSTALLED) ## make the files those of a release (VERSION=1.2.0), which Colab then opens and installs
+	$(BIN)/python scripts/repository.py $(or $(VERSION),$(error Name it: make release VERSION=1.2.0))
+
 requirements: $(INSTALLED) ## resolve requirements.txt anew from pyproject.toml
 	$(BIN)/pip install --quiet uv
-	printf '%s\n' \
-		"# The book's whole environment, for Python 3.11 and newer. Made by \`make requirements\` from pyproject.toml." \
-		"# Not listed: the CUDA libraries and triton, which torch's own wheels pin where they need them." > requirements.new
+	echo "# The book's whole environment, for Python 3.11 and newer. Made by \`make requirements\` from pyproject.toml." > requirements.new
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --extra book --extra test \
-		--quiet --no-header --no-annotate | grep -v -E '^(nvidia|cuda|triton)' >> requirements.new
+		--generate-hashes --quiet --no-header --no-annotate >> requirements.new
 	mv requirements.new requirements.txt
 
 clean: ## remove what was built; the environment stays
@@ -119,7 +131,8 @@ $(INSTALLED): requirements.txt pyproject.toml setup.py
 	@command -v git >/dev/null || { echo "Missing: git. Install it (https://git-scm.com)."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "Missing: Python's venv module. On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
 	@echo "Installing into .venv: some gigabytes, some minutes."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[book,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(COLAB)/.installed: tests/colab.txt | $(INSTALLED)

@@ -17,6 +17,6 @@ class WithBook(build_py):
 setup(
     package_dir={"": "."},  # a plain path is what an editable install adds, not an import hook: type checkers follow it
     packages=find_packages(include=["companion", "companion.*"]),
-    package_data={"companion": ["*.pyi", "py.typed"]},
+    package_data={"": ["*.pyi"], "companion": ["py.typed"]},
     cmdclass={"build_py": WithBook},
 )

@@ -1,8 +1,7 @@
 """Features: the one place that taps a model.
 
-A *tap* puts a forward hook on chosen layers and keeps what a measure needs **when the hook fires**: the reduced
-features are computed (and copied where they would alias the layer's output) inside the hook, so an in-place ReLU right
-after the layer cannot change them. Chapter *Feature similarity* explains what the reducers mean.
+A *tap* reduces and keeps the features of chosen layers inside their forward hooks, so that an in-place ReLU right after
+a layer cannot change them. Chapter *Feature similarity* explains what the reducers mean.
 
 >>> import torch
 >>> from torch import nn
@@ -47,7 +46,6 @@ __all__ = [
     "find_layers",
     "flatten",
     "per_position",
-    "resolve_reducer",
     "unwrap",
 ]
 
@@ -76,6 +74,23 @@ def as_tensor(x: Any, name: str) -> Tensor:
         raise ValueError(f"{name} is a {type(x).__name__} without numbers; give a tensor or an array") from None
 
 
+WITHOUT_FLOAT64 = frozenset({"mps"})  # kinds of devices
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """The device, or the CPU for one that has no float64 (Apple's MPS)."""
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
+
+
+def float64(x: Tensor) -> Tensor:
+    """x in float64, on the CPU where its own device has none: sums, ties and thresholds are as exact on every device.
+
+    >>> float64(torch.ones(2))
+    tensor([1., 1.], dtype=torch.float64)
+    """
+    return x.to(float64_device(x.device)).double()  # moved first: a device without float64 cannot convert
+
+
 def _resolution(dtype: torch.dtype) -> float:
     """How far features may differ, relative to their size, and be the same: what is less is rounding of the network's
     own arithmetic. It decides everywhere what is *dead*, constant over examples. Integers count as float64.
@@ -92,8 +107,8 @@ def _resolution(dtype: torch.dtype) -> float:
 def flatten(
     x: Float[Tensor, "examples *feature"], mask: Shaped[Tensor, "examples tokens"] | None = None
 ) -> Float[Tensor, "examples features"]:
-    """One feature per channel *and position*: (N, C, H, W) → (N, C·H·W). Shifting the image changes the features; both
-    papers compare conv maps this way. The width is large, so use the unbiased estimator. Masked tokens are 0.
+    """One feature per channel *and position*, as both papers compare maps: (N, C, H, W) → (N, C·H·W). Masked tokens
+    are 0. The width is large, so use the unbiased estimator.
 
     >>> flatten(torch.ones(5, 8, 4, 4)).shape
     torch.Size([5, 128])
@@ -104,11 +119,8 @@ def flatten(
 def average_pool(
     x: Float[Tensor, "examples *feature"], mask: Shaped[Tensor, "examples tokens"] | None = None
 ) -> Float[Tensor, "examples channels"]:
-    """One feature per channel, averaged over positions: maps (N, C, H, W) → (N, C), tokens (N, T, C) → (N, C). Ignores
-    *where* a feature occurs; narrow, hence cheap, and the exact streaming estimator fits.
-
-    Args:
-        mask: which tokens count (1 or True; 0 is padding); of an example without any the average is 0.
+    """One feature per channel, averaged over positions: maps (N, C, H, W) → (N, C), tokens (N, T, C) → (N, C), of which
+    a `mask` says which count (0 is padding); of an example without any the average is 0.
 
     >>> average_pool(torch.ones(5, 8, 4, 4)).shape, average_pool(torch.ones(5, 16, 8)).shape
     (torch.Size([5, 8]), torch.Size([5, 8]))
@@ -127,8 +139,7 @@ def per_position(
     x: Float[Tensor, "examples *feature"], mask: Shaped[Tensor, "examples tokens"] | None = None
 ) -> Float[Tensor, "examples_positions channels"]:
     """Every position becomes an example: maps (N, C, H, W) → (N·H·W, C), tokens (N, T, C) → (N·T, C), of which a `mask`
-    keeps those that count. Compares what the channels say at a place. Both layers need the same positions, and the rows
-    are not independent: an interval that counts them as such is too narrow.
+    keeps those that count. Rows are not independent: an interval that counts them as such is too narrow.
 
     >>> per_position(torch.ones(5, 8, 4, 4)).shape
     torch.Size([80, 8])
@@ -147,26 +158,9 @@ REDUCERS: Mapping[str, Callable[..., Tensor]] = {
 }
 
 
-def resolve_reducer(reduce: Reducer) -> Callable[[Tensor], Tensor]:
-    """The function that a name in `REDUCERS`, a function, or None (the raw output) stands for; else `ValueError`.
-
-    >>> resolve_reducer("average_pool") is average_pool
-    True
-    """
-    if reduce is None:
-        return lambda x: x
-    if callable(reduce):
-        return reduce
-    one_of(reduce=(reduce, [*REDUCERS, None]))
-    return REDUCERS[reduce]
-
-
 # --------------------------------------------------------------------------------------------------------------- layout
-FIRST = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm),
-    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
-)  # their channels are dimension 1
+# Their channels are dimension 1: any convolution, batch or instance norm, and group norm.
+FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)  # theirs are the last one
 WIDTHS = ("out_channels", "num_features", "num_channels", "out_features", "embedding_dim", "hidden_size", "embed_dim")
 
@@ -188,9 +182,6 @@ def _channels(model: nn.Module, name: str, module: nn.Module, shape: torch.Size)
         ValueError: sequences of which neither tells.
     """
 
-    def first(part: nn.Module) -> bool:
-        return isinstance(part, FIRST) or type(part).__name__ == "LayerNorm2d"  # a LayerNorm that permutes inside
-
     def weighted(modules: Iterable[nn.Module]) -> list[nn.Module]:
         return [part for part in modules if isinstance(part, FIRST + LAST)]
 
@@ -200,7 +191,8 @@ def _channels(model: nn.Module, name: str, module: nn.Module, shape: torch.Size)
         found = [getattr(parts[-1], key) for key in WIDTHS if hasattr(parts[-1], key)]
         width = parts[-1].normalized_shape[-1] if isinstance(parts[-1], nn.LayerNorm) else found[0]
         sides = [axis for axis in (1, -1) if shape[axis] == width]
-        kinds = {1 if first(part) else -1 for part in parts}
+        # torchvision's LayerNorm2d is a LayerNorm that permutes inside.
+        kinds = {1 if isinstance(part, FIRST) or type(part).__name__ == "LayerNorm2d" else -1 for part in parts}
         if len(sides) == 1:
             return sides[0]
         if len(kinds) == 1 and (own or sides):
@@ -306,30 +298,24 @@ def hooked(
     *,
     before: bool = False,
 ) -> Iterator[None]:
-    """Call `seen(name, module, inputs, output)` after each run of one of the modules; the hooks are gone on exit.
-
-    Args:
-        before: call it before the module runs, with the inputs in place of the output.
+    """Call `seen(name, module, inputs, output)` after each run of one of the modules, those inputs given by name last;
+    or, with `before`, before it runs, with the inputs in place of the output. On exit the hooks are gone.
 
     >>> with hooked({"layer": (layer := nn.Linear(2, 3))}, lambda name, module, inputs, output: print(name)):
     ...     _ = layer(torch.ones(1, 2))
     layer
     """
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for name, module in modules.items():
-            if before:
-                handles.append(module.register_forward_pre_hook(functools.partial(_before, seen, name)))
-            else:
-                handles.append(module.register_forward_hook(functools.partial(seen, name)))
+            put: Callable[..., Any] = module.register_forward_pre_hook if before else module.register_forward_hook
+            # A partial and no closure: what `seen` belongs to says what a deep copy of the module calls.
+            hooks.callback(put(functools.partial(_heard, seen, name), with_kwargs=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _before(seen: Callable[..., None], name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-    seen(name, module, args, args)
+def _heard(seen: Any, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: Any, *output: Any) -> None:
+    inputs = (*args, *kwargs.values())
+    seen(name, module, inputs, *(output or (args or inputs,)))
 
 
 _TRACKER = ModuleTracker()  # knows whether a backward pass is running: checkpointing runs layers again there
@@ -381,26 +367,24 @@ class FeatureTap(Mapping[str, Tensor]):
     """Features of chosen layers in the last forward pass: layer name → reduced features, in order of execution.
 
     Use it as a context manager; on exit, also by an exception, every hook is gone. The tap never changes the model's
-    mode, device or outputs. A module called more than once in one forward pass gives one entry for each call: `"relu"`,
-    `"relu#2"`, … A layer that the forward pass does not run has none. A new forward pass of the model starts a new set
-    of features; layers that are run outside one, as by `model.forward_features(x)`, have those of their own last call.
-    A deep copy of a tapped model, such as an average of its weights, is not tapped.
+    mode, device or outputs. A module called more than once in one forward pass has one entry for each call: `"relu"`,
+    `"relu#2"`, …; one that is not called has none. Layers run outside a forward pass of the model, as by
+    `model.forward_features(x)`, have the features of their own last call. A deep copy of a tapped model is not tapped.
 
     Rows are examples. Layers that say `batch_first=False` have their first two dimensions exchanged, and
     `"average_pool"` and `"per_position"` find the channels by a layer's weights; what then has other rows than the
     model's input is refused. An `attention_mask` that the model is given by name reaches the named reducers.
 
     Args:
-        model: any module. Wrapped in DistributedDataParallel it is tapped inside the wrapper. While the tap is open,
-            `torch.compile`d models run eagerly, because a compiled graph does not see hooks added later;
-            `compiled=True` leaves them compiled, for a tap that is attached before the first compiled call.
-            DataParallel over several devices is refused: its replicas share one set of hooks.
+        model: any module; wrapped in DistributedDataParallel it is tapped inside the wrapper.
         layers: see `find_layers`.
         reduce: a name in `REDUCERS`, a function of the layer's output tensor, or None for the raw output.
         select: picks the tensor from the outputs that are no tensors, dicts or tuples with several; or by layer, a
             mapping from names to functions of the whole output, whatever it is.
         inputs: tap what goes into the layers in place of what comes out, such as a block's sum before its ReLU.
         detach: cut the features from the autograd graph (default). Penalties keep the graph.
+        compiled: leave a model compiled by `torch.compile` so, for a tap attached before its first call; else it
+            runs eagerly while the tap is open, because a compiled graph does not see hooks added later.
         when: asked at every layer whether to store its features; None: always.
         keep: what to keep of the reduced features; None: all.
 
@@ -408,9 +392,9 @@ class FeatureTap(Mapping[str, Tensor]):
         shapes: layer name → shape of its output for one example, of the last forward pass.
 
     Raises:
-        ValueError: unknown layers or reducer; an output with no or several tensors and no `select`; rows that are not
-            the input's; with `detach=False`, a layer that runs without gradients inside a pass with them
-            (`checkpoint(..., use_reentrant=True)`), from which no gradient would come back.
+        ValueError: unknown layers or reducer; DataParallel over several devices; an output with no or several tensors
+            and no `select`; rows that are not the input's; with `detach=False`, a layer that runs without gradients
+            inside a pass with them (`checkpoint(..., use_reentrant=True)`), from which no gradient would come back.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> with FeatureTap(model, layers=nn.Linear) as features:
@@ -442,7 +426,9 @@ class FeatureTap(Mapping[str, Tensor]):
         self.layers = find_layers(model, layers)
         self.inputs = inputs
         self.detach = detach
-        self._reduce = resolve_reducer(reduce)
+        if not callable(reduce):
+            one_of(reduce=(reduce, [*REDUCERS, None]))
+        self._reduce: Callable[..., Tensor] | None = REDUCERS[reduce] if isinstance(reduce, str) else reduce
         self._select = select
         if isinstance(select, Mapping):
             for name in select:
@@ -549,15 +535,14 @@ class FeatureTap(Mapping[str, Tensor]):
             axis = _channels(unwrap(self.model), name, module, tensor.shape)
             features = tensor.movedim(axis, -1 if tensor.ndim == 3 else 1)
         mask = self._mask
-        if mask is not None and self._reduce in REDUCERS.values() and tensor.ndim == 3:
+        if mask is not None and self._reduce is not None and self._reduce in REDUCERS.values() and tensor.ndim == 3:
             if mask.shape != features.shape[:2]:
                 raise ValueError(
                     f"layer {name!r} gives {tuple(tensor.shape)}, the attention mask is {tuple(mask.shape)}: which "
                     "tokens count is not known; reduce with a function of your own"
                 )
-            reducer: Callable[..., Tensor] = self._reduce
-            features = reducer(features, mask.to(features.device))
-        else:
+            features = self._reduce(features, mask.to(features.device))
+        elif self._reduce is not None:
             features = self._reduce(features)
         if self._keep is not None:
             features = self._keep(features)
@@ -580,7 +565,8 @@ class FeatureTap(Mapping[str, Tensor]):
         # An input is tapped before the layer runs: it may overwrite it.
         self._stack.enter_context(hooked(self.layers, self._store, before=self.inputs))
         self._stack.callback(root.register_forward_hook(self._end, always_call=True).remove)
-        if not self._compiled and _is_compiled(self.model):
+        compiled = (hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in self.model.modules())
+        if not self._compiled and any(compiled):
             self._stack.enter_context(torch.compiler.set_stance("force_eager"))
         return self
 
@@ -619,14 +605,8 @@ class FeatureTap(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         shapes = {name: tuple(x.shape) for name, x in self._features.items()}
-        return f"FeatureTap({type(unwrap(self.model)).__name__}, layers={list(self.layers)}, features={shapes})"
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    return any(
-        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
-    )
+        chosen = f"{len(self.layers)} layers: {list(self.layers)}"
+        return f"FeatureTap({type(unwrap(self.model)).__name__}, {chosen}, features={shapes})"
 
 
 _OWNERS: dict[nn.Module, int] = {}  # module → the thread that evaluates it
@@ -677,8 +657,7 @@ def batches(
     the batch before it (with the one after it, if it is the first).
 
     Raises:
-        ValueError: batch_size below `minimum`; a batch that neither is nor begins with a tensor or a mapping; batches
-            that must be joined and have different shapes.
+        ValueError: batch_size below `minimum`; a batch of another kind; batches to join that have different shapes.
 
     >>> [len(x) for x in batches(torch.ones(10, 3), batch_size=4, minimum=3)]
     [4, 6]
@@ -814,11 +793,7 @@ def extract(
 
 
 def _require_features(tap: FeatureTap) -> None:
-    """Refuse a forward pass that ran none of the tapped layers.
-
-    Raises:
-        ValueError: with the layers that did not run.
-    """
+    """Refuse a forward pass that ran none of the tapped layers."""
     if not tap:
         raise ValueError(
             f"none of the chosen layers ran in the forward pass: {list(tap.layers)}. A layer that is not used, or "

@@ -1,9 +1,9 @@
 """Networks for small images: CIFAR ResNets, VGG-16 with batch norm, small nets for the digits; and EfficientNet-Lite0.
 
-Other ImageNet networks are torchvision's. Every network maps normalised images `(examples, channels, height, width)` to
-logits `(examples, classes)`; shapes in comments are those of a 32×32 image with the default widths. Chapters
-*Feature similarity* and *CIFAR: identity* look inside these networks, chapter *From small norms to a smaller network*
-removes filters from them, chapter *ImageNet: a real network* takes EfficientNet-Lite0 apart.
+Other ImageNet networks are torchvision's. Every network maps normalised images to logits; shapes in comments are those
+of a 32×32 image with the default widths. Chapters *Feature similarity* and *CIFAR: identity* look inside these
+networks, *From small norms to a smaller network* removes filters from them, *ImageNet: a real network* takes
+EfficientNet-Lite0 apart.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ __all__ = [
     "resnet32",
     "resnet44",
     "resnet56",
-    "resnet110",
     "vgg16_bn",
 ]
 
@@ -182,14 +181,11 @@ def resnet20(
     With `shortcut="B"` and 10 classes it has 272,474 parameters and 40,813,184 multiply-adds for a 32×32 image.
 
     Args:
-        classes: number of logits.
-        shortcut: "A" (subsample, zero channels, no parameters) or "B" (1×1 convolution and batch norm).
-        width: channels of the first stage; the other two have twice and four times as many.
+        classes, shortcut, width: see `ResNet`.
         weights: None for random weights; "akamaster" for the CIFAR-10 weights published by Y. Idelbayev (type A, 10
             classes, width 16; 91.73 % top-1). They expect images normalised by ImageNet's constants:
             `dataclasses.replace(images, mean=IMAGENET_MEAN, std=IMAGENET_STD)`, with the constants of `companion.data`.
-        root: the data root (see `companion.data.data_root`) in whose folder `weights/` the file is looked for, and kept
-            after a download.
+        root: the data root (see `companion.data.data_root`); its folder `weights/` keeps the file.
 
     Raises:
         ValueError: an argument that is not allowed, or a weight file of the wrong hash or shape.
@@ -234,27 +230,16 @@ def resnet56(
     return _cifar_resnet(56, classes, shortcut, width, weights, root)
 
 
-def resnet110(
-    classes: int = 10, shortcut: Shortcut = "A", width: int = 16, weights: Weights = None, root: Root = None
-) -> ResNet:
-    """CIFAR ResNet of depth 110: 3 stages of 18 blocks; no weights are offered. Arguments as for `resnet20`.
-
-    >>> sum(isinstance(module, BasicBlock) for module in resnet110(width=4).modules())
-    54
-    """
-    return _cifar_resnet(110, classes, shortcut, width, weights, root)
-
-
 class VGG(nn.Module):
-    """VGG-16 with batch norm for small images: 13 × (3×3 convolution, batch norm, ReLU), then one linear layer.
-
-    Simonyan & Zisserman (2015), configuration D, with batch norm, and with average pooling and one linear layer in
-    place of three large ones. `features` holds conv1_1, bn1_1, relu1_1, … conv5_3, bn5_3, relu5_3, and after each of
-    the five groups a pooling layer, pool1 … pool5, that halves the resolution.
+    """VGG-16 for small images (Simonyan & Zisserman 2015, configuration D), with batch norm and one linear layer in
+    place of three large ones. `features` holds conv1_1, bn1_1, relu1_1, … relu5_3 and pool1 … pool5.
 
     Args:
         classes: number of logits.
         width: channels of the first convolutions (64 in the paper); the five groups have 1, 2, 4, 8, 8 times as many.
+
+    Raises:
+        ValueError: a number below 1.
 
     >>> VGG(width=4).features.conv3_1
     Conv2d(8, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
@@ -284,12 +269,7 @@ class VGG(nn.Module):
 
 
 def vgg16_bn(classes: int = 10, width: int = 64) -> VGG:
-    """VGG-16 with batch norm for 32×32 images or larger; `width` is the number of channels of the first convolutions.
-
-    With the defaults it has 14,724,042 parameters.
-
-    Raises:
-        ValueError: `classes` or `width` is not an integer of at least 1.
+    """VGG-16 with batch norm for 32×32 images or larger, see `VGG`; 14,724,042 parameters with the defaults.
 
     >>> vgg16_bn(classes=100, width=8)(torch.randn(2, 3, 32, 32)).shape
     torch.Size([2, 100])
@@ -416,13 +396,8 @@ def efficientnet_lite0(
 
 
 def digits_net(classes: int = 10, width: int = 16, blocks: int = 4) -> ResNet:
-    """Small residual network for scikit-learn's digits (1×8×8): one stage of `blocks` blocks of equal shape.
-
-    The outputs of its blocks `layer1.0` … `layer1.3` all have the shape `(examples, width, 8, 8)`: layers can be
-    compared, and trajectories of features drawn, with no change of shape. It trains in seconds on a laptop.
-
-    Raises:
-        ValueError: a number below 1.
+    """Small residual network for scikit-learn's digits (1×8×8), a `ResNet` of one stage: its blocks `layer1.0` …
+    `layer1.3` all give `(examples, width, 8, 8)`. It trains in seconds.
 
     >>> digits_net()(torch.randn(5, 1, 8, 8)).shape
     torch.Size([5, 10])
@@ -455,17 +430,10 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
 
 def _cifar_resnet(depth: int, classes: int, shortcut: Shortcut, width: int, weights: Weights, root: Root) -> ResNet:
     """ResNet of depth 6n + 2: one stem convolution, 3 stages of n blocks of 2 convolutions each, one linear layer."""
-    model = ResNet([(depth - 2) // 6] * 3, classes, shortcut, width)
-    if weights is not None:
-        _load_akamaster(model, depth, weights, root)
-    return model
-
-
-def _load_akamaster(model: ResNet, depth: int, weights: Weights, root: Root) -> None:
-    """Fill the model with published weights; the file is found under the data root or downloaded into it."""
     one_of(weights=(weights, (None, "akamaster")))
-    if depth not in _AKAMASTER_SHA256:
-        raise ValueError(f"no published weights are known for depth {depth}; allowed: {sorted(_AKAMASTER_SHA256)}")
+    model = ResNet([(depth - 2) // 6] * 3, classes, shortcut, width)
+    if weights is None:
+        return model
     sha256 = _AKAMASTER_SHA256[depth]
     path = data_root(root) / "weights" / f"resnet{depth}-{sha256[:8]}.th"
     if not path.exists():
@@ -479,6 +447,7 @@ def _load_akamaster(model: ResNet, depth: int, weights: Weights, root: Root) -> 
             f"the published weights of ResNet-{depth} are for classes=10, shortcut='A', width=16, "
             f"not for the network that was asked for: {error}"
         ) from error
+    return model
 
 
 def _download(path: Path) -> None:
@@ -535,7 +504,7 @@ def _check_hash(path: Path, sha256: str) -> None:
 
 
 def _initialize(model: nn.Module) -> None:
-    """Kaiming-normal convolutions (He et al. 2015, eq. 10); batch norms and linear layers keep PyTorch's defaults."""
+    """Kaiming-normal convolutions (He et al. 2015, eq. 10)."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

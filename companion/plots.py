@@ -1,12 +1,8 @@
-"""Figures: one style for the whole book, and a thin face over seaborn for what the book draws often: maps of CKA, seeds
-with their interval, distributions on a logarithmic scale, curves of trainings, the bars of a pruning report. They draw
-tables and records, they never train.
+"""Figures: one style for the whole book, and a thin face over seaborn for what the book draws often. They draw tables
+and records, they never train.
 
-A figure stands on white, in dark mode too: its colours carry meaning and must not change with the page. Lines have
-colours that can be told apart with deficient colour vision, and by their lightness in a grey print; the map of CKA has
-viridis.
-
-Chapter *Feature similarity* draws with them.
+A figure stands on white, in dark mode too, in colours that can be told apart with deficient colour vision, and by their
+lightness in a grey print. Chapter *Feature similarity* draws with them.
 """
 
 from __future__ import annotations
@@ -58,9 +54,6 @@ __all__ = [
 BLUE, VERMILION, GREEN, WINE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#882255", "#E69F00", "#56B4E9"
 GREY, INK = "#767676", "#222222"
 
-LOWEST, HIGHEST = 0.0, 1.0  # the colours of every CKA map; a negative (unbiased) value is drawn as 0
-DEAD = "#D0D0D0"
-
 STYLE: Any = {  # matplotlib's types know rcParams by name; a plain mapping does not fit them
     "figure.figsize": (6.4, 3.6),  # inches; the column of a page is about this wide at 110 dots an inch
     "figure.dpi": 110,
@@ -95,9 +88,7 @@ STYLE: Any = {  # matplotlib's types know rcParams by name; a plain mapping does
 
 
 def style() -> None:
-    """Draw in the book's style from here on; every chapter calls it once.
-
-    It replaces matplotlib's settings of the session; inside `with plt.rc_context():` it ends with the block.
+    """Draw in the book's style from here on, or, inside `with plt.rc_context():`, to the end of that block.
 
     >>> with plt.rc_context():
     ...     style()
@@ -111,11 +102,11 @@ def style() -> None:
 def glue(**numbers: SupportsFloat | str) -> None:
     """Carry numbers from a cell into the text: `glue(bias=0.9712)` writes 0.97 where the text says {glue:text}`bias`.
 
-    Two decimals, and a proper minus sign; a string is taken as it is. It shows nothing. The bundle is the one that
-    `myst_nb.glue` makes; a chapter that does not import that also runs where no book is built.
+    Two decimals, and a proper minus sign; a string is taken as it is. It shows nothing.
     """
     from IPython.display import display  # here: only a notebook needs it
 
+    # The bundle that `myst_nb.glue` makes, which is missing where no book is built.
     for name, number in numbers.items():
         text = number if isinstance(number, str) else f"{round(float(number), 2) + 0.0:.2f}"
         bundle = {"application/papermill.record/text/plain": repr(text.replace("-", "−"))}
@@ -128,23 +119,19 @@ def cka_heatmap(
     *,
     ax: Axes | None = None,
     title: str | None = None,
-    stages: bool = True,
     labels: int = 12,
     colorbar: bool = True,
     **options: Any,
 ) -> QuadMesh:
-    """Map of CKA between layers: depth runs rightwards and downwards, colours mean the same in every map.
+    """Map of CKA between layers: depth runs rightwards and downwards, layer i is centred at i + ½ on both axes.
 
-    The scale is fixed at 0 … 1. A small negative value, which an unbiased estimate can have, is drawn as 0. A dead
-    layer (its CKA is defined as 0 with everything, itself included) is grey, which no living layer can be. Layer i is
-    centred at i + ½ on both axes.
+    The scale is fixed at 0 … 1; a negative (unbiased) value is drawn as 0. A dead layer, whose CKA is defined as 0 with
+    everything, itself included, is grey. A thin white line stands where a stage begins.
 
     Args:
         table: layers × layers, or layers of one net × layers of another, such as `similarity.cka_map` returns. Names of
-            its two axes, `table.rename_axis(index="ResNet-20", columns="ResNet-56")`, are written beside them; a map
-            with a figure of its own says "depth" there.
+            its two axes, `table.rename_axis(index="ResNet-20", columns="ResNet-56")`, are written beside them.
         ax: where to draw; None: a new figure, wide enough for the names.
-        stages: thin white lines where a stage of a ResNet begins (`layer2.0`), for layers named like that.
         labels: at most so many layer names on an axis; the others are left out evenly.
         colorbar: draw the scale beside the map.
         options: of `seaborn.heatmap`, such as `annot=True`.
@@ -170,16 +157,16 @@ def cka_heatmap(
         ax = plt.subplots(figsize=(4.6 + longest[0], 4.0 + longest[1]), layout="compressed")[1]
         table = table.rename_axis(index=str(table.index.name or "depth"), columns=str(table.columns.name or "depth"))
     dead = (values == 0).all(axis=1)[:, None] | (values == 0).all(axis=0)[None, :]
-    look = {"cmap": "viridis", "vmin": LOWEST, "vmax": HIGHEST, "square": True, "cbar": False}
+    look = {"cmap": "viridis", "vmin": 0, "vmax": 1, "square": True, "cbar": False}
     sns.heatmap(table, ax=ax, mask=dead, xticklabels=False, yticklabels=False, **(look | options))
     cells = cast(QuadMesh, ax.collections[-1])
-    ax.set_facecolor(DEAD)
+    ax.set_facecolor("#D0D0D0")
     ax.tick_params(axis="x", rotation=90)
     ax.tick_params(length=2, left=True, bottom=True)
     for side, names, line in ((ax.yaxis, rows, ax.axhline), (ax.xaxis, columns, ax.axvline)):
         shown = _thinned(len(names), labels)
         side.set_ticks([i + 0.5 for i in shown], [names[i] for i in shown])
-        for first in _starts(table.index if side is ax.yaxis else table.columns) if stages else ():
+        for first in _starts(table.index if side is ax.yaxis else table.columns):
             line(first, color="white", linewidth=1)
     # The arrows follow the depth: the label of the vertical axis is turned by a quarter, so ← points down.
     ax.set_xlabel(f"{table.columns.name} →" if table.columns.name is not None else "")
@@ -259,19 +246,13 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 
 
 def strip(
-    rows: Mapping[str, Iterable[float]],
-    *,
-    ax: Axes | None = None,
-    colours: str | Mapping[str, str] = BLUE,
-    zero: bool = True,
-    missing: str = "not run",
+    rows: Mapping[str, Iterable[float]], *, ax: Axes | None = None, colours: str | Mapping[str, str] = BLUE
 ) -> Axes:
-    """A dot for each value (a seed, say) of every row; below them a diamond, their mean, with its 95 % interval.
+    """A dot for each difference (of a seed, say) in a row; below them a diamond, their mean, with its 95 % interval.
 
     Args:
-        rows: name → values, from the top; a row without values says `missing`.
+        rows: name → values, from the top; a row without values says "not run".
         colours: one, or one for each row.
-        zero: a line at 0, for differences.
 
     Raises:
         ValueError: no rows.
@@ -287,8 +268,7 @@ def strip(
     table = pd.DataFrame([(row, v) for row, found in enumerate(rows.values()) for v in found], columns=["row", "value"])
     palette = {row: colours if isinstance(colours, str) else colours[name] for row, name in enumerate(rows)}
     look: Any = {"x": "value", "hue": "row", "orient": "h", "palette": palette, "native_scale": True, "legend": False}
-    if zero:
-        ax.axvline(0, color=INK, linewidth=1, zorder=1)
+    ax.axvline(0, color=INK, linewidth=1, zorder=1)
     if len(table):
         sns.stripplot(table.assign(at=table["row"] - 0.14), y="at", ax=ax, size=4, alpha=0.5, jitter=False, **look)
         several = table.assign(at=table["row"] + 0.14)[table.groupby("row")["value"].transform("size") > 1]
@@ -299,7 +279,7 @@ def strip(
         ax.set(xlim=(-1, 1), xticks=[0])
     for row in set(range(len(rows))) - set(table["row"]):
         at: Any = {"transform": ax.get_yaxis_transform(), "backgroundcolor": "white"}
-        ax.text(0.5, row, missing, ha="center", va="center", color=GREY, fontsize=8, **at)
+        ax.text(0.5, row, "not run", ha="center", va="center", color=GREY, fontsize=8, **at)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set(xlabel="", ylabel="", ylim=(len(rows) - 0.5, -0.5))
     ax.grid(False, axis="y")
@@ -394,10 +374,8 @@ def curve(runs: Any, quantity: str = "accuracy", *, ax: Axes | None = None) -> A
 
 
 def mask_report(report: pd.DataFrame, *, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """Where the weights are: one bar a layer, the figure of a pruning's `report()`.
-
-    Dark: the layer's density now. Pale: the share of its weights that have been alive at any time, where masks have
-    moved. Dashed: the density of all layers together. At the right end stand the counts. The first layer is on top.
+    """Where the weights are: one bar a layer, the first on top. Dark: its density now. Pale: the share of its weights
+    that have been alive at any time. Dashed: the density of all layers together.
 
     Args:
         report: such as `companion.pruning.Masks.report` returns: one row a layer, with the columns `weights`, `alive`,

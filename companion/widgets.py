@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +76,11 @@ def explorable(name: str, **data: Any) -> Any:
         from IPython.display import Image
 
         return Image(picture, retina=True)
+
+    if "google.colab" in sys.modules:  # Colab shows no others' widgets before this
+        from google.colab import output
+
+        output.enable_custom_widget_manager()
 
     class Explorable(anywidget.AnyWidget):
         _esm, _css = module, style

@@ -71,7 +71,8 @@ def entries(name: str) -> list[str]:
         offered = [getattr(above, one) for one in getattr(above, "__all__", ())]
         things = {one: thing for one, thing in things.items() if not any(thing is other for other in offered)}
     things = {one: thing for one, thing in things.items() if inspect.isfunction(thing) or inspect.isclass(thing)}
-    seen = [*vars(module).values(), *things.values()]  # what loads when it is asked for comes last
+    lazy = "__getattr__" in vars(module)  # its contents come in the order in which they were asked for
+    seen = sorted(things.values(), key=lambda thing: thing.__module__) if lazy else vars(module).values()
     files = list(dict.fromkeys(thing.__module__ for thing in seen if hasattr(thing, "__module__")))
 
     def place(one: str) -> tuple[int, int]:

@@ -61,10 +61,11 @@ def git(*arguments: str | Path) -> str:
 def surroundings(folder: Path, python: Path) -> dict[str, str]:
     """Environment variables for a kernel of `python` that takes itself for Colab's, and this repository for the public
     one; Jupyter knows it as "colab"."""
-    address = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    version = config["sphinx"]["config"]["html_theme_options"]["repository_branch"]
     bare = folder / "repository.git"
     git("init", "--quiet", "--bare", bare)
-    git("push", "--quiet", bare, f"HEAD:refs/heads/{address['branch']}")
+    git("push", "--quiet", bare, f"HEAD:refs/heads/{version}")
     startup, kernel = folder / "ipython" / "profile_default" / "startup", folder / "jupyter" / "kernels" / "colab"
     startup.mkdir(parents=True)
     (startup / "colab.py").write_text(STAND_IN)
@@ -77,7 +78,7 @@ def surroundings(folder: Path, python: Path) -> dict[str, str]:
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns of Python's frozen modules
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.{bare.as_uri()}.insteadOf",
-        "GIT_CONFIG_VALUE_0": address["url"],
+        "GIT_CONFIG_VALUE_0": config["repository"]["url"],
     }
 
 

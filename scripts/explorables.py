@@ -88,6 +88,8 @@ def data(name: str) -> dict[str, Any]:
         return explorables.information_grid_data(load_or_run("information_grid"))
     if name == "penalty_strengths":
         return explorables.penalty_strengths_data(replay("dense_penalties_strengths"))
+    if name == "block_sets":
+        return explorables.block_sets_data(replay("block_subsets")[0])
     if name == "flow_path":
         names = tagged(ROOT / "notebooks" / "03_flow.ipynb", "flow-path")
         images, labels = (names[key][names["chosen"]] for key in ("images", "labels"))
@@ -125,6 +127,7 @@ def main(names: list[str]) -> None:
     for name in names or sorted(path.parent.name for path in (ROOT / FOLDER).glob("*/module.js")):
         folder = ROOT / FOLDER / name
         folder.joinpath("data.json").write_text(written(data(name)), encoding="utf-8")
+        folder.joinpath("picture.png").touch()  # a new one has none to be read
         photograph(name, folder / "picture.png")
 
 

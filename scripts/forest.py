@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 
 from companion import plots
@@ -55,13 +57,12 @@ def forest(claims: Sequence[Drawn]) -> Figure:
     total = height + TOP + BOTTOM
     figure = plt.figure(figsize=(WIDTH, total), layout="none")
     axis = figure.add_axes((0.02, BOTTOM / total, 0.96, height / total))
-    axis.set(ylim=(height, 0), xlim=(-70, 70))
     axis.set_xscale("symlog", linthresh=2, linscale=1.6, base=2)
     axis.axvspan(-1, 1, color="#E6E6E6", linewidth=0, zorder=0)
     axis.axvline(0, color=plots.INK, linewidth=0.8, zorder=1)
     words: Any = {"fontsize": 9, "transform": axis.get_yaxis_transform(), "zorder": 4}
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
-    y = 0.0
+    y, ends = 0.0, []
     for place, label, verdict, lines in claims:
         if y:
             axis.axhline(y, color="#D0D0D0", linewidth=0.6, zorder=0)
@@ -69,13 +70,24 @@ def forest(claims: Sequence[Drawn]) -> Figure:
         look: Any = {"color": COLOURS[verdict], "weight": "bold", "ha": "right", "va": "center"}
         axis.text(1, y + 0.12, verdict.replace("equivalent ", ""), bbox=box, **look, **words)
         y += HEAD
-        for value, low, high, says in lines:
-            colour, marker, filled = LOOKS[says]
-            face = colour if filled else "white"
-            axis.plot([low, high], [y + LINE / 2] * 2, color=colour, linewidth=1.1, zorder=2)
-            axis.plot(value, y + LINE / 2, marker, color=colour, markersize=4.2, markerfacecolor=face, zorder=3)
+        for *numbers, says in lines:  # the ends of the interval, and between them the effect
+            ends += [{"y": y + LINE / 2, "effect": number, "says": says} for number in numbers]
             y += LINE
         y += GAP
+    table = pd.DataFrame(ends, columns=["y", "effect", "says"])
+    bars: Any = {
+        "estimator": "median",
+        "errorbar": ("pi", 100),
+        "linestyle": "none",
+        "err_kws": {"linewidth": 1.1, "zorder": 2},
+    }
+    for says, (colour, marker, filled) in LOOKS.items():
+        face: Any = {"color": colour, "marker": marker, "markersize": 4.2, "markeredgewidth": 1, "zorder": 3}
+        face |= {"markerfacecolor": colour if filled else "white"}
+        where: Any = {"x": "effect", "y": "y", "orient": "h", "native_scale": True, "ax": axis}
+        sns.pointplot(table[table["says"] == says], **where, **bars, **face)
+    axis.set(ylim=(height, 0), xlim=(-70, 70), ylabel="")
+    axis.grid(False, axis="y")
     axis.set_yticks([])
     axis.set_xticks(TICKS, [f"{tick}".replace("-", "−") for tick in TICKS], fontsize=9)
     axis.minorticks_off()

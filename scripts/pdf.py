@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jupyter_book.config import get_final_config
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
@@ -50,15 +49,6 @@ def missing() -> list[str]:
     return [f"the font {name}" for name in FONTS if name not in known]
 
 
-def contents() -> dict[str, Any]:
-    """`_toc.yml` with numbered chapters: those of the parts that hold notebooks."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    for part in toc["parts"]:
-        if any(chapter["file"].startswith("notebooks/") for chapter in part["chapters"]):
-            part["numbered"] = 1
-    return toc
-
-
 def commit() -> tuple[str, str]:
     """Short name and date of the commit that the book is made from."""
     shown = subprocess.run(
@@ -72,7 +62,7 @@ def commit() -> tuple[str, str]:
     return name, date
 
 
-def settings(toc: Path) -> dict[str, Any]:
+def settings() -> dict[str, Any]:
     """Sphinx's settings: those of `_config.yml`, and what LaTeX needs."""
     config, _ = get_final_config(
         user_yaml=ROOT / "_config.yml", cli_config={"latex_individualpages": False}, sourcedir=ROOT
@@ -82,13 +72,12 @@ def settings(toc: Path) -> dict[str, Any]:
     name, date = commit()
     return config | {
         "extensions": [name for name in config["extensions"] if name != "sphinx_jupyterbook_latex"] + ["latexbook"],
-        "external_toc_path": str(toc),
+        "external_toc_path": str(ROOT / "_toc.yml"),
         "latexbook_left_out": LEFT_OUT,
         "release": companion.__version__,
         "today": date,
         # A table of pandas comes as HTML, too; `latexbook` makes it a table again.
         "nb_mime_priority_overrides": [("latex", "text/html", 25)],
-        "numfig_secnum_depth": 1,
         "latex_engine": "xelatex",
         "latex_documents": [("book/intro", "book.tex", title, author, "manual")],
         "latex_toplevel_sectioning": "chapter",
@@ -119,8 +108,6 @@ def write_latex() -> Path:
     """Write the book as LaTeX; warnings are errors. Returns the file."""
     shutil.rmtree(BUILD / "latex", ignore_errors=True)
     BUILD.mkdir(parents=True, exist_ok=True)
-    toc = BUILD / "_toc.yml"
-    toc.write_text(yaml.safe_dump(contents(), sort_keys=False))
     with patch_docutils(), docutils_namespace():
         app = Sphinx(
             srcdir=ROOT,
@@ -128,7 +115,7 @@ def write_latex() -> Path:
             outdir=BUILD / "latex",
             doctreedir=BUILD / "doctrees",
             buildername="latex",
-            confoverrides=settings(toc),
+            confoverrides=settings(),
             warningiserror=True,
             keep_going=True,
         )

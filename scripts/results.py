@@ -11,6 +11,7 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,6 @@ from companion.experiments.statistics import (
     common_effect,
     mean,
     sign_flip,
-    stratified,
 )
 from companion.experiments.studies import penalties
 
@@ -353,6 +353,11 @@ def known(found: Mean | None) -> Mean:
     return found
 
 
+def in_logarithms(method: str, reading: Reading) -> Mean:
+    """Mean difference of the logarithm to no penalty, over the rounds that have the method."""
+    return known(effect(replace(MOVED[method][0], reading=quantities.logarithm(reading))))
+
+
 def over_hosts(penalty: str, target: bool = False) -> dict[tuple[str, int, float | None], float]:
     """Differences in all hosts, of accuracy or of what is penalised, by experiment, seed and sparsity."""
     tests = [(test.manipulation() if target else test) or test for test in ACROSS_HOSTS[penalty]]
@@ -639,15 +644,6 @@ def misjudged() -> str:
     rows.append(["R5", AGAIN["R5"].text, *reason])
     header = ["", "we expected", "by the folded norm", "by the inner |γ|", "the finding in question"]
     return "\n\n".join(part.rstrip() for part in (*parts, MISJUDGED_NOW, table(header, [6, 28, 20, 20, 30], rows)))
-
-
-def in_logarithms(method: str, reading: Reading) -> Mean:
-    """Mean difference of the logarithm to no penalty, over the rounds that have the method."""
-    rounds = []
-    for name in MOVED[method][0].experiments:
-        here, there = (replay(name).where(method=one).by_seed(reading) for one in (method, "none"))
-        rounds.append([math.log(here[seed] / there[seed]) for seed in here if seed in there])
-    return stratified(rounds)
 
 
 def gaps() -> str:

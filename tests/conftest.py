@@ -31,8 +31,12 @@ ROOT = Path(__file__).resolve().parent.parent
 HTML = ROOT / "_build" / "html"
 PAGES = sorted(path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html") if "_static" not in path.parts)
 
-# The test machines have two cores; more threads than cores make small tensors slower.
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# Small tensors gain nothing from threads, and where processes share the cores threads that wait for each other make
+# them many times slower; `make test-kernels` takes two.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+
+# How many seconds a test waits for another process before it takes it for hung: a busy machine is not a fault.
+PATIENCE = 900
 
 # The same examples everywhere: a test that passes here does not fail elsewhere by another draw.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
@@ -106,6 +110,14 @@ def browser() -> Iterator[Browser]:
             executable_path=executable,
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
         )
+        new_context = browser.new_context
+
+        def patient(**options: Any) -> BrowserContext:
+            context = new_context(**options)
+            context.set_default_timeout(120_000)  # what never comes should not hold a page for longer
+            return context
+
+        browser.new_context = patient
         yield browser
         browser.close()
 

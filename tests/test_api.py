@@ -20,6 +20,7 @@ def offered() -> set[str]:
     return {f"{module}.{name}" for module in api.modules() for name in api.entries(module)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [*sorted((ROOT / "book").glob("api*/*.md")), api.CONTENTS], ids=lambda path: path.stem)
 def test_the_pages_are_those_that_the_package_writes(path: Path, pages: dict[Path, str]) -> None:
     assert path.read_text() == pages[path], "run `make api`"
@@ -30,6 +31,7 @@ def pages() -> dict[Path, str]:
     return api.written()
 
 
+@pytest.mark.slow
 def test_every_entry_leads_to_its_lines() -> None:
     """The lines of the address begin where the name is defined, or with its decorator."""
     address = functools.partial(source_address, "https://github.com/owner/name", "branch")
@@ -46,6 +48,7 @@ def test_every_entry_leads_to_its_lines() -> None:
     assert address("companion.experiments.records", "Run.seed") is None and address("", "seed") is None
 
 
+@pytest.mark.slow
 def test_a_new_name_reaches_its_page_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     def doubled(x: int) -> int:
         """Two of it."""

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 from held import kill_after_a_save
 from torch import nn
 from two_ranks import two_ranks
 
 from companion import experiments, training
 from companion.experiments import EXPERIMENTS, Workplace, records
+from companion.experiments.photographs import Photographs, drawn_photographs, pace
 from companion.experiments.records import Run
-from companion.experiments.studies.imagenet import Photographs, drawn_photographs, pace
 
 EXAMPLES, TESTED = 8 * 16, 8 * 5
 
@@ -35,6 +35,7 @@ def place(folder: Path) -> Workplace:
 
 
 # ----------------------------------------------------------------------------------------------------- one process
+@pytest.mark.slow
 def test_alone_the_masks_are_those_of_the_recipe_and_the_record_is_in_order(tmp_path: Path) -> None:
     run = smoke("imagenet_random_masks", "random")
     record = experiments.perform(run, place(tmp_path / "work"), tmp_path / "results")
@@ -95,6 +96,7 @@ def test_drawn_photographs_are_the_same_whenever_they_are_drawn(tmp_path: Path) 
     assert len({(one / file).stat().st_size for file in files}) > 1
 
 
+@pytest.mark.slow
 def test_pace_on_real_photographs_says_nothing_of_accuracy(data_root: Path, tmp_path: Path) -> None:
     if not (data_root / "imagenet-sample-160").is_dir():
         pytest.skip(f"no imagenet-sample-160 under {data_root}")
@@ -185,7 +187,7 @@ def test_two_ranks_prune_the_same_filters(both: list[dict[str, Any]]) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- torchrun
-@pytest.mark.slow
+@pytest.mark.long
 def test_torchrun_killed_and_started_again_ends_as_if_never_interrupted(
     both: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -200,7 +202,7 @@ def test_torchrun_killed_and_started_again_ends_as_if_never_interrupted(
     assert not (tmp_path / path).exists()
     assert training.load_checkpoint((tmp_path / "work" / path).with_suffix(".pt"))["epoch"] < 2
     command = [*launch, "-m", "companion.experiments", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("imagenet_random_masks/smoke/random+cka_sr-0.95-seed0: done in") == 1  # rank 0 alone
     record = records.load(tmp_path / path)

@@ -52,10 +52,11 @@ def test_the_first_cell_says_how_long_and_what_for(path: Path) -> None:
     assert facts.startswith("[Open in Colab](") and re.search(r"· tier `(smoke|laptop|paper)`", facts)
     assert re.search(r"· about \d+ (s|min)\b.* on an? .*(AMD|Intel|Apple|ARM)", facts) or "CPU: not measured" in facts
     assert re.search(r"· GPU: (not measured|about \d+ (s|min)\b.* on an? NVIDIA)", facts)
-    (objectives,) = re.findall(r"^After it you will be able to\n\n((?:- .+\n)+)", first, re.MULTILINE)
+    before = prose(cells_of(path)).partition("\n## ")[0] + "\n"
+    (objectives,) = re.findall(r"^After it you will be able to\n\n((?:- .+\n)+)", before, re.MULTILINE)
     goals = objectives.splitlines()
     assert 3 <= len(goals) <= 5 and all(goal.startswith("- **") for goal in goals), goals
-    assert re.search(r"^\*\*You should know\*\* \S", first, re.MULTILINE)
+    assert re.search(r"^\*\*You should know\*\* \S", before, re.MULTILINE)
 
 
 @every_chapter
@@ -64,6 +65,88 @@ def test_a_chapter_opens_with_a_question_and_a_picture(path: Path) -> None:
     headings = [number for number, cell in enumerate(cells) if re.search(r"^## ", prose([cell]), re.MULTILINE)]
     assert "?" in cells[0].source + next(iter(sections(path))), "a question in the first lines or the first heading"
     assert any(map(shows_a_picture, cells[: headings[1]])), "a picture in the first section"
+
+
+# ------------------------------------------------------------------------------------- as long as a reader has patience
+# Chapters that still wait for their cut.
+UNCUT: set[str] = {
+    "01_sparsity",
+    "02_similarity",
+    "03_flow",
+    "04_which_blocks",
+    "05_sparse_training",
+    "06_identity_layers",
+    "07_information",
+    "08_bottleneck",
+    "09_feature_flow_regularization",
+    "10_filter_pruning",
+    "11_cifar_identity",
+    "12_cifar_flow",
+    "13_imagenet",
+    "14_identity_meets_flow",
+    "16_at_scale",
+}
+every_cut_chapter = pytest.mark.parametrize(
+    "path", [path for path in CHAPTERS if path.stem not in UNCUT], ids=lambda path: path.stem
+)
+WORDS_A_MINUTE = 100  # of a text with formulas, figures and code
+
+
+def words(text: str) -> int:
+    """Words of prose: without formulas, addresses, options of directives, and what roles name."""
+    text = re.sub(r"```\{math\}.*?```|\$\$.*?\$\$|\$[^$]*\$|^:\w+:.*$", " ", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"\{[a-z:]+\}`[^`]*`|\]\([^)]*\)|https?://\S+", " x ", text)
+    return len(re.findall(r"[^\W\d_]+(?:[’'-][^\W\d_]+)*", text))
+
+
+def text_without_exercises(path: Path) -> str:
+    return re.split(r"^## Quiz$", prose(cells_of(path)), flags=re.MULTILINE)[0]
+
+
+def is_folded(cell: NotebookNode) -> bool:
+    return bool({"hide-input", "remove-input", "hide-cell", "remove-cell"} & set(cell.metadata.get("tags", [])))
+
+
+@every_cut_chapter
+def test_a_chapter_is_no_longer_than_4000_words_and_says_how_long_it_takes(path: Path) -> None:
+    assert words(prose(cells_of(path))) <= 4000
+    facts = [line for line in cells_of(path)[0].source.splitlines() if line][1]
+    minutes = int(re.search(r"· about (\d+) minutes to read ·", facts)[1])
+    assert abs(minutes - words(text_without_exercises(path)) / WORDS_A_MINUTE) <= 4
+
+
+@every_cut_chapter
+def test_the_first_screen_has_question_picture_and_finding(path: Path) -> None:
+    """The picture comes within 250 words, and no code is seen before it."""
+    cells = cells_of(path)
+    picture = next(number for number, cell in enumerate(cells) if shows_a_picture(cell))
+    before = cells[:picture]
+    assert words(prose(before)) <= 250
+    assert [cell.source for cell in [*before, cells[picture]] if cell.cell_type == "code" and not is_folded(cell)] == []
+
+
+@every_cut_chapter
+def test_no_visible_cell_is_longer_than_30_lines(path: Path) -> None:
+    cells = cells_of(path)
+    end = next(number for number, cell in enumerate(cells) if re.search(r"^## Exercises", cell.source, re.MULTILINE))
+    long = {
+        number: len(cell.source.splitlines())
+        for number, cell in enumerate(cells[:end])
+        if cell.cell_type == "code" and not is_folded(cell) and len(cell.source.splitlines()) > 30
+    }
+    assert not long, long
+
+
+@every_cut_chapter
+def test_a_chapter_leads_into_the_readers_own_network(path: Path) -> None:
+    """Few lines of code that do it there, and when not to."""
+    own = sections(path)["In your own network"]
+    code = re.findall(r"^```python\n(.+?)^```", own, re.MULTILINE | re.DOTALL)
+    cells = cells_of(path)
+    at = next(number for number, cell in enumerate(cells) if cell.source.startswith("## In your own network"))
+    code += [cells[at + 1].source] * (cells[at + 1].cell_type == "code")
+    assert code and all(len(one.strip().splitlines()) <= 8 for one in code)
+    assert re.search(r"\b(not|no)\b", own), "when not to"
 
 
 @every_chapter

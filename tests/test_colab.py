@@ -81,6 +81,7 @@ def test_images_checkpoints_and_records_have_their_place_on_the_drive(drive: Sim
     assert notebook.keep_on_drive("another").name == "another" and data_root().parent.name == "another"
 
 
+@pytest.mark.slow
 def test_a_session_goes_on_where_the_last_one_ended(drive: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {
         **{"dataset": "digits", "validation": 100, "model": "digits_net", "batch_size": 128, "epochs": 2},

@@ -26,6 +26,7 @@ def zero(weight: Tensor, share: float) -> None:
         weight.view(-1)[torch.randperm(weight.numel(), device=weight.device)[: round(share * weight.numel())]] = 0
 
 
+@pytest.mark.slow
 def test_type_b_resnet20_is_the_published_one(device: torch.device) -> None:
     found = cost(resnet20(shortcut="B").to(device), torch.randn(1, 3, 32, 32))
     assert found.parameters_dense == found.parameters_sparse == 272_474
@@ -110,6 +111,31 @@ def test_attention_products_are_counted_and_named(device: torch.device) -> None:
     assert macs.loc["self_attn", "macs_sparse"] == 3 * width**2 * tokens // 2
     assert macs.loc["self_attn.out_proj", "macs_dense"] == width**2 * tokens
     assert found.macs_dense == (4 * width**2 + 2 * width * 16) * tokens + 2 * tokens**2 * width
+
+
+def test_a_model_with_a_mask_and_two_outputs_counts_by_hand() -> None:
+    """Padded places work too: dense kernels multiply them all."""
+    tokens, width, hidden, heads = 6, 8, 16, 5 + 3
+
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.TransformerEncoderLayer(width, 2, hidden, batch_first=True)
+            self.tags, self.label = nn.Linear(width, 5), nn.Linear(width, 3)
+
+        def forward(self, x: Tensor, attention_mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            x = self.block(x, src_key_padding_mask=attention_mask == 0)
+            return self.tags(x), {"label": self.label(x)}
+
+    model = Tagger()
+    zero(model.tags.weight, 0.25)
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0]])
+    found = cost(model, {"x": torch.randn(1, tokens, width), "attention_mask": mask})
+    attention = 2 * tokens**2 * width
+    weights = 4 * width**2 + 2 * width * hidden + width * heads
+    assert found.macs_dense == weights * tokens + attention
+    assert found.macs_sparse == (weights - width * 5 // 4) * tokens + attention
+    assert found.table().loc["tags", "macs_sparse"] == 3 * width * 5 // 4 * tokens
 
 
 def test_leaves_the_model_as_it_was() -> None:

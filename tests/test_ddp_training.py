@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from conftest import PATIENCE
 from torch import Tensor, nn
 from torch.nn import functional as F
 from two_ranks import two_ranks
@@ -265,7 +266,7 @@ def test_the_same_script_runs_alone_and_under_torchrun(tmp_path: Path) -> None:
     run = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for command, ranks in ((["-m", *run, "script.py", "two.pt"], 2), (["script.py", "one.pt"], 1)):
         done = subprocess.run(
-            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE
         )
         assert done.returncode == 0, done.stderr
         # Two processes write to one pipe: their lines may run into each other.

@@ -47,7 +47,7 @@ WITHOUT = {
             *("percent", "after_pruning", "after_removal", "without_blocks", "block_damage", "pruned_on_average"),
             *("sparsity_kept", "cka_of_blocks", "path_length", "path_angle"),
             *("straightness", "small_weights", "folded_norms", "raw_norms", "inner_scale", "inner_deviation"),
-            *("branch_scale", "about_image", "about_label", "shared_information", "mean_cosine"),
+            *("branch_scale", "about_image", "about_label", "shared_information", "mean_cosine", "logarithm"),
         )
     },
     "finishes what a killed runner left, and names what `verify` finds": {

@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,15 +18,25 @@ from types import MappingProxyType
 import psutil
 import pytest
 import torch
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 from held import kill_after_a_save
 
 from companion import experiments, models, training
-from companion.experiments import EXPERIMENTS, Experiment, Outcome, Tier, Workplace, quantities, records, registry
+from companion.experiments import (
+    EXPERIMENTS,
+    Experiment,
+    Outcome,
+    Tier,
+    Workplace,
+    notebook,
+    quantities,
+    records,
+    registry,
+)
 from companion.experiments.__main__ import main
+from companion.experiments.distributions import known_information
 from companion.experiments.recipes import completed
 from companion.experiments.records import Run
-from companion.experiments.studies.information import known_information
 
 TINY = {
     "dataset": "digits",
@@ -163,6 +174,7 @@ def test_run_mode_leaves_the_books_records_alone(toy, place, tmp_path):
     assert len(made) == 1 and not (tmp_path / "book").exists()
 
 
+@pytest.mark.slow
 def test_a_run_in_other_hands_is_left_to_them(toy, place, tmp_path):
     run = toy.runs("smoke")[0]
     lock = (place.work / run.path).with_suffix(".run")
@@ -255,9 +267,9 @@ def test_a_sweep_whose_processes_are_killed_says_so_and_leaves_none_behind(tmp_p
         workers[0].kill()
     else:
         sweep.send_signal(signal.SIGTERM if "TERM" in who else signal.SIGKILL)
-    said = sweep.communicate(timeout=120)[1]
+    said = sweep.communicate(timeout=PATIENCE)[1]
     assert sweep.returncode != 0 and (who != "worker" or "a worker died" in said)
-    assert not psutil.wait_procs(workers, timeout=60)[1], "workers outlive their parent"
+    assert not psutil.wait_procs(workers, timeout=PATIENCE)[1], "workers outlive their parent"
     done = subprocess.run([*MASKS, "--quiet", "--results", str(tmp_path)], env=environment, capture_output=True)
     assert done.returncode == 0
     assert all(experiments.recorded(run, tmp_path) for run in EXPERIMENTS["random_masks"].runs("smoke"))
@@ -277,6 +289,7 @@ def test_any_executor_makes_the_runs(toy, tmp_path, monkeypatch, capsys):
     assert main([*command, "--executor", "no.such.module:f"]) == 2 and "no.such.module" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_threads_of_one_process_do_not_share_their_random_numbers(toy, tmp_path):
     """Runs made by several threads at once are those made one after the other."""
     results = []
@@ -290,7 +303,7 @@ def test_threads_of_one_process_do_not_share_their_random_numbers(toy, tmp_path)
     assert results[0] == results[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_dask_cluster_on_this_machine_makes_the_runs(tmp_path):
     pytest.importorskip("distributed")
     command = [*COMMAND, *SWEEP, "--executor", "dask", "--results", str(tmp_path)]
@@ -330,6 +343,7 @@ def _enlist_many(folder, writer):
         enlist(folder, [path], anew=True)
 
 
+@pytest.mark.slow
 def test_four_writers_lose_nothing_of_the_index(tmp_path):
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_enlist_many, args=(str(tmp_path), writer)) for writer in range(4)]
@@ -406,10 +420,9 @@ def test_a_line_that_stands_twice_in_the_index_is_found(toy, place, tmp_path):
     assert experiments.problems(tmp_path) == [f"{toy.runs('smoke')[0].path}: listed twice in SHA256SUMS"]
 
 
+@pytest.mark.slow
 def test_the_commit_is_the_projects_own_or_none(tmp_path):
     """The package copied into another repository does not take its commit for its own."""
-    import shutil
-
     shutil.copytree(ROOT / "companion", tmp_path / "companion", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "another"\n')
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
@@ -510,6 +523,7 @@ def test_published_maps_on_digits(place, tmp_path):
     assert all(geometry["labels"].count(label) == 10 for label in range(10))
 
 
+@pytest.mark.slow
 def test_the_sockets_are_filled_from_the_settings(place, tmp_path):
     run = next(r for r in EXPERIMENTS["random_masks"].runs("smoke") if r.method == "random+cka_sr")
     record = experiments.perform(run, place, tmp_path)
@@ -531,6 +545,7 @@ def test_without_a_held_out_split_the_test_set_is_followed_and_the_last_epoch_re
     assert outcome.result["best_test"]["accuracy"] == max(accuracies) and "validation" not in outcome.result
 
 
+@pytest.mark.slow
 def test_granet_gets_the_length_of_the_training(place):
     run = next(r for r in EXPERIMENTS["granet"].runs("smoke") if r.method == "granet")
     outcome = experiments.train(run, place)
@@ -539,6 +554,7 @@ def test_granet_gets_the_length_of_the_training(place):
     assert outcome.result["zeros"] == maskable - round(0.1 * maskable)  # all prunings came before the end
 
 
+@pytest.mark.slow
 def test_an_interrupted_lottery_goes_on_at_its_level(place, monkeypatch):
     run = next(r for r in EXPERIMENTS["lottery"].runs("smoke") if r.method == "lottery+aug_cka_sr")
     whole = experiments.lottery(run, dataclasses.replace(place, work=place.work / "whole"))
@@ -674,6 +690,7 @@ def test_an_outcome_of_nan_is_no_record(toy, place, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.json"))
 
 
+@pytest.mark.slow
 def test_the_committed_records_are_in_order():
     root = ROOT / "book" / "results"
     assert len(list(root.glob("*/*/*.json"))) > 0 and experiments.problems(root) == []
@@ -707,6 +724,7 @@ def test_only_too_few_examples_count_as_an_estimators_answer(place):
             known_information(dataclasses.replace(run, settings={**run.settings, **change}), place)
 
 
+@pytest.mark.slow
 def test_a_precision_is_chosen_on_the_command_line_and_a_foreign_block_is_left(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COMPANION_WORK", str(tmp_path / "work"))
     command = ["run", "masks_dose", "--tier", "smoke", "--device", "cpu", "--quiet", "--results", str(tmp_path)]
@@ -717,3 +735,112 @@ def test_a_precision_is_chosen_on_the_command_line_and_a_foreign_block_is_left(t
     assert "random+cka_sr_0.1-0.9-seed200: left: " in seen.out and "bfloat16" in seen.out
     assert "1 of 2 runs are recorded" in seen.err
     assert [path.name for path in tmp_path.glob("*/*/*.json")] == ["random-0.9-seed200.json"]
+
+
+# ------------------------------------------------------------------------------------------- a light start, and imports
+@pytest.mark.parametrize("command", ["list", "status", "verify", "index"])
+def test_what_only_reads_loads_no_torch(command, tmp_path):
+    """None of what takes seconds to import; `list` stays below 3 s of processor time."""
+    heavy = ("torch", "torchvision", "statsmodels", "seaborn", "matplotlib", "scipy", "sklearn", "torch_pruning")
+    program = (
+        "import os, sys; from companion.experiments.__main__ import main\n"
+        f"main([{command!r}]); used = os.times()\n"
+        f"print([name for name in {heavy} if name in sys.modules], used.user + used.system < 3, file=sys.stderr)"
+    )
+    found = shutil.copytree(records.results_root() / "throughput", tmp_path / "throughput")
+    records.enlist(tmp_path, sorted(found.rglob("*.json")))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMPANION_RESULTS": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[] True" and done.stdout
+
+
+def test_whatever_performs_runs_is_there():
+    for experiment in EXPERIMENTS.values():
+        assert not isinstance(experiment.perform, registry.Later) or callable(experiment.perform.imported())
+
+
+@pytest.fixture
+def brought(toy, place, tmp_path):
+    """A record made elsewhere, in its folder of results."""
+    elsewhere = tmp_path / "elsewhere"
+    record = experiments.perform(toy.runs("smoke")[0], place, elsewhere)
+    made = {**record.provenance, "commit": "0" * 40, "clean": True}
+    path = dataclasses.replace(record, provenance=made).save(elsewhere)
+    return path
+
+
+def test_a_record_from_elsewhere_comes_in_byte_for_byte(brought, toy, tmp_path, capsys):
+    here = tmp_path / "here"
+    assert main(["import", str(brought), "--results", str(here)]) == 0
+    path = here / toy.runs("smoke")[0].path
+    assert path.read_bytes() == brought.read_bytes() and experiments.problems(here) == []
+    assert f"{path}: added, SHA-256 {records.sha256(brought)}" in capsys.readouterr().out
+    assert main(["import", str(brought), "--results", str(here)]) == 0  # again: it stays
+    assert "was there" in capsys.readouterr().out
+    alone = tmp_path / "alone.json"  # no folder, no hash index
+    shutil.copy(brought, alone)
+    assert main(["import", str(alone), "--results", str(tmp_path / "third")]) == 0
+    assert experiments.recorded(toy.runs("smoke")[0], tmp_path / "third") is not None
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        (("result", "test", "loss"), 0.5, "changed since it was written"),
+        (("result", "test", "correct"), 10**6, "correct of 360 examples"),
+        (("run", "settings", "lr"), 0.3, "settings are not the registry's"),
+        (("run", "experiment"), "nobody's", "the registry has no nobody's at tier smoke"),
+        (("provenance", "commit"), None, "no commit that made it"),
+        (("provenance", "clean"), False, "one with changes"),
+        (("provenance", "processor"), ..., "provenance lacks processor"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else None,
+)
+def test_a_record_that_is_not_in_order_stays_out(brought, tmp_path, capsys, part, change, said):
+    content = json.loads(brought.read_text())
+    *outer, last = part
+    inner = content
+    for key in outer:
+        inner = inner[key]
+    if change is ...:
+        del inner[last]
+    else:
+        inner[last] = change
+    brought.write_text(json.dumps(content))
+    assert main(["import", str(brought), "--results", str(tmp_path / "here")]) == 2
+    assert said in capsys.readouterr().err and not list((tmp_path / "here").rglob("*.json"))
+
+
+def test_another_record_of_the_run_and_another_block_stay_out(brought, toy, tmp_path, capsys, monkeypatch):
+    here = tmp_path / "here"
+    record = records.load(brought)
+    other = dataclasses.replace(record, provenance={**record.provenance, "processor": "another"})
+    other.save(here)
+    before = (here / record.run.path).read_bytes()
+    assert main(["import", str(brought), "--results", str(here)]) == 2
+    assert "holds another record of this run" in capsys.readouterr().err
+    assert (here / record.run.path).read_bytes() == before
+    blocks = MappingProxyType({"toy": dataclasses.replace(toy, blocks=True)})
+    monkeypatch.setattr(registry, "EXPERIMENTS", blocks)
+    assert main(["import", str(brought), "--results", str(here)]) == 2
+    assert "were made with {'processor': 'another'" in capsys.readouterr().err
+
+
+def test_one_word_makes_the_records_of_a_chapter_anew(toy, place, tmp_path, capsys, monkeypatch):
+    """Those that the book has: the others stay not run, and the book's stay as they are."""
+    monkeypatch.setenv("COMPANION_WORK", str(tmp_path / "work"))
+    monkeypatch.setenv("COMPANION_RESULTS", str(tmp_path / "book"))
+    run = toy.runs("smoke")[0]
+    ours = experiments.perform(run, place, tmp_path / "book")
+    before = (tmp_path / "book" / run.path).read_bytes()
+    for mode, folder in (("replay", "book"), ("run", "work/results")):
+        read = notebook.reader(mode)
+        found = read("toy", "smoke")
+        assert [r.run for r in found] == [run] and [missing.seed for missing in found.missing] == [1]
+        assert found[0].result == ours.result
+        assert capsys.readouterr().out == f"toy, smoke: 1 records in {tmp_path / folder / 'toy' / 'smoke'}\n"
+        assert len(read("toy", "smoke")) == 1 and not capsys.readouterr().out  # said once
+    assert (tmp_path / "work" / "results" / run.path).exists()
+    assert (tmp_path / "book" / run.path).read_bytes() == before
+    with pytest.raises(ValueError, match="mode='rerun' is unknown"):
+        notebook.reader("rerun")

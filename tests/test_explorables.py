@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from conftest import HTML, ROOT, leave_math
+from conftest import HTML, PATIENCE, ROOT, leave_math
 from PIL import Image
 
 from companion.experiments import quantities, replay
 from companion.experiments.explorables import (
+    block_sets_data,
     cka_map_data,
     flow_path_data,
     information_grid_data,
@@ -46,7 +47,7 @@ in_browser = pytest.mark.pages
 
 # ----------------------------------------------------------------------------------------------- what they are made of
 def test_every_explorable_stands_in_a_chapter() -> None:
-    assert set(CHAPTERS) == set(NAMES) and len(NAMES) == 5
+    assert set(CHAPTERS) == set(NAMES) and len(NAMES) == 6
 
 
 @every
@@ -96,12 +97,13 @@ def test_a_widget_has_module_style_and_data(name: str) -> None:
     assert explorable(name, state={}).state == {}
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_it_live() -> None:
     pytest.importorskip("anywidget")
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     cells = [f"from companion.widgets import explorable\nexplorable({name!r})" for name in NAMES[:2]]
     notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))
-    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=PATIENCE, resources={"metadata": {"path": str(ROOT)}}).execute()
     models = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
     for name, cell in zip(NAMES, notebook.cells, strict=False):
         view = cell.outputs[0].data["application/vnd.jupyter.widget-view+json"]["model_id"]
@@ -112,7 +114,7 @@ def test_a_notebook_shows_it_live() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- the data
-@pytest.mark.parametrize("name", ["cka_map", "information_grid", "penalty_strengths"])
+@pytest.mark.parametrize("name", ["block_sets", "cka_map", "information_grid", "penalty_strengths"])
 def test_the_data_are_those_of_the_records(name: str) -> None:
     assert (FOLDER / name / "data.json").read_text() == written(data(name)), (
         f"run: python scripts/explorables.py {name}"
@@ -169,6 +171,18 @@ def test_a_layer_without_variation_is_a_point() -> None:
     dead = record()
     dead.measures["geometry"]["points"][2] = [[0.0, 0.0]] * 10
     assert cka_map_data([dead])["networks"][0]["points"][2] == [[0.0, 0.0]] * 10
+
+
+def test_sets_of_blocks_begin_with_the_two_of_least_loss_and_are_refused_without_a_record() -> None:
+    (made,) = replay("block_subsets")
+    shown, found = block_sets_data(made), made.measures["subsets"]
+    pairs = {at: found["chosen_loss"][at] for at in range(512) if bin(at).count("1") == 2}
+    assert len(pairs) == 36 and pairs[shown["state"]["gone"]] == min(pairs.values())
+    assert shown["refreshed"][0] == found["refreshed"][0] and shown["examples"] == made.run.settings["examples"]
+    layers = len(shown["blocks"]) + 1
+    assert {len(row) for row in shown["cka"]} == {layers * (layers - 1) // 2}
+    with pytest.raises(ValueError, match=r"measures \['cka', 'geometry'\]; an explorable needs subsets"):
+        block_sets_data(record())
 
 
 def test_every_estimator_answers_every_setting() -> None:
@@ -281,6 +295,7 @@ def test_masks_move_as_their_methods_say() -> None:
     assert outside["random, ERK"] > outside["RigL"] > outside["GraNet"]
 
 
+@pytest.mark.slow
 def test_masks_are_those_that_the_chapter_trains() -> None:
     made, stored = data("mask_life"), parts("mask_life").data
     assert [method["name"] for method in stored["methods"]] == [method["name"] for method in made["methods"]]
@@ -311,6 +326,7 @@ def seen_lengths(net: dict[str, Any]) -> np.ndarray:
     return np.linalg.norm(np.diff(np.array(net["points"]), axis=1), axis=2)
 
 
+@pytest.mark.slow
 def test_paths_are_those_that_the_chapter_trains() -> None:
     made, stored = data("flow_path"), parts("flow_path").data
     assert all(made[key] == stored[key] for key in ("images", "labels", "state"))
@@ -395,6 +411,8 @@ def test_a_control_and_the_kernel_change_the_same_state(name: str, opened: Calla
     first = sentence(page)
     if name == "cka_map":
         page.locator('[role="gridcell"]').first.click()
+    elif name == "block_sets":
+        page.locator("input[type=checkbox]").last.click()
     else:
         page.locator("input[type=range]").last.focus()
         page.keyboard.press("ArrowLeft")
@@ -640,6 +658,38 @@ def test_keys_choose_penalty_and_strength(opened: Callable[..., Page]) -> None:
     assert maps[: len(maps) // 2] == maps[len(maps) // 2 :]
 
 
+# -- sets of blocks
+def kept(gone: int) -> str:
+    """How the sentence of the sets must begin."""
+    shown = parts("block_sets").data
+    names = [name for k, name in enumerate(shown["blocks"]) if gone >> k & 1]
+    right, raw = (100 * shown[key][gone] / shown["examples"] for key in ("refreshed", "raw"))
+    who = f"Without {', '.join(names)}" if names else "With every block"
+    return f"{who}: {right:.1f} % right, {raw:.1f} % with"
+
+
+@in_browser
+def test_keys_take_blocks_away(opened: Callable[..., Page]) -> None:
+    page, shown = opened("block_sets"), parts("block_sets").data
+    gone = shown["state"]["gone"]
+    boxes, count = page.locator("input"), len(shown["blocks"])
+    assert boxes.count() == count and sentence(page).startswith(kept(gone))
+    for k in (0, 3, count - 1, 3):
+        boxes.nth(k).focus()
+        page.keyboard.press("Space")
+        gone ^= 1 << k
+        assert sentence(page).startswith(kept(gone))
+        assert [boxes.nth(j).is_checked() for j in range(count)] == [not gone >> j & 1 for j in range(count)]
+        heights = page.locator(".sets-bar").evaluate_all(
+            "bars => bars.map((bar) => Number(bar.getAttribute('height')))"
+        )
+        assert [height > 0 for height in heights] == [step > 0 for step in shown["steps"][gone]]
+    for k in range(count):  # all back
+        if gone >> k & 1:
+            boxes.nth(k).click()
+    assert sentence(page).startswith(kept(0)) and "one set of this size" in sentence(page)
+
+
 # -- all of them
 @in_browser
 @pytest.mark.parametrize("name", ["cka_map", "penalty_strengths"])
@@ -677,7 +727,16 @@ def chapter(name: str, browser: Browser, site: str) -> Iterator[Page]:
 
 every_chapter = pytest.mark.parametrize("name", NAMES, scope="module")
 TEXTS = (".explorable-sentence", ".explorable-head label", ".explorable-head select", ".explorable-note", "svg text")
-MARKS = (".life-alive", ".life-grown", ".flow-line", ".ig-dot", "circle.strengths-chosen", "circle.strengths-none")
+MARKS = (
+    ".sets-here",
+    ".sets-bar",
+    ".life-alive",
+    ".life-grown",
+    ".flow-line",
+    ".ig-dot",
+    "circle.strengths-chosen",
+    "circle.strengths-none",
+)
 
 
 @in_browser
@@ -742,6 +801,7 @@ def recomputed(chapter: str) -> dict[str, Any]:
     return tagged(ROOT / "notebooks" / f"{chapter}.ipynb", "recompute")
 
 
+@pytest.mark.slow
 def test_the_biased_estimate_follows_theory_at_any_width() -> None:
     estimates = recomputed("02_similarity")["estimates"]
     for examples, width in ((8, 256), (32, 64), (128, 16)):
@@ -761,6 +821,7 @@ def test_few_neighbours_scatter_and_many_pull_down() -> None:
     assert by_neighbours(0.0, 1, 300, draws=2).abs().to_numpy().max() < 0.3
 
 
+@pytest.mark.slow
 def test_a_net_is_trained_anew_under_both_strengths() -> None:
     pulled = recomputed("14_identity_meets_flow")["pulled"]
     (_, free), (_, apart), (_, short) = (pulled(*strengths) for strengths in ((0.0, 0.0), (0.1, 0.0), (0.0, 0.1)))

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from companion.experiments import TITLES, hypotheses, replay
+from companion.experiments import TITLES, hypotheses, quantities, replay
+from companion.experiments.recipes import Part
 from companion.experiments.records import Record, Records, Run
 from companion.experiments.statistics import VERDICTS, Mean
 from companion.experiments.studies.penalties import PENALISED
+from companion.experiments.titles import title
+from companion.regularizers import PENALTIES
 from scripts.repository import repository
 
 ROUNDS = {"dense_penalties": hypotheses.HYPOTHESES, "dense_penalties_again": hypotheses.AGAIN}
@@ -81,7 +84,7 @@ def toy(method: str, seed: int, weights: float = 50, filters: float = 50) -> Rec
 
 def verdict_on(name: str, records: Records) -> str:
     hypothesis = hypotheses.HYPOTHESES[name]
-    return hypothesis.rule([finding.says() for finding in hypothesis.findings(records)])
+    return hypothesis.rule([finding(records).says() for finding in hypothesis.findings])
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(5, "refuted"), (0, "not refuted"), (-5, "supported")])
@@ -111,8 +114,15 @@ def test_holm_takes_back_what_a_large_family_does_not_bear() -> None:
     assert weak.says(15 * weak.p) == "undecided"
 
 
-def test_every_method_has_a_title() -> None:
-    assert set(TITLES) == set(PENALISED)
+def test_every_method_has_a_title_of_its_penalties() -> None:
+    """Classics first, then FFR, then CKA; and whatever penalty is registered has its own without a line here."""
+    assert list(TITLES) == [
+        *("none", "group_lasso", "slimming", "ffr_length", "ffr_curvature", "ffr_length_curvature"),
+        *("cka_sr", "aug_cka_sr", "cka_sr+ffr_length"),
+    ]
+    assert set(TITLES) == set(PENALISED) and TITLES["cka_sr+ffr_length"] == "CKA-SR + length"
+    for name, kind in PENALTIES.items():
+        assert title([Part(kind.__name__)]) == PENALTIES.facts[name]["title"]
 
 
 @every_round
@@ -180,6 +190,7 @@ def logarithm_of(experiment: str, method: str, value: Callable[[dict], np.ndarra
     return np.array([v - found["none", seed] for (name, seed), v in sorted(found.items()) if name == method])
 
 
+@pytest.mark.slow
 def test_what_was_misjudged_by_the_folded_norm() -> None:
     """FFR shrinks what a block reads, so the folded norm rises; |γ| falls, if at all. H7 and R4 turn; H3 does not."""
     first, second = replay("dense_penalties"), replay("dense_penalties_again")
@@ -208,4 +219,4 @@ def test_what_was_misjudged_by_the_folded_norm() -> None:
 
 def test_a_size_of_nothing_has_no_logarithm() -> None:
     with pytest.raises(ValueError, match=r"the logarithm of -1\.0; only sizes above 0 have one"):
-        hypotheses._logarithm(lambda record: -1.0)(toy("none", 0))
+        quantities.logarithm(lambda record: -1.0)(toy("none", 0))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+import companion
 
 PACKAGE = ROOT / "companion"
 LIBRARY = [path for path in sorted(PACKAGE.rglob("*.py")) if "experiments" not in path.parts]
@@ -62,3 +66,33 @@ def test_the_library_imports_one_way(path: Path) -> None:
 
 def test_every_part_of_the_library_has_its_place() -> None:
     assert {part(name_of(path)) for path in LIBRARY} - {"__init__"} == set(RANK)
+
+
+MAGIC = re.compile(r"^( *)[%!](?=\w).*", re.MULTILINE)
+PROGRAM = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def programs() -> Iterator[tuple[str, str]]:
+    """Everything that a reader may copy: where it stands, and its Python."""
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for number, cell in enumerate(json.loads(path.read_text())["cells"]):
+            if cell["cell_type"] == "code":
+                yield f"{path.name}, cell {number}", "".join(cell["source"])
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").glob("*.md"))]:
+        for number, program in enumerate(PROGRAM.findall(path.read_text())):
+            yield f"{path.name}, program {number}", program
+
+
+def test_a_name_has_one_import_path() -> None:
+    """What the package itself offers is imported from it, in chapters, recipes and README."""
+    seen, elsewhere = set(), []
+    for place, source in programs():
+        for node in ast.walk(ast.parse(MAGIC.sub(r"\1pass", source))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = {alias.name for alias in node.names} & set(companion.__all__)
+                if node.module == "companion":
+                    seen |= names
+                elif node.module.startswith("companion."):
+                    elsewhere += [f"{place}: {name} of {node.module}" for name in sorted(names)]
+    assert not elsewhere
+    assert {"cka", "cka_map", "FeatureFlow", "prune_filters"} <= seen

@@ -255,7 +255,7 @@ def test_gates_close_on_what_is_not_needed() -> None:
         (lambda: variational_bound(torch.randn(100, 1), torch.randn(100, 1), bound="magic"), "'magic'"),
         (lambda: variational_bound(torch.randn(100, 1), torch.randn(99, 1)), "100 rows and y 99"),
         (lambda: kolchinsky_tracey(torch.randn(9, 2), noise=0.0), "infinite information"),
-        (lambda: kolchinsky_tracey(torch.randn(9, 2), noise=1.0, bound="middle"), "'upper' or 'lower'"),
+        (lambda: kolchinsky_tracey(torch.randn(9, 2), noise=1.0, bound="middle"), "bound='middle' is unknown"),
         (lambda: noisy_label_information(torch.randn(9, 2), torch.arange(8), noise=1.0), "9 rows and y 8"),
         (lambda: renyi(torch.randn(9, 2), torch.randn(8, 2)), "9 rows and y 8"),
         (lambda: renyi_entropy(torch.randn(9, 2), alpha=1), "not 1"),

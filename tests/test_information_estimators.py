@@ -43,6 +43,7 @@ def test_independent_variables_share_nothing(name: str) -> None:
     assert abs(float(found)) < (0.2 if name == "renyi" else 0.1) and found.examples > 0 and found.unit == "nats"
 
 
+@pytest.mark.slow
 @every
 def test_a_known_pair_in_nats_and_bits(name: str) -> None:
     x, y, truth = pair(name, related=True)

@@ -94,6 +94,7 @@ def test_gradients() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ from data
+@pytest.mark.slow
 def test_bias_is_taken_off_exactly() -> None:
     """The mean over many small samples is the truth, where the plug-in value is several deviations above it."""
     p, n, draws = 3, 15, 2000

@@ -94,7 +94,7 @@ def test_refuses() -> None:
         InformationPlane(x, y, nn.Linear, noise=1.0, fixed=(-1, 1))
     with pytest.raises(ValueError, match="120 rows and y 119"):
         InformationPlane(x, y[:-1], nn.Linear, noise=1.0)
-    with pytest.raises(ValueError, match="'upper' or 'lower'"):
+    with pytest.raises(ValueError, match="bound='both' is unknown"):
         InformationPlane(x, y, nn.Linear, noise=1.0, bound="both")
     with pytest.raises(ValueError, match="unit='bans'"):
         InformationPlane(x, y, nn.Linear, noise=1.0, unit="bans")

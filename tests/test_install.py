@@ -47,6 +47,7 @@ def test_the_base_is_light() -> None:
     assert "filelock" in brought  # torch's own, and ours by that
 
 
+@pytest.mark.slow
 def test_without_the_extras_the_library_works_and_the_rest_says_which_is_missing() -> None:
     said = run(
         """
@@ -78,6 +79,7 @@ for use in (companion.data.digits, *(lambda part=part: importlib.import_module(p
 
 
 # ---------------------------------------------------------------------------------------------------- what imports cost
+@pytest.mark.slow
 def test_importing_the_package_takes_no_time() -> None:
     code = """
 import sys, time
@@ -88,6 +90,7 @@ print(time.process_time() - begun, *{"matplotlib", "numpy", "pandas", "torch"} &
     assert min(float(line) for _ in range(3) for line in run(code)) < 0.2  # a loaded module would be no number
 
 
+@pytest.mark.slow
 def test_importing_cka_loads_no_more_than_it_needs() -> None:
     code = """
 import sys

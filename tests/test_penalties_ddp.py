@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from two_ranks import two_ranks
 
 from companion.data import DeviceLoader, Images
-from companion.regularizers import AugmentedCKASparsity, CKASparsity, FeatureFlow
+from companion.regularizers import AugmentedCKASparsity, CKASparsity, FeatureFlow, KineticEnergy
 from companion.training import fit, sgd
 
 PENALTIES: dict[str, Callable[[nn.Module], Any]] = {
@@ -22,6 +22,7 @@ PENALTIES: dict[str, Callable[[nn.Module], Any]] = {
     "AugCKA-SR": lambda model: AugmentedCKASparsity(model, 0.3),
     "feature flow, arXiv": lambda model: FeatureFlow(model, 0.3, 0.2, every=2),
     "feature flow, journal": lambda model: FeatureFlow(model, 0.3, 0.2, variant="journal", before_relu=True),
+    "kinetic energy": lambda model: KineticEnergy(model, 0.3, every=2),
 }
 
 

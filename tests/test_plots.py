@@ -76,7 +76,6 @@ def test_colours_mean_the_same_in_every_map(values: list[float]) -> None:
 
 def test_stages_begin_at_thin_lines() -> None:
     assert boundaries(plots.cka_heatmap(table(LAYERS)).axes) == ([1, 3, 5, 6], [1, 3, 5, 6])
-    assert boundaries(plots.cka_heatmap(table(LAYERS), stages=False).axes) == ([], [])
     assert boundaries(plots.cka_heatmap(table(["relu1", "relu2", "linear"])).axes) == ([], [])
 
 

@@ -320,6 +320,7 @@ def test_fit_resumes_bit_for_bit(method: str, tmp_path: Path) -> None:
     assert history[-1]["sparsity"] == 1 - sparsity.density()
 
 
+@pytest.mark.slow
 def test_compiled_models_train_alike() -> None:
     model = net()
     twin, found = copy.deepcopy(model), []
@@ -515,6 +516,96 @@ def test_rows_train_too(make: Make) -> None:
     sparsity = make(model, optimizer)
     train(model, optimizer, sparsity, 20)
     assert all(not weight[~sparsity.masks[name]].any() for name, weight in sparsity.weights.items())
+
+
+# -------------------------------------------------------------------------------------------------------- real models
+class Tagger(nn.Module):
+    """A transformer with an attention mask and two outputs, for sequences of which some end early."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.tags, self.label = nn.Linear(8, 5), nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.block(self.embedding(tokens), src_key_padding_mask=attention_mask == 0)
+        kept = attention_mask[..., None]
+        return self.tags(x), self.label((x * kept).sum(1) / kept.sum(1))
+
+
+TOKENS = {"tokens": torch.arange(12).view(2, 6), "attention_mask": torch.tensor([[1] * 6, [1, 1, 1, 0, 0, 0]])}
+
+
+def trained_once(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    tags, label = model(**TOKENS)
+    optimizer.zero_grad()
+    (F.cross_entropy(label, torch.tensor([0, 2])) + tags.square().mean()).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda m, o: RandomPruning(m, o, 0.5),
+        lambda m, o: RigL(m, o, 0.5, steps=8, every=2),
+        lambda m, o: GraNet(m, o, 0.5, steps=8, every=2),
+        lambda m, o: SET(m, o, 0.5, every=2),
+    ],
+    ids=["random", "RigL", "GraNet", "SET"],
+)
+def test_a_transformer_with_a_mask_keeps_its_zeros_under_adamw(make: Make) -> None:
+    torch.manual_seed(0)
+    model = Tagger()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    sparsity = make(model, optimizer)
+    assert set(sparsity.weights) == {
+        *("block.self_attn.in_proj_weight", "block.self_attn.out_proj", "block.linear1", "block.linear2"),
+        *("tags", "label"),
+    }
+    for _ in range(4):
+        trained_once(model, optimizer)
+        sparsity.step()
+        for name, weight in sparsity.weights.items():
+            gone = ~sparsity.masks[name]
+            assert int(weight.count_nonzero()) <= sparsity.alive[name] == int((~gone).sum())
+            assert not weight[gone].any()
+            assert not any(moment[gone].any() for key, moment in optimizer.state[weight].items() if key != "step")
+    weights = sum(weight.numel() for weight in sparsity.weights.values())
+    assert weights == 3 * 64 + 64 + 2 * 128 + 40 + 24
+    assert sparsity.density() == sum(sparsity.alive.values()) / weights
+
+
+def test_rigl_in_attention_drops_the_smallest_and_grows_the_steepest() -> None:
+    torch.manual_seed(0)
+    model = Tagger()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsity = RigL(model, optimizer, 0.5, steps=10, every=2, drop=0.3, end=1.0)
+    trained_once(model, optimizer)
+    sparsity.step()
+    before = sparsity.masks
+    trained_once(model, optimizer)
+    name = "block.self_attn.in_proj_weight"
+    weight = sparsity.weights[name]
+    values = (weight.detach() * before[name]).clone()
+    sparsity.step()
+    alive = int(before[name].sum())
+    exchanged = int(0.15 * (1 + math.cos(math.pi * 2 / 10)) * alive)
+    kept = set(ranked(values.abs(), before[name])[: alive - exchanged])
+    others = torch.tensor([i not in kept for i in range(weight.numel())])
+    grown = set(ranked(weight.grad.abs(), others)[:exchanged])
+    assert exchanged > 0 and set(sparsity.masks[name].flatten().nonzero().flatten().tolist()) == kept | grown
+
+
+def test_channels_last_changes_no_mask() -> None:
+    masks = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        model = net().to(memory_format=layout)
+        sparsity = MAKE["random"](model, None)
+        masks.append(sparsity.masks)
+        assert all(not weight[~sparsity.masks[name]].any() for name, weight in sparsity.weights.items())
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
 
 
 # ------------------------------------------------------------------------------------------------- models and refusals

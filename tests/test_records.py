@@ -125,10 +125,8 @@ def test_a_difference_is_not_run_only_where_no_seed_has_both():
 def test_paired_difference_uses_shared_seeds_only():
     here = Records([make(0, 90), make(1, 92), make(2, 95)])
     there = Records([make(0, 89, "rst"), make(1, 90, "rst"), make(5, 10, "rst")])
-    found = here.paired(there)
-    assert found.count == 2 and found.value == pytest.approx(0.015)
-    with pytest.raises(ValueError, match="no shared seed"):
-        here.paired(Records([make(9)]))
+    assert here.differences(there) == {0: pytest.approx(0.01), 1: pytest.approx(0.02)}
+    assert here.differences(Records([make(9)])) == {}
 
 
 def test_table_says_what_did_not_run():

@@ -32,6 +32,7 @@ from companion.regularizers import (
     FeaturePenalty,
     GroupLasso,
     HSICBottleneck,
+    KineticEnergy,
     NetworkSlimming,
     Orthogonality,
     ramp,
@@ -182,8 +183,11 @@ def test_contract_accumulated_batches(name):
     torch.testing.assert_close(gradients, {n: p.grad for n, p in model.named_parameters() if p.grad is not None})
 
 
+COMPILED = ("feature_flow", "cka_sr", "l1")  # of each kind one; the others are like it
+
+
 @pytest.mark.slow
-@each_penalty
+@pytest.mark.parametrize("name", [n if n in COMPILED else pytest.param(n, marks=pytest.mark.long) for n in PENALTIES])
 def test_contract_compiled(name):
     torch.compiler.reset()
     model, x = small(), torch.randn(16, 1, 8, 8)
@@ -450,6 +454,8 @@ KINDS = {
     "augmented_cka": lambda net, **options: AugmentedCKASparsity(net, 1.0, **options),
     "arxiv": lambda net, **options: FeatureFlow(net, 1.0, 1.0, **options),
     "journal": lambda net, **options: FeatureFlow(net, 1.0, 1.0, variant="journal", **options),
+    "kinetic_energy": lambda net, **options: KineticEnergy(net, 1.0, **options),
+    "hsic_bottleneck": lambda net, **options: HSICBottleneck(net, 1.0, **options),
 }
 on_features = pytest.mark.parametrize("build", KINDS.values(), ids=KINDS)
 
@@ -581,6 +587,7 @@ NETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "net"), [("cka", "resnet18"), ("cka", "vit"), ("arxiv", "resnet18"), ("journal", "vgg")]
 )
@@ -774,6 +781,50 @@ def features_of(net, x, examples):
     return [features[:examples] for features in tap.values()]
 
 
+@pytest.mark.parametrize("across_stages", [False, True])
+@pytest.mark.parametrize("before_relu", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_kinetic_energy_is_the_mean_square_of_all_steps(deep, images, across_stages, before_relu, reduction):
+    options = {"across_stages": across_stages, "before_relu": before_relu, "reduction": reduction}
+    penalty = KineticEnergy(deep, 0.3, examples=5, **options)
+    deep(images)
+    value = penalty()
+    with flow.tap(deep, before_relu=before_relu, reduce=lambda x: x[:5], detach=False) as tap:
+        deep(images)
+    vertices = list(flow.vertices(tap, before_relu).values())
+    paths = [flow.steps(vertices)] if across_stages else [flow.steps(vertices[:3]), flow.steps(vertices[3:])]
+    squares = [d.flatten(1).square() for path in paths for d in path]
+    squares = [(s.mean(1) if reduction == "mean" else s.sum(1)).mean() for s in squares]
+    expected = 0.3 * sum(squares) / len(squares)
+    assert len(squares) == (5 if across_stages else 4)
+    torch.testing.assert_close(value, expected)
+    ours, theirs = (torch.autograd.grad(v, deep.conv1.weight)[0] for v in (value, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_kinetic_energy_of_linear_blocks_in_closed_form(device):
+    """x_l = a^l x₀: steps (a − 1) a^l x₀, so that the mean of L squares is a geometric sum."""
+    a, blocks, x = 0.7, 4, torch.randn(9, 5, dtype=torch.float64, device=device)
+    net = nn.Sequential(nn.Identity(), *(nn.Linear(5, 5, bias=False) for _ in range(blocks))).double().to(device)
+    for block in net[1:]:
+        block.weight.data = a * torch.eye(5, dtype=torch.float64, device=device)
+    penalty = KineticEnergy(net, 2.0, reduction="sum", layers=list(map(str, range(blocks + 1))))
+    net(x)
+    squares = (a - 1) ** 2 * (1 - a ** (2 * blocks)) / (1 - a**2) * x.square().sum(1).mean()
+    torch.testing.assert_close(penalty(), 2.0 * squares / blocks)
+
+
+def test_kinetic_energy_of_one_length_is_least_for_equal_steps():
+    equal, unequal = ({name: torch.tensor([[at]]) for name, at in zip("abc", path, strict=True)} for path in EVEN)
+    kinetic, length = KineticEnergy(models.digits_net(), 1.0), FeatureFlow(models.digits_net(), 1.0, 0.0)
+    assert float(length.value(equal)) == float(length.value(unequal)) == 2
+    assert float(kinetic.value(equal)) == 1  # length² / L², where Cauchy–Schwarz is an equality
+    assert float(kinetic.value(unequal)) == 1.25
+
+
+EVEN = ([0.0, 1.0, 2.0], [0.0, 1.5, 2.0])
+
+
 @pytest.mark.parametrize("variant", ["arxiv", "journal"])
 @pytest.mark.parametrize("across_stages", [False, True])
 def test_gradient_of_feature_flow_matches_finite_differences(device, variant, across_stages):
@@ -819,11 +870,12 @@ def test_strength_keeps_its_meaning_for_other_widths_and_resolutions(device):
     assert values[0] == pytest.approx(values[1], rel=0.05)
 
 
-def test_an_empty_batch_gives_zero(deep):
-    penalty = FeatureFlow(deep)
-    assert float(penalty.value({"a": torch.zeros(0, 3), "b": torch.zeros(0, 3)})) == 0
+@pytest.mark.parametrize("kind", [FeatureFlow, KineticEnergy])
+def test_an_empty_batch_gives_zero(deep, kind):
+    assert float(kind(deep).value({"a": torch.zeros(0, 3), "b": torch.zeros(0, 3)})) == 0
 
 
+@pytest.mark.slow
 def test_shortens_and_straightens_what_it_penalises():
     for options in ({"curvature": 0}, {"length": 0, "curvature": 1.0, "variant": "journal"}):
         training.seed_everything(0)
@@ -859,6 +911,7 @@ def test_a_ramp_rises_in_a_straight_line_and_every_penalty_takes_one(deep, image
         lambda strength: CKASparsity(deep, strength, every=1),
         lambda strength: FeatureFlow(deep, strength, 0),
         lambda strength: FeatureFlow(deep, 0, strength),
+        lambda strength: KineticEnergy(deep, strength),
         lambda strength: L1(deep, strength),
         lambda strength: NetworkSlimming(deep, strength),
     ]

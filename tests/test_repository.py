@@ -58,12 +58,10 @@ def test_a_place_that_does_not_follow_is_named(copy: Path) -> None:
 
 
 def test_a_changed_setup_cell_is_found_and_written_anew(copy: Path) -> None:
-    url, branch = repository.repository(copy)
+    url, _ = repository.opened(copy)
     notebook = nbformat.v4.new_notebook(
         cells=[
-            nbformat.v4.new_markdown_cell(
-                f"[Open in Colab]({repository.colab_link(url, branch, 'notebooks/99_new.ipynb')})"
-            ),
+            nbformat.v4.new_markdown_cell(f"[Open in Colab]({repository.colab_link(url, 'notebooks/99_new.ipynb')})"),
             nbformat.v4.new_code_cell("import sys\nif 'google.colab' in sys.modules: pass"),
         ]
     )
@@ -72,6 +70,30 @@ def test_a_changed_setup_cell_is_found_and_written_anew(copy: Path) -> None:
     assert repository.problems(copy) == ["notebooks/99_new.ipynb: the first code cell is not the setup cell"]
     repository.write(copy, url)
     assert repository.problems(copy) == []
+
+
+def test_a_release_is_what_colab_opens_and_installs(copy: Path) -> None:
+    (copy / "companion").mkdir()
+    shutil.copy(ROOT / "companion" / "__init__.py", copy / "companion")
+    url, before = repository.opened(copy)
+    with pytest.raises(ValueError, match=r"'98.7.6'; CHANGELOG.md has no section"):
+        repository.release(copy, "98.7.6")
+    assert repository.opened(copy) == (url, before)
+    for version in ("98.7.6", "98.7.7"):
+        changes = copy / "CHANGELOG.md"
+        changes.write_text(f"## [{version}] - Unreleased\n\n{changes.read_text()}")
+        repository.release(copy, version)
+        assert re.match(rf"## \[{version}\] - \d{{4}}-\d\d-\d\d\n", changes.read_text())
+        assert repository.opened(copy) == (url, f"v{version}") and repository.problems(copy) == []
+        assert repository.repository(copy) == repository.repository(ROOT)  # records and lines of code: as they are now
+        assert f"{url}@v{version}" in (copy / "README.md").read_text()
+        assert f"{url}@{before}" not in "".join(contents(copy).values())
+        for path, said in {
+            "companion/__init__.py": f'__version__ = "{version}"',
+            "CITATION.cff": f"\nversion: {version}\n",
+            "book/citing.md": f"version = {{{version}}}",
+        }.items():
+            assert said in (copy / path).read_text()
 
 
 @pytest.mark.parametrize(
@@ -102,10 +124,14 @@ def test_the_package_sets_lower_bounds_only() -> None:
 
 
 def test_the_environment_is_pinned_and_holds_what_the_project_asks_for() -> None:
-    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+    lines = (ROOT / "requirements.txt").read_text().replace("\\\n", "").splitlines()
     pins: dict[str, list[str]] = {}
-    for requirement in map(Requirement, lines):
-        (specifier,) = requirement.specifier
+    for line in lines:
+        if line.startswith("#"):
+            continue
+        text, *hashes = re.split(r"\s+--hash=", line.strip())
+        assert hashes and all(re.fullmatch(r"sha256:[0-9a-f]{64}", file) for file in hashes), line
+        (specifier,) = (requirement := Requirement(text)).specifier
         assert specifier.operator == "==", requirement
         pins.setdefault(canonical(requirement.name), []).append(specifier.version)
     extras = PROJECT["optional-dependencies"]
@@ -131,12 +157,14 @@ def canonical(name: str) -> str:
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob(".github/workflows/*.yml")), ids=lambda path: path.stem)
-def test_workflows_make_targets_that_exist(path: Path) -> None:
+def test_workflows_make_targets_that_exist_by_actions_that_stay(path: Path) -> None:
     workflow = yaml.safe_load(path.read_text())
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
     called = {target for command in commands for target in re.findall(r"\bmake ([a-z-]+)", command)}
     assert called <= targets
+    used = [step["uses"] for job in workflow["jobs"].values() for step in job["steps"] if "uses" in step]
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action) for action in used), used  # a tag can be moved
 
 
 def test_the_page_on_running_names_every_experiment() -> None:

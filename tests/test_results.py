@@ -29,6 +29,7 @@ def written() -> str:
     return results.PAGE.read_text()
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_records_say(written):
     assert results.page() == written, "python scripts/results.py writes the page anew"
 
@@ -243,6 +244,7 @@ def test_all_hosts_together():
     assert (table.loc["random+cka_sr"] - table.loc["random"]).mean() > sum(plain(clusters("cka_sr", accuracy))[:2])
 
 
+@pytest.mark.slow
 def test_cka_sr_did_not_act_under_its_hosts():
     """No cell moved by more than .006 in the mean. In one of seven that is unclear, with three seeds; not in all."""
     seen = {}
@@ -301,6 +303,7 @@ def test_what_the_sentences_conclude_is_so():
     assert (gains < np.median(results.reached())).mean() > 0.5  # "as small as most that the papers print"
 
 
+@pytest.mark.slow
 def test_asking_again_after_a_promising_start_costs_no_error():
     """Five seeds; if a difference at .9 looks good, five more; judged once on all, by Holm over four that share a
     baseline. Without any effect, of 1,500 such stories fewer than 5 in 100 decide something."""
@@ -348,6 +351,7 @@ def judged(toy, *methods, direction=1, **options):
     return Claim("A", "b", "c", "d", "e", tuple(compared(m, **options) for m in methods), direction).judged(toy)
 
 
+@pytest.mark.slow
 def test_verdicts_of_known_differences(toy):
     def verdict(*methods, direction=1):
         return judged(toy, *methods, direction=direction).verdict
@@ -377,6 +381,7 @@ def test_a_contrast_is_a_difference_of_differences(toy):
     assert found.verdict == "holds" and found.tests[0].difference.value == pytest.approx(6)
 
 
+@pytest.mark.slow
 def test_a_family_of_many_tests_asks_for_more(toy):
     """One test at p = .02 is decided alone, not among seven; beside a claim it changes nothing."""
     for seed, more in enumerate((10, 6, 14, 5)):

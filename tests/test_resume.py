@@ -251,7 +251,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("visit", [1, 2, 5])
+@pytest.mark.parametrize("visit", [1, 2, pytest.param(5, marks=pytest.mark.long)])
 @pytest.mark.parametrize("place", ["fsync", "replace"])
 def test_killed_inside_a_save_it_ends_bit_for_bit_the_same(tmp_path: Path, place: str, visit: int) -> None:
     """Before the bytes are on the disk, and before either of the two renames: what has a name is whole."""

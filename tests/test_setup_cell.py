@@ -80,11 +80,13 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     return bare.as_uri()
 
 
+@pytest.mark.slow
 def test_elsewhere_the_cell_does_nothing(colab: Colab, address: str) -> None:
     assert colab.run(RUN_CELL, setup_cell(address, "main")) == ""
     assert colab.added() == set()
 
 
+@pytest.mark.slow
 def test_on_colab_the_cell_adds_the_package_and_touches_nothing_else(colab: Colab, address: str) -> None:
     before = json.loads(colab.run(INSTALLED))
     assert {Path(place) for _, place, _ in before} == {colab.preinstalled}
@@ -96,6 +98,7 @@ def test_on_colab_the_cell_adds_the_package_and_touches_nothing_else(colab: Cola
     assert Path(colab.run("import companion; print(companion.__file__)").strip()).is_relative_to(colab.site)
 
 
+@pytest.mark.slow
 def test_on_colab_one_option_keeps_everything_on_the_drive(colab: Colab, address: str, tmp_path: Path) -> None:
     cell = setup_cell(address, "main").replace("KEEP_ON_DRIVE = False", "KEEP_ON_DRIVE = True")
     printed = colab.run(STAND_IN + DRIVE + RUN_CELL, f"{cell}\n{PLACES}", tmp_path)

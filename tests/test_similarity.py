@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,6 +38,8 @@ from companion.similarity import (
     cka_interval,
     cka_map,
     cka_matrix,
+    cka_null,
+    cka_null_map,
     gram,
     h_center,
     hsic,
@@ -190,6 +193,7 @@ def test_copies_have_cka_one(unbiased: bool, kernel: str, device: torch.device) 
         assert value.item() == pytest.approx(1, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_independent_gaussians() -> None:
     """The numbers of the book: unbiased ≈ 0 on average, biased .97 at 8 examples and .67 at 128 with 256 features."""
     for n, draws, biased, spread in ((8, 200, 0.97, 0.22), (128, 10, 0.67, 0.011)):
@@ -214,6 +218,7 @@ def test_population_value(rho: float) -> None:
 shapes = st.tuples(st.integers(4, 12), st.integers(1, 9), st.integers(1, 9))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(
     shapes,
@@ -809,6 +814,7 @@ def test_subsample_is_the_delete_d_jackknife(device: torch.device) -> None:
     assert got.error == pytest.approx(error.item(), rel=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "p", "rho", "decay"),
     [(64, 512, 0.0, 0), (64, 512, 0.5, 0), (64, 512, 0.9, 0), (32, 512, 0.5, 0.5), (64, 512, 0.3, 1)],
@@ -883,6 +889,110 @@ def test_bad_intervals() -> None:
             cka_interval(x, x, **kwargs)
     with pytest.raises(ValueError, match="at least 8 examples; got 7"):
         cka_interval(x[:7], x[:7])
+
+
+# ---------------------------------------------------------------------------------------------------------- by chance
+def permuted(x: Tensor, y: Tensor, orders: list[Any], unbiased: bool) -> Tensor:
+    return torch.stack([cka(x, y[list(order)], unbiased=unbiased) for order in orders])
+
+
+@both_estimators
+def test_the_null_is_cka_of_permuted_examples(unbiased: bool, device: torch.device) -> None:
+    x, y = (z.to(device) for z in correlated(12, 3, 0.5, seed=1))
+    generator = torch.Generator().manual_seed(7)
+    draws = permuted(x, y, [torch.randperm(12, generator=generator).tolist() for _ in range(59)], unbiased)
+    found = cka_null(x, y, permutations=59, unbiased=unbiased, seed=7, level=0.9)
+    value = cka(x, y, unbiased=unbiased)
+    assert found.value == pytest.approx(float(value), abs=1e-12)
+    assert found.p == pytest.approx((1 + int((draws >= value).sum())) / 60)
+    assert found.mean == pytest.approx(float(draws.mean()), abs=1e-12)
+    assert found.high == pytest.approx(float(draws.sort().values[math.ceil(0.9 * 58)]), abs=1e-12)
+
+
+@both_estimators
+def test_p_is_that_of_all_permutations(unbiased: bool) -> None:
+    """5! = 120 permutations, among them those that change nothing."""
+    x = torch.tensor([[0.0], [1.0], [3.0], [7.0], [2.0]], dtype=torch.float64)
+    y = torch.tensor([[1.0], [1.5], [2.0], [9.0], [0.0]], dtype=torch.float64)
+    value = cka(x, y, unbiased=unbiased)
+    exact = float((permuted(x, y, [*itertools.permutations(range(5))], unbiased) >= value - 1e-12).double().mean())
+    found = cka_null(x, y, permutations=4000, unbiased=unbiased)
+    assert 0 < exact < 0.5 and abs(found.p - exact) < 4 * math.sqrt(exact * (1 - exact) / 4000)
+    ties = cka_null(x, x, permutations=4000, unbiased=unbiased)  # only the identity reaches 1
+    assert ties.value == pytest.approx(1) and abs(ties.p - 1 / 120) < 4 * math.sqrt(1 / 120 / 4000)
+
+
+@pytest.mark.parametrize(("unbiased", "p"), [(True, 2), (True, 100), (False, 100)])
+def test_p_is_uniform_under_independence(unbiased: bool, p: int) -> None:
+    ps = []
+    for seed in range(120):
+        x, y = gaussian(2, 16, p, seed=seed)
+        ps.append(cka_null(x, y.exp(), permutations=99, unbiased=unbiased, seed=seed).p)
+    assert scipy.stats.kstest(ps, "uniform").pvalue > 0.01
+
+
+def test_power_of_two_gaussians() -> None:
+    """Biased CKA of two single features is their squared correlation: the test is the two-sided one of a correlation,
+    whose power follows from Fisher's z."""
+    n, rho = 40, 0.4
+    z = math.atanh(rho) * math.sqrt(n - 3)
+    power = scipy.stats.norm.cdf(z - 1.96) + scipy.stats.norm.cdf(-z - 1.96)
+    ps = [cka_null(*correlated(n, 1, rho, seed=s), permutations=99, unbiased=False).p for s in range(120)]
+    assert np.mean(np.array(ps) <= 0.05) == pytest.approx(power, abs=3 * math.sqrt(power * (1 - power) / 120))
+
+
+def test_biased_cka_of_wide_features_is_near_1_by_chance() -> None:
+    x, y = gaussian(2, 128, 4096, seed=1)
+    biased, unbiased = cka_null(x, y, unbiased=False, permutations=99), cka_null(x, y, permutations=99)
+    assert 0.965 < biased.mean < biased.value + 0.001 < 0.975 and biased.p > 0.05
+    assert abs(unbiased.value) < 0.05 and abs(unbiased.mean) < 0.005 and unbiased.p > 0.05
+    related = cka_null(x, x + 3 * y, unbiased=False, permutations=99)
+    assert related.value < 0.985 and related.p == 0.01
+
+
+def test_the_best_pair_is_judged_by_the_best_of_chance() -> None:
+    layers = {name: gaussian(20, p, seed=p) for name, p in (("a", 1), ("b", 2), ("c", 3), ("d", 4))}
+    others = {"e": gaussian(20, 5, seed=5), "a": gaussian(20, 2, seed=6)}
+    table = cka_null_map(layers, others, permutations=99, seed=3)
+    generator = torch.Generator().manual_seed(3)
+    orders = [torch.randperm(20, generator=generator) for _ in range(99)]
+    draws = torch.stack([cka_matrix(layers, {n: y[order] for n, y in others.items()}) for order in orders])
+    values = cka_matrix(layers, others)
+    for i, a in enumerate(layers):
+        for j, b in enumerate(others):
+            row = table.loc[(a, b)]
+            assert row["value"] == pytest.approx(float(values[i, j]), abs=1e-12)
+            assert row["p"] == pytest.approx((1 + int((draws[:, i, j] >= values[i, j]).sum())) / 100)
+            assert row["p_best"] == pytest.approx((1 + int((draws.amax((1, 2)) >= values[i, j]).sum())) / 100)
+            assert cka_null(layers[a], others[b], permutations=99, seed=3).p == pytest.approx(row["p"])
+    alone = cka_null_map(layers, permutations=99, seed=3)
+    assert [*alone.index] == [*itertools.combinations(layers, 2)]
+
+
+def test_the_best_of_unrelated_pairs_is_rarely_more_than_chance() -> None:
+    """The smallest `p_best` of six pairs is uniform, too; the smallest `p` is not."""
+    best, single = [], []
+    for seed in range(80):
+        table = cka_null_map({str(i): gaussian(16, 3, seed=10 * seed + i) for i in range(4)}, permutations=99)
+        best.append(table.p_best.min())
+        single.append(table.p.min())
+    assert scipy.stats.kstest(best, "uniform").pvalue > 0.01 > scipy.stats.kstest(single, "uniform").pvalue
+
+
+def test_bad_nulls() -> None:
+    x = gaussian(10, 3)
+    for options, message in (
+        ({"permutations": 0}, "permutations=0 must lie in"),
+        ({"level": 1}, "level=1 must lie in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cka_null(x, x, **options)
+    with pytest.raises(ValueError, match="pairs need two layers"):
+        cka_null_map({"a": x})
+    with pytest.raises(ValueError, match="same examples"):
+        cka_null(x, x[:9])
+    with one_warning("y"):
+        assert cka_null(x, torch.ones(10, 2), permutations=9).p == 1
 
 
 # ----------------------------------------------------------------------------------------------- minibatch by minibatch
@@ -1279,6 +1389,7 @@ def test_the_fast_kernel_matrix_is_the_equation(n: int, dtype: torch.dtype, devi
     close(got, torch.autograd.grad((linear_kernel(centred) * weights).sum(), x))
 
 
+@pytest.mark.slow
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) >= 4))
 def test_small_updates_are_joined_up_to_the_minimum(sizes: list[int]) -> None:
     """The value is that of the batches that `features.batches` makes, and the memory is bounded whatever comes."""
@@ -1360,6 +1471,7 @@ def test_a_function_that_selects_leaves_tensors_whole() -> None:
     assert table.loc["attention", "head"] == pytest.approx(float(expected), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_cka_needs_neither_torchmetrics_nor_pandas() -> None:
     code = (
         "import sys, torch; from companion.similarity import cka, hsic, cka_interval, cka_map; "

@@ -92,6 +92,7 @@ def assert_both(ranks: list[dict[str, Any]], key: str, expected: Tensor) -> None
         torch.testing.assert_close(got[key], expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "unbiased"), METRICS)
 def test_metrics(ranks: list[dict[str, Any]], kind: Any, unbiased: bool) -> None:
     batches = [feature_batches(rank) for rank in range(2)]

@@ -362,6 +362,7 @@ def test_equivalence_takes_every_test_and_decided_ones_exclude_it(given_effects)
     assert (verdict == "equivalent within δ") == (bool(ran) and all(small) and none_decided)
 
 
+@pytest.mark.slow
 def test_a_family_without_effects_errs_in_five_of_a_hundred() -> None:
     """Seven tests that share their baseline, as ours do: Holm needs no independence."""
     drawn, errors = np.random.default_rng(4), 0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -38,7 +40,15 @@ def two_ranks(work: Callable[..., Any], *args: Any) -> list[Any]:
     processes = [PROCESSES.Process(target=on_rank, args=(rank, store.port, work, args, results)) for rank in (0, 1)]
     for process in processes:
         process.start()
-    outcomes = dict(results.get(timeout=300) for _ in processes)
+    outcomes: dict[int, Any] = {}
+    while len(outcomes) < len(processes):  # however busy the machine is, as long as both live
+        with suppress(queue.Empty):
+            rank, outcome = results.get(timeout=1)
+            outcomes[rank] = outcome
+        if any(process.exitcode for process in processes):
+            for process in processes:
+                process.kill()
+            raise RuntimeError(f"ranks ended with {[process.exitcode for process in processes]}")
     for process in processes:
         process.join()
         assert process.exitcode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self
@@ -23,6 +24,8 @@ from companion.features import (
     _sequence_first,
     batches,
     evaluating,
+    float64,
+    float64_device,
     run,
     unwrap,
 )
@@ -54,7 +57,7 @@ def block_effects(
 
     All but CKA are means of a number of each example. Where a block gives tokens (examples, tokens, channels) it is the
     mean over the example's tokens, those that an `attention_mask` passed by name counts; else x and y are one vector
-    each.
+    each. Under torch.distributed each rank measures its own share of the data.
 
     Args:
         data, forward: see `features.extract`.
@@ -87,10 +90,11 @@ def block_effects(
     chosen = find_blocks(model) if blocks is None else blocks
     with evaluating(model), _Effects(model, chosen, reduce=reduce, per_token=per_token) as tap:
         for x in batches(data, batch_size, minimum=2 * MINIMUM, whole=forward is not None):
-            tap.rerun = True
-            while tap.rerun:  # a block has overwritten its input, which is kept from now on
-                tap.rerun = False
-                run(model, x, forward)
+            tap.start()
+            run(model, copy.deepcopy(x), forward)  # a model may overwrite its data
+            if tap.rerun:  # and a block its input, which is kept from now on
+                tap.start()
+                run(model, copy.deepcopy(x), forward)
             _require_features(tap)
             for name, numbers in tap.items():
                 parts.setdefault(name, []).append(numbers)
@@ -104,9 +108,13 @@ class _Effects(FeatureTap):
         super().__init__(model, layers, reduce=reduce, keep=_kernel)
         self.per_token = per_token
         self.undefined: dict[str, str] = {}
+        self._overwritten: set[nn.Module] = set()
+        self.start()
+
+    def start(self) -> None:
+        """Forget the pass before."""
         self.rerun = False
         self._inputs: list[tuple[Tensor, Tensor, int]] = []  # of the blocks that run, the innermost last
-        self._overwritten: set[nn.Module] = set()
         self._last: tuple[Any, int, Tensor] | None = None  # the latest output, its version and kernel matrix
         self._heading: tuple[Tensor, Tensor] | None = None  # the latest step that moved, and where to note its turn
 
@@ -114,11 +122,6 @@ class _Effects(FeatureTap):
         for module in self.layers.values():
             self._stack.callback(module.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
         return super().attach()
-
-    def _clear(self) -> None:
-        super()._clear()
-        self._inputs.clear()
-        self._last = self._heading = None
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._elsewhere():
@@ -136,10 +139,14 @@ class _Effects(FeatureTap):
 
     def _reduced(self, name: str, module: nn.Module, tensor: Tensor, output: Tensor) -> Tensor:
         given, x, version = self._inputs.pop()
+        numbers = torch.full((len(tensor), len(COLUMNS)), torch.nan, dtype=torch.float64)
+        numbers = numbers.to(float64_device(tensor.device))
         if x is given and _version(x) != version:
             self._overwritten.add(module)
             self.rerun = True
-            return tensor.new_zeros(len(tensor), len(COLUMNS), dtype=torch.float64)
+            return numbers
+        if len(tensor) < 2 * MINIMUM:
+            raise ValueError(f"intervals need at least {2 * MINIMUM} examples; got {len(tensor)}")
         last = self._last if self._last is not None and self._last[0]() is given and self._last[1] == version else None
         if x.ndim == 3 and _sequence_first(module):
             x = x.transpose(0, 1)
@@ -151,7 +158,6 @@ class _Effects(FeatureTap):
         k = last[2] if last else super()._reduced(name, module, x, x)
         l = super()._reduced(name, module, tensor, output)  # noqa: E741
         self._last = weakref.ref(output), _version(output), l
-        numbers = tensor.new_full((len(tensor), len(COLUMNS)), torch.nan, dtype=torch.float64)
         pairs = [_without_each(*pair) for pair in ((k, l), (k, k), (l, l))]
         numbers[:, 3:] = torch.stack([*(whole.expand(len(x)) for whole, _ in pairs), *(each for _, each in pairs)], 1)
         name = name if not self._calls.get(name) else f"{name}#{self._calls[name] + 1}"
@@ -177,8 +183,8 @@ class _Effects(FeatureTap):
 
         def mean(per_row: Float[Tensor, " rows"]) -> Float[Tensor, " examples"]:
             if mask is None:
-                return per_row.double()
-            return torch.where(mask, per_row.view(mask.shape).double(), 0).sum(1) / mask.sum(1)
+                return float64(per_row)
+            return float64(torch.where(mask, per_row.view(mask.shape), 0)).sum(1) / float64(mask.sum(1))
 
         x, y = rows(x), rows(y)
         d = y - x

@@ -7,7 +7,7 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pandas as pd
@@ -94,12 +94,15 @@ def without_blocks(
     model = unwrap(model)
     chosen = find_layers(model, names)
     if example is None and recalibrate is not None:
-        example = next(batches(recalibrate, whole=forward is not None))
+        example = _first(recalibrate, forward)
     stand_ins = {}
     for name, found in _stand_ins(model, chosen, example, forward).items():
         if isinstance(found, str):
-            others = _stand_ins(model, find_layers(model, find_blocks(model)), example, forward)
-            removable = [other for other, why in others.items() if not isinstance(why, str)]
+            others = chosen
+            with suppress(ValueError):  # it has no blocks to find
+                others = find_layers(model, find_blocks(model))
+            reasons = _stand_ins(model, others, example, forward)
+            removable = [other for other, why in reasons.items() if not isinstance(why, str)]
             raise ValueError(
                 f"block {name!r} ({type(chosen[name]).__name__}) cannot pass its input on: {found}. "
                 f"Blocks that can go: {removable}"
@@ -153,7 +156,7 @@ def remove_blocks(
     elif not callable(score) and greedy:
         raise ValueError("greedy=True scores anew after each removal, which given numbers do not; use greedy=False")
     source = data if data is not None else recalibrate
-    example = None if source is None else next(batches(source, whole=forward is not None))
+    example = None if source is None else _first(source, forward)
     chosen = find_layers(model, find_blocks(model) if blocks is None else blocks)
     agree = _stand_ins(model, chosen, example, forward)
     left = [name for name in chosen if blocks is not None or not isinstance(agree[name], str)]
@@ -218,6 +221,15 @@ def _stand_ins(
             stack.callback(handle.remove)
         run(model, next(batches(example)) if isinstance(example, Tensor) else example, forward)
     return {name: found.get(name, "it does not run") for name in blocks}
+
+
+def _first(data: Tensor | Iterable[Any], forward: Forward) -> Any:
+    if isinstance(data, Iterator):
+        raise ValueError(f"data is read more than once: give a list, a loader or a tensor, not a {type(data).__name__}")
+    first = next(batches(data, whole=forward is not None), None)
+    if first is None:
+        raise ValueError("data holds no batch")
+    return first
 
 
 def _by_values(inputs: tuple[Any, ...], output: Any) -> PassThrough | str:

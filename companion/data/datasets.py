@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import warnings
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -45,10 +44,7 @@ _CIFAR100_SHA256 = {
 
 def load(name: str, split: Literal["train", "test"] = "train", root: str | Path | None = None) -> Images:
     """A data set by its name: "digits", "cifar10", "cifar100" or "tiny_imagenet" (whose labelled test set is "val";
-    "tiny_imagenet_200" and "tiny_imagenet_20" name one of its folders).
-
-    Raises:
-        ValueError: an unknown name or split; and whatever the function of that name raises.
+    "tiny_imagenet_200" and "tiny_imagenet_20" name one of its folders). Errors are those of the functions below.
 
     >>> load("digits", "test")
     Images('digits test', 360 of 1×8×8, 10 classes, cpu)
@@ -123,9 +119,7 @@ def cifar100(
 ) -> Images:
     """CIFAR-100 (Krizhevsky 2009): 50,000 training and 10,000 test images of 3×32×32 in 100 (fine) classes.
 
-    The binary version is read if its folder is there; its images and labels are checked by SHA-256, in whatever order
-    they stand. Else torchvision's version, checked by MD5 and downloaded when missing. Arguments and errors as for
-    `cifar10`.
+    As `cifar10`; images and labels of the binary version are checked by SHA-256 in whatever order they stand.
     """
     one_of(split=(split, ("train", "test")))
     folder = data_root(root) / "cifar-100-binary"
@@ -200,25 +194,22 @@ def _read(path: Path) -> bytes:
 def tiny_imagenet(
     split: Literal["train", "val"] = "train",
     root: str | Path | None = None,
-    classes: int | Sequence[str] | None = None,
     size: int | None = None,
 ) -> Images:
     """Tiny ImageNet (Stanford CS231n): images of 3×64×64, for each class 500 to train and 50 to validate.
 
     `tiny-imagenet-200`, else `tiny-imagenet-20`, is read from the data root, in the published layout (`val/images/` and
-    the table `val/val_annotations.txt`) or as `{train,val}/WNID/`. The published test images have no labels, so results
-    are reported on "val". Grey images become colour images of three equal channels. Every JPEG is decoded once and kept
-    in `cache/` under the data root; the cache is made anew when the name, size or date of a file changes.
+    the table `val/val_annotations.txt`) or as `{train,val}/WNID/`. Grey images get three equal channels. The decoded
+    images are kept in `cache/` under the data root until the name, size or date of a file changes.
 
     Args:
-        split: "train" or "val".
+        split: "train" or "val"; the published test images have no labels.
         root: the data root, see `data_root`.
-        classes: how many, the first in the order of their WordNet identifiers; or a list of identifiers; None: all.
         size: read `tiny-imagenet-{size}` and no other folder; a recorded run names its images exactly.
 
     Raises:
-        ValueError: an unknown split, size or class, a broken image or one of another size, or a class with too few or
-            too many images; the file or folder is named.
+        ValueError: an unknown split or size, a broken image or one of another size, or a class with too few or too many
+            images; the file or folder is named.
         FileNotFoundError: the data set or one of its files is missing.
 
     Warns:
@@ -235,22 +226,11 @@ def tiny_imagenet(
             "or name another folder with root= or COMPANION_DATA"
         )
     files = _tiny_imagenet_files(folder, split)
-    wnids = tuple(files)
     paths = [path for found in files.values() for path in found]
     labels = torch.tensor([label for label, found in enumerate(files.values()) for _ in found])
     pixels = _cached(root / "cache" / f"{folder.name}-{split}.npz", paths)
     name = f"{folder.name.replace('-', '_')} {split}"
-    images = Images(torch.from_numpy(pixels), labels, wnids, TINY_IMAGENET_MEAN, TINY_IMAGENET_STD, name)
-    if classes is None:
-        return images
-    chosen = wnids[:classes] if isinstance(classes, int) else tuple(classes)
-    if not chosen or len(chosen) != (classes if isinstance(classes, int) else len(set(chosen) & set(wnids))):
-        raise ValueError(
-            f"classes={classes!r}; {folder} has {len(wnids)}: give how many, or a list such as [{wnids[0]!r}, …]"
-        )
-    new_label = torch.tensor([chosen.index(wnid) if wnid in chosen else -1 for wnid in wnids])[labels]
-    kept = new_label >= 0
-    return dataclasses.replace(images, images=images.images[kept], labels=new_label[kept], classes=chosen)
+    return Images(torch.from_numpy(pixels), labels, tuple(files), TINY_IMAGENET_MEAN, TINY_IMAGENET_STD, name)
 
 
 def _tiny_imagenet_files(folder: Path, split: str) -> dict[str, list[Path]]:

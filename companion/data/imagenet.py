@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from torchvision.transforms import v2
 from companion._checks import one_of
 from companion._files import data_root
 from companion.data.images import IMAGENET_MEAN, IMAGENET_STD, Normalize, decode, encoded, files_below, frozen_random
-from companion.data.loaders import check_ranks
+from companion.data.loaders import Epochs, check_ranks
 
 
 def imagenet(split: Literal["train", "val"] = "train", root: str | Path | None = None) -> ImageFolder:
@@ -78,13 +79,14 @@ def _check_classes(folder: Path, classes: set[str]) -> None:
                 raise ValueError(f"{folder}: train/ and val/ must have the same classes; only one has {differ[0]}")
 
 
-class ImageNetLoader:
+@dataclass(eq=False)
+class ImageNetLoader(Epochs):
     """Batches of photographs, decoded by worker processes or on the device, and normalised there.
 
     Training images are cropped at random to `size` (Szegedy et al. 2015, area 8 to 100 %) and mirrored with probability
-    ½, in a new order each epoch; evaluation images are resized to size·256/224 and cropped in the middle (He et al.
-    2016). An image's crop depends on `seed`, the epoch and the image alone, not on workers or ranks. Order is that of
-    torch's `DistributedSampler`. `epoch`, `start` and the batches (x, y) are as for `DeviceLoader`.
+    ½, in the order of torch's `DistributedSampler`; evaluation images are resized to size·256/224 and cropped in the
+    middle (He et al. 2016). An image's crop depends on `seed`, the epoch and the image alone, not on workers or ranks.
+    `epoch`, `start` and the batches (x, y) are as for `DeviceLoader`.
 
     Args:
         folder: see `imagenet`; any `ImageFolder` will do.
@@ -104,43 +106,27 @@ class ImageNetLoader:
         ValueError: an argument that is not allowed; while iterating, a broken image, which is named.
     """
 
-    def __init__(
-        self,
-        folder: ImageFolder,
-        batch_size: int,
-        *,
-        train: bool = False,
-        size: int = 224,
-        workers: int = 4,
-        decode: Literal["workers", "device"] = "workers",
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        channels_last: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        check_ranks(batch_size, rank, world_size)
-        if batch_size % world_size:
-            raise ValueError(f"batch_size={batch_size} must be a multiple of world_size={world_size}")
-        one_of(decode=(decode, ("workers", "device")))
-        if train and len(folder) < batch_size:
-            raise ValueError(f"batch_size={batch_size}; {folder.root} has {len(folder)} images, not one batch")
-        self.folder = folder
-        self.batch_size = batch_size
-        self.train = train
-        self.size = size
-        self.workers = workers
-        self.decode = decode
-        self.seed = seed
-        self.device = torch.device(device)
-        self.normalize = Normalize(mean, std, self.device, dtype, channels_last)
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-        self.start = 0
+    folder: ImageFolder
+    batch_size: int
+    _: KW_ONLY
+    train: bool = False
+    size: int = 224
+    workers: int = 4
+    decode: Literal["workers", "device"] = "workers"
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        check_ranks(self.batch_size, self.rank, self.world_size)
+        if self.batch_size % self.world_size:
+            raise ValueError(f"batch_size={self.batch_size} must be a multiple of world_size={self.world_size}")
+        one_of(decode=(self.decode, ("workers", "device")))
+        if self.train and not len(self):
+            raise ValueError(
+                f"batch_size={self.batch_size}; {self.folder.root} has {len(self.folder)} images, not one batch"
+            )
+        self.device = torch.device(self.device)
+        self.normalize = Normalize(self.mean, self.std, self.device, self.dtype, self.channels_last)
 
     def __len__(self) -> int:
         """Number of this rank's batches of a whole epoch, whatever `start` is."""
@@ -150,7 +136,7 @@ class ImageNetLoader:
         return math.ceil(mine / (self.batch_size // self.world_size))
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "examples 3 size size"], Int64[Tensor, " examples"]]]:
-        part = self.batch_size // self.world_size
+        part, device = self.batch_size // self.world_size, torch.device(self.device)
         crop = _Crop(self.size, self.train, self.seed, self.epoch)
         on_device = self.decode == "device"
         batches = DataLoader(
@@ -160,17 +146,14 @@ class ImageNetLoader:
             drop_last=self.train,
             num_workers=self.workers,
             collate_fn=_as_lists if on_device else default_collate,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # its own, so that the state of the global one does not depend on workers
         )
         for images, labels, indices in batches:
             if on_device:
                 paths = [self.folder.samples[index][0] for index in indices]
-                images = torch.stack(list(map(crop, _decode_on_device(images, paths, self.device), indices)))
-            yield (
-                self.normalize(images.to(self.device, non_blocking=True)),
-                labels.to(self.device, non_blocking=True),
-            )
+                images = torch.stack(list(map(crop, _decode_on_device(images, paths, device), indices)))
+            yield self.normalize(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
 
     def _order(self) -> list[int]:
         """Indices of this rank's images in the order of the epoch."""

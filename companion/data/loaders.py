@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -48,23 +48,35 @@ def crop_and_flip(
     return torch.cat([images, images.flip(3)]).index_select(0, index(examples) + examples * flip)
 
 
-class DeviceLoader:
+@dataclass(eq=False, repr=False)
+class Epochs:
+    """What loaders share: whose part of which batches of which epoch they yield, and how images come."""
+
+    _: KW_ONLY
+    seed: int = 0
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = field(default=0, init=False)
+    start: int = field(default=0, init=False)
+
+
+@dataclass(eq=False, repr=False)
+class DeviceLoader(Epochs):
     """Batches of a data set that lives on the device as one uint8 tensor.
 
     An iteration yields the batches of epoch `epoch`, from batch `start` on: pairs (x, y) of normalised images
-    `(examples, channels, height, width)` and labels `(examples,)`. Order, crops and flips of a whole epoch are drawn at
-    once on the CPU, from `seed` and `epoch` alone. So they are the same on every device, for every number of ranks, and
-    for a run that resumes in the middle of an epoch and skips `start` batches at no cost.
-
-    Pixels stay uint8 and are normalised batch by batch. Holding them normalised would take four times the memory, and
-    crops four times the traffic, to save a small part of a batch's time.
+    `(examples, channels, height, width)` and labels `(examples,)`. Order, crops and flips of a whole epoch are drawn on
+    the CPU, from `seed` and `epoch` alone: they are the same on every device, for every number of ranks, and for a run
+    that resumes in the middle of an epoch. Pixels stay uint8 and are normalised batch by batch.
 
     Args:
         images: the data set; moved to `device`.
         batch_size: examples of a batch, all ranks together.
         shuffle: draw a new order for each epoch.
-        augment: crop and mirror at random, as torchvision's `RandomCrop(size, padding)` and `RandomHorizontalFlip()`
-            before normalisation do.
+        augment: crop and mirror at random, as torchvision's `RandomCrop(size, padding)` and `RandomHorizontalFlip()`.
         padding: pixels of black border on each side for the crop; 0: no crop.
         flip: whether augmentation mirrors every other image; no for digits, whose mirror images are none.
         drop_last: leave out a last batch that is smaller.
@@ -90,41 +102,25 @@ class DeviceLoader:
     (23, torch.Size([64, 1, 8, 8]), torch.Size([64]))
     """
 
-    def __init__(
-        self,
-        images: Images,
-        batch_size: int,
-        *,
-        shuffle: bool = False,
-        augment: bool = False,
-        padding: int = 4,
-        flip: bool = True,
-        drop_last: bool = False,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        channels_last: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        check_ranks(batch_size, rank, world_size)
-        at_least(0, padding=padding)
-        if (drop_last and len(images) < batch_size) or not len(images):
-            raise ValueError(f"{images!r} gives no batch of batch_size={batch_size}, drop_last={drop_last}")
-        self.images = images.to(device)
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.augment = augment
-        self.padding = padding
-        self.flip = flip
-        self.drop_last = drop_last
-        self.seed = seed
+    images: Images
+    batch_size: int
+    _: KW_ONLY
+    shuffle: bool = False
+    augment: bool = False
+    padding: int = 4
+    flip: bool = True
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranks(self.batch_size, self.rank, self.world_size)
+        at_least(0, padding=self.padding)
+        if not len(self):
+            size = self.batch_size
+            raise ValueError(f"{self.images!r} gives no batch of batch_size={size}, drop_last={self.drop_last}")
+        self.images = self.images.to(self.device)
         self.device = self.images.images.device
-        self.normalize = Normalize(images.mean, images.std, self.device, dtype, channels_last)
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-        self.start = 0
+        mean, std = self.images.mean, self.images.std
+        self.normalize = Normalize(mean, std, self.device, self.dtype, self.channels_last)
 
     def __len__(self) -> int:
         """Number of batches of a whole epoch, whatever `start` is."""
@@ -154,18 +150,16 @@ class DeviceLoader:
         begin, end = (first + size * rank // self.world_size for rank in (self.rank, self.rank + 1))
         return slice(begin, end)
 
-    def _draw_epoch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _draw_epoch(self) -> tuple[Tensor, ...]:
         """For every position of the epoch: the image, top and left of its window, and whether it is mirrored."""
         random, examples, offsets = frozen_random(self.seed, self.epoch), len(self.images), 2 * self.padding + 1
         order = random.permutation(examples)
         top, left = random.randint(0, offsets, (2, examples))
         flip = random.random_sample(examples) < (0.5 if self.flip else 0)
-        return self._to_device(order), self._to_device(top), self._to_device(left), self._to_device(flip)
-
-    def _to_device(self, values: np.ndarray) -> Tensor:
-        """To the device, from pinned memory where the device can copy it by itself."""
-        tensor = torch.from_numpy(values)
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+        drawn = [torch.from_numpy(values) for values in (order, top, left, flip)]
+        if torch.device(self.device).type == "cuda":  # from pinned memory the device copies by itself
+            drawn = [values.pin_memory() for values in drawn]
+        return tuple(values.to(self.device, non_blocking=True) for values in drawn)
 
 
 def check_ranks(batch_size: int, rank: int, world_size: int) -> None:

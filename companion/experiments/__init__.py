@@ -14,33 +14,8 @@ checkpoint, and several runners on one folder share the work.
 See page *Running experiments*.
 """
 
-from __future__ import annotations
+import lazy_loader
 
 from companion.experiments import studies as studies  # registers the experiments
-from companion.experiments.plan import TIERS, Experiment, Outcome, Tier, Workplace
-from companion.experiments.registry import EXPERIMENTS, find
-from companion.experiments.removal import train_and_prune
-from companion.experiments.runner import OtherBlockError, load_or_run, perform, problems, recorded, replay
-from companion.experiments.studies.penalties import TITLES
-from companion.experiments.trainings import ImageTask, lottery, train
 
-__all__ = [
-    "EXPERIMENTS",
-    "TIERS",
-    "TITLES",
-    "Experiment",
-    "ImageTask",
-    "OtherBlockError",
-    "Outcome",
-    "Tier",
-    "Workplace",
-    "find",
-    "load_or_run",
-    "lottery",
-    "perform",
-    "problems",
-    "recorded",
-    "replay",
-    "train",
-    "train_and_prune",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -9,16 +9,16 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from companion import training
-from companion.experiments import executors, records, registry
+from companion.experiments import archive, executors, records, registry
 from companion.experiments.plan import TIERS, Experiment, Workplace
 from companion.experiments.records import Records, Run
-from companion.experiments.runner import Attempt, attempt, load_or_run, problems, recorded
-from companion.experiments.studies import speed
+
+if TYPE_CHECKING:  # a command that only reads records loads no torch
+    import torch
+
+    from companion.experiments.runner import Attempt
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -36,6 +36,8 @@ def _experiment(text: str) -> str:
 
 
 def _device(text: str) -> torch.device:
+    import torch
+
     try:
         device = torch.device(text)
     except RuntimeError:
@@ -88,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--tier", choices=TIERS, default="laptop")
     commands.add_parser("verify", help="check every record against hash index, schema, registry and itself")
     commands.add_parser("index", help="enter records that came from elsewhere into the hash index")
+    brought = commands.add_parser("import", help="check records that were made elsewhere, and add them")
+    brought.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a record, best in its folder of results")
     for command in commands.choices.values():
         command.add_argument(
             "--results", type=Path, default=None, help="folder of results (default: the repository's book/results)"
@@ -96,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace, root: Path) -> int:
+    from companion import training
+    from companion.experiments.runner import attempt
+
     if arguments.jobs < 1:
         raise ValueError(f"--jobs {arguments.jobs}: at least 1")
     several = arguments.jobs > 1 or arguments.executor is not None
@@ -148,6 +155,8 @@ def _report(
         outcome = found.said or f"done in {found.seconds:.0f} s"
         if found.record is not None and "test" in found.record.result:
             outcome += f", test accuracy {100 * found.record.accuracy():.2f} %"
+        if found.record is not None and not found.said:
+            outcome += f": {root / run.path}"
         print(f"{run}: {outcome}", flush=True)
     if speaks:
         complete = recorded_now == len(runs)
@@ -165,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     root = records.results_root(arguments.results)
     try:
-        if arguments.results is not None and arguments.command != "run" and not root.is_dir():
+        if arguments.results is not None and arguments.command not in ("run", "import") and not root.is_dir():
             raise ValueError(f"{root} holds no record: there is no such folder; is --results right?")
         if arguments.command == "list":
             for experiment in registry.EXPERIMENTS.values():
@@ -174,15 +183,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.command == "run":
             return _run(arguments, root)
         elif arguments.command == "pace":
+            from companion.experiments import speed
+
             for precision, rate in speed.pace_of_steps(arguments.size).items():
                 print(f"{precision}: {rate:.0f} images a second")
         elif arguments.command == "status":
             for experiment, tier in _each_tier():
                 runs = experiment.runs(tier)
-                done = sum(recorded(run, root) is not None for run in runs)
+                done = sum(archive.recorded(run, root) is not None for run in runs)
                 print(f"{experiment.name} {tier}: {done} of {len(runs)} recorded" + ("" if done else ", not run"))
         elif arguments.command == "table":
-            made = load_or_run(arguments.name, arguments.tier, results=root)
+            made = archive.replay(arguments.name, arguments.tier, results=root, some=True)
             scored = Records([record for record in made if "test" in record.result], made.missing)
             print(
                 scored.table().to_string(index=False)
@@ -190,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 else "\n".join(f"{r.run}: {r.result}" for r in made)
             )
         elif arguments.command == "verify":
-            found, count = problems(root), len(list(root.glob("*/*/*.json")))
+            found, count = archive.problems(root), len(list(root.glob("*/*/*.json")))
             if not found and not count:
                 raise ValueError(
                     f"{root} holds no record EXPERIMENT/TIER/RUN.json; is --results the folder of results?"
@@ -200,6 +211,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.command == "index":
             new = records.enlist(root, sorted(root.glob("*/*/*.json")))
             print(f"{len(new)} records entered, {len(records.index(root))} listed")
+        elif arguments.command == "import":
+            for file in arguments.files:
+                path, added = archive.add(file.resolve(), root)
+                print(f"{path}: {'added' if added else 'was there'}, SHA-256 {records.sha256(path)}")
     except BrokenExecutor:
         print("error: a worker died, killed or out of memory; the same command goes on from there", file=sys.stderr)
         return 1

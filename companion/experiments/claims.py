@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from companion import information
-from companion.experiments import published, quantities, records, registry, runner
+from companion.experiments import archive, published, quantities, records, registry
 from companion.experiments.quantities import Reading
 from companion.experiments.records import Records, Run
 from companion.experiments.statistics import (
@@ -28,10 +28,10 @@ from companion.experiments.statistics import (
     conclude,
     corrected,
     mean,
-    stratified,
+    pooled,
 )
 from companion.experiments.studies import penalties
-from companion.experiments.studies.penalties import TITLES
+from companion.experiments.titles import TITLES
 
 __all__ = [
     "ACROSS_HOSTS",
@@ -230,10 +230,8 @@ def effect(test: Test, root: Path | None = None) -> Mean | None:
     >>> effect(test).signed(), test.measured.unit, strength_of(test.run())
     ('−0.08 ± 0.77', 'points', 'β = 0.001')
     """
-    rounds: dict[str, list[float]] = {}
-    for (name, _), difference in test.differences(root).items():
-        rounds.setdefault(name, []).append(difference)
-    return stratified(rounds.values()) if rounds else None
+    found = test.differences(root)
+    return pooled([d for (name, _), d in found.items() if name == one] for one in test.experiments)
 
 
 def _planned(experiment: str, tier: str, method: str, sparsity: float | None) -> Run:
@@ -257,7 +255,7 @@ def _cell(experiment: str, tier: str, method: str, sparsity: float | None, root:
 @functools.lru_cache(maxsize=32)
 def _replayed(experiment: str, tier: str, folder: Path, written: int) -> Records:
     """Records are read once, until the folder's index is `written` anew."""
-    return runner.replay(experiment, tier, results=folder)
+    return archive.replay(experiment, tier, results=folder)
 
 
 # ------------------------------------------------------------------------------------------------------------- verdicts
@@ -592,7 +590,7 @@ def _strongest(judged: Judgement) -> str:
     seen = [
         quantities.cka_in_stages(record)
         for name in ("random_masks_beta", "random_masks_strengths")
-        for record in runner.replay(name).where(method=plan.method)
+        for record in archive.replay(name).where(method=plan.method)
     ]
     if last.difference is None or not seen:
         return ""

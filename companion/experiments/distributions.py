@@ -16,8 +16,10 @@ Chapter *Measuring information* tries them.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Num
@@ -25,7 +27,12 @@ from scipy.integrate import quad
 from scipy.special import digamma, gammaln
 from torch import Tensor
 
+from companion.experiments.plan import Outcome, Workplace
+from companion.experiments.quantities import rounded
+from companion.experiments.records import Run
+from companion.information import mutual_information
 from companion.information.discrete import mutual_information_of
+from companion.information.estimates import TooFewExamplesError
 from companion.information.gaussian import gaussian_mutual_information
 
 __all__ = [
@@ -327,3 +334,43 @@ def _discrete() -> list[Task]:
         task("independent, 20 × 20 symbols", torch.ones(20, 20)),
         task("rare symbols, 30 × 30", 1 / (ranks[:, None] * ranks) + torch.diag(1 / ranks)),
     ]
+
+
+# ----------------------------------------------------------------------------------------------------- estimators tried
+def known_information(run: Run, place: Workplace) -> Outcome:
+    """One estimator on distributions with known information: every answer, its cost, and how far off it is.
+
+    The settings name the distributions (`tasks`), or span a grid (`dimensions` × `correlations`). Each of `sizes` is a
+    number of examples, how many samples of that size, and the most features of x and y together that this tier can
+    afford. Too few examples for the estimator is an answer, too, without a value; any other error ends the run.
+    """
+    s = run.settings
+    chosen = (
+        [tasks()[name] for name in s["tasks"]]
+        if "tasks" in s
+        else [correlated(d, rho) for d in s["dimensions"] for rho in s["correlations"]]
+    )
+    answers: list[dict[str, Any]] = []
+    for known in chosen:
+        for n, samples, widest in s["sizes"]:
+            if known.p + known.q > widest:
+                continue
+            for sample in range(samples):
+                seed = run.seed + sample
+                value: float | None
+                x, y = (z.to(place.device) for z in known.sample(n, seed))
+                clock = time.process_time()
+                try:
+                    value = float(mutual_information(x, y, s["estimator"], **s["options"]))
+                except TooFewExamplesError:
+                    value = None
+                seconds = time.process_time() - clock
+                answers.append({"task": known.name, "n": n, "sample": seed, "value": value, "seconds": seconds})
+    facts = {d.name: {"family": d.family, "truth": d.truth, "p": d.p, "q": d.q} for d in chosen}
+    errors = [abs(a["value"] - facts[a["task"]]["truth"]) for a in answers if a["value"] is not None]
+    result = {
+        "answers": len(answers),
+        "refused": len(answers) - len(errors),
+        "mean_absolute_error": sum(errors) / len(errors) if errors else None,
+    }
+    return Outcome(rounded(result), [], rounded({"tasks": facts, "answers": answers}))

@@ -15,12 +15,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from companion.blocks import label, spans
+from companion.blocks import label, spans, stage_of
 from companion.experiments.distributions import correlated
 from companion.experiments.records import Record
-from companion.experiments.studies.penalties import TITLES
+from companion.experiments.titles import TITLES
 
 __all__ = [
+    "block_sets_data",
     "cka_map_data",
     "flow_path_data",
     "information_grid_data",
@@ -111,7 +112,7 @@ def _network(record: Record) -> dict[str, Any]:
     """One entry of the menu; its first pair is the first block and the last, where depth has changed most."""
     geometry = record.measures["geometry"]
     layers = geometry["layers"]
-    blocks = [index for index, layer in enumerate(layers) if layer.startswith("layer")] or [0, len(layers) - 1]
+    blocks = [index for index, layer in enumerate(layers) if stage_of(layer)] or [0, len(layers) - 1]
     return {
         "name": network_name(record.run.method),
         "layers": [label(layer) for layer in layers],
@@ -128,6 +129,28 @@ def _unit(points: Any) -> Float[np.ndarray, "examples 2"]:
     points = np.asarray(points, dtype=float)
     radius = np.sqrt(np.square(points).sum(1).mean())
     return points / radius if radius > 0 else points
+
+
+# ----------------------------------------------------------------------------------------------------- sets of blocks
+def block_sets_data(record: Record) -> dict[str, Any]:
+    """Every set of blocks that may be gone, from a record of `block_subsets`; first the two of least loss together.
+
+    Raises:
+        ValueError: a record without `subsets`.
+
+    >>> from companion.experiments import replay
+    >>> len(block_sets_data(replay("block_subsets")[0])["refreshed"])  # sets of nine blocks
+    512
+    """
+    if "subsets" not in record.measures:
+        raise ValueError(f"record {record.run} has the measures {sorted(record.measures)}; an explorable needs subsets")
+    found = record.measures["subsets"]
+    pairs = [at for at in range(len(found["chosen_loss"])) if at.bit_count() == 2]
+    return {
+        **{name: found[name] for name in ("blocks", "raw", "refreshed", "cka", "steps")},
+        "examples": record.run.settings["examples"],
+        "state": {"gone": min(pairs, key=found["chosen_loss"].__getitem__)},
+    }
 
 
 # --------------------------------------------------------------------------------------------------- paths of features
@@ -275,7 +298,7 @@ def penalty_strengths_data(records: Iterable[Record]) -> dict[str, Any]:
         "penalties": list(penalties.values()),
         "layers": list(map(label, layers)),
         "stages": [list(stage) for stage in spans(layers)],
-        "blocks": [layer.removeprefix("layer") for layer in layers if layer.startswith("layer")],
+        "blocks": [layer.removeprefix("layer") for layer in layers if stage_of(layer)],
         "pruned": ["dense", "50 %", "70 %", "80 %", "90 %", "½", "¼"],  # weights gone, then multiply-adds left
         "state": {"penalty": first, "strength": max(counts.values()) - 1},
     }
@@ -286,7 +309,7 @@ def _net(record: Record) -> dict[str, Any]:
     path = record.measures["trajectory"]
     layers = {layer["name"]: layer for layer in record.measures["weights"]["layers"]}
     table = record.frame("cka")
-    blocks = [name for name in table.index if name.startswith("layer")]
+    blocks = [name for name in table.index if stage_of(name)]
     levels = [entry["pruned"] for entry in (*record.result["weights"], *record.result["filters"])]
 
     def scales(convolution: str) -> list[float]:

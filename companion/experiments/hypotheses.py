@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from companion.experiments import quantities
+from companion.experiments.archive import replay
 from companion.experiments.quantities import Reading
-from companion.experiments.records import Record, Records
-from companion.experiments.runner import replay
+from companion.experiments.records import Records
 from companion.experiments.statistics import (
     ALPHA,
     QUANTITIES,
@@ -31,15 +30,14 @@ from companion.experiments.statistics import (
     Outcome,
     conclude,
     holm,
-    stratified,
+    pooled,
     tally,
     verdict,
 )
-from companion.experiments.studies.penalties import TITLES
+from companion.experiments.titles import TITLES
 
 __all__ = [
     "AGAIN",
-    "CKA",
     "CLASSICS",
     "FEATURES",
     "FOLDED",
@@ -53,13 +51,12 @@ __all__ = [
     "WORDS",
     "Between",
     "Difference",
+    "Expected",
     "Hypothesis",
     "Judged",
-    "Same",
     "all_must_refute",
     "each_can_refute",
     "judge",
-    "pooled",
 ]
 
 FEATURES = ("cka_sr", "aug_cka_sr", "ffr_length", "ffr_curvature")
@@ -102,17 +99,17 @@ FOLDED: Mapping[str, Reading] = {
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean over seeds, and the side of 0 where it is expected.
+    """A mean over seeds, and the side of 0 where it is expected, or that it is expected within ±δ.
 
     Attributes:
-        expected: +1 for above 0, −1 for below.
+        expected: +1 for above 0, −1 for below; 0 for within ±δ, which a decided one whose mean lies beyond refutes.
         by_mean: does its mean on the other side refute, where the page names no interval?
         delta: the margin within which it counts as none, where one is named.
         small_refutes: does an effect within δ refute, because the page expects one that counts?
 
     >>> gain = Difference("accuracy", Mean(1.0, half=0.5, count=5), expected=-1)
-    >>> gain.says(), gain.says(p=0.2)
-    ('refutes', 'undecided')
+    >>> gain.says(), gain.says(p=0.2), Difference("accuracy", Mean(0.1, half=0.5, count=5), 0, delta=1.0).says()
+    ('refutes', 'undecided', 'supports')
     """
 
     text: str
@@ -128,16 +125,19 @@ class Difference:
         return 1.0 if self.mean is None else self.mean.p_value
 
     def outcome(self, p: float | None = None) -> Outcome:
-        """As a test, with this p in place of its own."""
-        return Outcome(self.mean, self.expected, self.p if p is None else p, self.delta)
+        """As a test, with this p in place of its own; where no side is expected, any decided effect speaks against."""
+        against = -1 if self.mean is not None and self.mean.value > 0 else 1
+        return Outcome(self.mean, self.expected or against, self.p if p is None else p, self.delta)
 
     def says(self, p: float | None = None) -> str:
         """`"supports"`, `"refutes"`, `"refutes by its mean only"`, `"undecided"` or `"not tested yet"`: what its
-        outcome says in the words of the page, which knows no margin; `p` is the corrected one, by default its own."""
+        outcome says in the words of the page; `p` is the corrected one, by default its own."""
         outcome = self.outcome(p)
-        if self.small_refutes and outcome.equivalent:
-            return "refutes"
+        if outcome.equivalent and (self.small_refutes or not self.expected):
+            return "refutes" if self.small_refutes else "supports"
         said = WORDS[outcome.says()]
+        if self.mean is not None and not self.expected and self.delta and abs(self.mean.value) <= self.delta:
+            return "undecided" if outcome.ran else "not tested yet"
         against = self.mean is not None and self.expected * self.mean.value <= 0
         return "refutes by its mean only" if said == "undecided" and self.by_mean and against else said
 
@@ -183,39 +183,7 @@ class Between:
         return words.get(self.where(), "undecided")
 
 
-@dataclass(frozen=True)
-class Same:
-    """A difference that is expected to lie within ±δ. A decided one whose mean lies beyond refutes.
-
-    >>> Same("accuracy", Mean(0.1, half=0.5, count=5), delta=1.0).says(), Same("accuracy", Mean(3, 1, 5), 1.0).says()
-    ('supports', 'refutes')
-    """
-
-    text: str
-    mean: Mean | None
-    delta: float
-
-    @property
-    def p(self) -> float:
-        """The p-value of its direction, with which it counts in a family; 1 for what was not run."""
-        return 1.0 if self.mean is None else self.mean.p_value
-
-    def outcome(self, p: float | None = None) -> Outcome:
-        """As a test of direction and size; no side is expected, so a decided one that is large speaks against it."""
-        side = 0 if self.mean is None else -1 if self.mean.value > 0 else 1
-        return Outcome(self.mean, side, self.p if p is None else p, self.delta)
-
-    def says(self, p: float | None = None) -> str:
-        """In the words of the page; `p` is the corrected one, by default its own."""
-        outcome = self.outcome(p)
-        if outcome.equivalent:
-            return "supports"
-        if outcome.says() == "against" and self.mean is not None and abs(self.mean.value) > self.delta:
-            return "refutes"
-        return "undecided" if outcome.ran else "not tested yet"
-
-
-Finding = Difference | Between | Same
+Finding = Difference | Between
 # What a test says, in the words of the pages.
 WORDS = {
     "for": "supports",
@@ -256,22 +224,66 @@ def all_must_refute(said: list[str]) -> str:
 
 
 @dataclass(frozen=True)
+class Expected:
+    """A finding before there are records: a method less its baseline in one cell, see `Difference`.
+
+    Attributes:
+        quantity: whose δ is the margin, a key of `experiments.statistics.QUANTITIES`; a share is one of the mean
+            without a penalty.
+        earlier: rounds of the same comparison that are pooled with the records, if these have the method.
+
+    >>> step = Expected("relative step", "ffr_length", quantities.path_length, -1, "relative step")
+    >>> step(Records([])).says()
+    'not tested yet'
+    """
+
+    text: str
+    method: str
+    reading: Reading
+    expected: int
+    quantity: str | None = None
+    baseline: str = "none"
+    sparsity: float | None = None
+    by_mean: bool = False
+    small_refutes: bool = False
+    earlier: tuple[str, ...] = ()
+
+    def __call__(self, records: Records) -> Difference:
+        """The finding, from the records."""
+        rounds = [made.where(sparsity=self.sparsity) for made in (*map(replay, self.earlier), records)]
+        sides = [[made.where(method=method) for method in (self.method, self.baseline)] for made in rounds]
+        found = (
+            pooled(here.differences(there, self.reading).values() for here, there in sides) if sides[-1][0] else None
+        )
+        return Difference(self.text, found, self.expected, self.by_mean, self._delta(records), self.small_refutes)
+
+    def _delta(self, records: Records) -> float | None:
+        measured, base = QUANTITIES[self.quantity] if self.quantity else None, records.where(method="none")
+        if measured is None or measured.share is None:
+            return measured.delta if measured else None
+        return measured.margin(base.mean(self.reading).value) if base else None
+
+
+Found = Callable[[Records], Finding]
+
+
+@dataclass(frozen=True)
 class Hypothesis:
-    """What was expected of `dense_penalties`, and by what it is refuted.
+    """What was expected of an experiment, and by what it is refuted.
 
     Attributes:
         text: what was expected, in short.
-        findings: the numbers that decide, from the records.
+        findings: the numbers that decide, each from the records.
         rule: from what the findings say to the verdict.
         family: hypotheses of the same family share Holm's correction.
 
-    >>> expected = Hypothesis("no gain", lambda records: [Difference("accuracy", Mean(1.0, half=0.5, count=5), -1)])
+    >>> expected = Hypothesis("no gain", (lambda records: Difference("accuracy", Mean(1.0, half=0.5, count=5), -1),))
     >>> judge(Records([]), {"H": expected})["H"].verdict
     'refuted'
     """
 
     text: str
-    findings: Callable[[Records], Sequence[Finding]]
+    findings: Sequence[Found]
     rule: Callable[[list[str]], str] = each_can_refute
     family: str = "a finding each"
 
@@ -319,7 +331,7 @@ def judge(records: Records, hypotheses: Mapping[str, Hypothesis] | None = None) 
     'not tested yet'
     """
     hypotheses = HYPOTHESES if hypotheses is None else hypotheses
-    found = {name: hypothesis.findings(records) for name, hypothesis in hypotheses.items()}
+    found = {name: [finding(records) for finding in one.findings] for name, one in hypotheses.items()}
     corrected: dict[str, Iterator[float]] = {}
     for family in {hypothesis.family for hypothesis in hypotheses.values()}:
         members = [name for name in found if hypotheses[name].family == family]
@@ -335,104 +347,53 @@ def judge(records: Records, hypotheses: Mapping[str, Hypothesis] | None = None) 
 
 def _said(finding: Finding, p: float) -> str:
     """What a finding says in the words of the rule for claims."""
-    if isinstance(finding, Difference):
-        return finding.outcome(p).says()
-    if isinstance(finding, Same) and finding.outcome().equivalent:
-        return "equivalent"
+    if isinstance(finding, Difference) and (finding.expected or finding.outcome().equivalent):
+        return finding.outcome(p).says() if finding.expected else "equivalent"
     words = {"supports": "for", "refutes": "against", "not tested yet": "not run"}
     return words.get(finding.says(p), "undecided")
-
-
-# ------------------------------------------------------------------------------------------------------------- findings
-PRUNED = {f"accuracy, {100 * s:.0f} % of weights out": quantities.after_pruning(s) for s in (0.8, 0.9)}
-REMOVED = {f"accuracy, filters to {s:g}": quantities.after_removal(s) for s in (0.5, 0.25)}
 
 
 def _shown(difference: Mean | None) -> str:
     return "not run" if difference is None else difference.signed(digits=None)
 
 
-def _to_none(records: Records, method: str, reading: Reading) -> Mean | None:
-    return records.difference(method, "none", reading)
+# ------------------------------------------------------------------------------------------------------ the first round
+PRUNED = {f"accuracy, {100 * s:.0f} % of weights out": quantities.after_pruning(s) for s in (0.8, 0.9)}
+REMOVED = {f"accuracy, filters to {s:g}": quantities.after_removal(s) for s in (0.5, 0.25)}
+INNER = {"γ": quantities.inner_scale, "folded norm": quantities.folded_norms}  # by these names
 
 
-def _delta(quantity: str, records: Records, reading: Reading) -> float | None:
-    """The margin of a quantity; where it is a share, of the mean without a penalty."""
-    measured, base = QUANTITIES[quantity], records.where(method="none")
-    if measured.share is None:
-        return measured.delta
-    return measured.margin(base.mean(reading).value) if base else None
-
-
-def _no_gain(records: Records, method: str, levels: Mapping[str, Reading]) -> list[Difference]:
+def _no_gain(method: str, levels: Mapping[str, Reading]) -> list[Found]:
     """A gain after pruning, with its interval, refutes."""
-    delta = QUANTITIES["accuracy after pruning"].delta
-    return [Difference(text, _to_none(records, method, reading), -1, delta=delta) for text, reading in levels.items()]
+    return [Expected(text, method, reading, -1, "accuracy after pruning") for text, reading in levels.items()]
 
 
-def _fallen(records: Records) -> Difference:
-    fell = _to_none(records, "aug_cka_sr", quantities.cka_of_blocks)
-    return Difference("CKA of all blocks", fell, -1, True, QUANTITIES["CKA of all blocks"].delta)
+def _shorter(method: str, **options: Any) -> Expected:
+    return Expected("relative step", method, quantities.path_length, -1, "relative step", **options)
 
 
-def _lower_cka(records: Records) -> list[Difference]:
-    return [_fallen(records), *_no_gain(records, "aug_cka_sr", PRUNED)]
+def _smaller(method: str) -> Expected:
+    return Expected("ln of the last γ", method, quantities.logarithm(quantities.branch_scale), -1, None, by_mean=True)
 
 
-def _logarithm(reading: Reading) -> Reading:
-    """Differences of it are relative changes."""
-
-    def value(record: Record) -> float:
-        if not (size := reading(record)) > 0:
-            raise ValueError(f"record {record.run}: the logarithm of {size}; only sizes above 0 have one")
-        return math.log(size)
-
-    return value
-
-
-def _shorter(records: Records, method: str) -> list[Difference]:
-    """Shorter steps, and a smaller last γ of every branch."""
-    step, scale = quantities.path_length, _logarithm(quantities.branch_scale)
-    delta = _delta("relative step", records, step)
-    return [
-        Difference("relative step", _to_none(records, method, step), -1, delta=delta),
-        Difference("ln of the last γ", _to_none(records, method, scale), -1, by_mean=True),
-    ]
-
-
-def _short_branches(records: Records, inner: Reading = quantities.inner_scale, name: str = "γ") -> list[Difference]:
+def _short_branches(inner: str = "γ") -> list[Found]:
     """FFR's length: shorter steps, a smaller last γ, and an inner size that falls less than it."""
-    inside, scale = _logarithm(inner), _logarithm(quantities.branch_scale)
-    gap = _to_none(records, "ffr_length", lambda record: inside(record) - scale(record))
-    kept = Difference(f"ln of the inner {name} − ln of the last γ", gap, +1, by_mean=True)
-    return [*_shorter(records, "ffr_length"), kept]
+    inside, scale = quantities.logarithm(INNER[inner]), quantities.logarithm(quantities.branch_scale)
+    kept = f"ln of the inner {inner} − ln of the last γ"
+    gap = Expected(kept, "ffr_length", lambda record: inside(record) - scale(record), +1, by_mean=True)
+    return [_shorter("ffr_length"), _smaller("ffr_length"), gap]
 
 
-def _larger_filters(records: Records, inner: Reading = quantities.inner_scale, name: str = "γ") -> list[Difference]:
+def _larger_filters(inner: str = "γ") -> list[Found]:
     """FFR both: shorter steps, a smaller last γ, and a larger inner size."""
-    size = _to_none(records, "ffr_length_curvature", _logarithm(inner))
-    grown = Difference(f"ln of the inner {name}", size, +1, by_mean=True)
-    return [*_shorter(records, "ffr_length_curvature"), grown]
+    both, size = "ffr_length_curvature", quantities.logarithm(INNER[inner])
+    return [_shorter(both), _smaller(both), Expected(f"ln of the inner {inner}", both, size, +1, by_mean=True)]
 
 
-def _costly(records: Records) -> list[Difference]:
-    worse = _to_none(records, "aug_cka_sr", quantities.percent)
-    return [_fallen(records), Difference("accuracy, dense", worse, -1, True, QUANTITIES["accuracy"].delta)]
-
-
-def _straight(records: Records) -> list[Difference]:
-    straighter = _to_none(records, "ffr_curvature", quantities.straightness)
-    return [Difference("straightness", straighter, +1), *_no_gain(records, "ffr_curvature", REMOVED)]
-
-
-def _opposed(records: Records) -> list[Difference]:
+def _opposed(records: Records) -> Difference:
     both = records.where(method="cka_sr+ffr_length")
     cosine = both.mean(quantities.mean_cosine("cosine_cka_feature_flow")) if both else None
-    alike = _to_none(records, "ffr_length", quantities.cka_of_neighbours)
-    return [
-        Difference("cosine of CKA-SR and length", cosine, -1, by_mean=True),
-        Difference("CKA of neighbours, FFR's length", alike, +1, by_mean=True),
-    ]
+    return Difference("cosine of CKA-SR and length", cosine, -1, by_mean=True)
 
 
 def _best(records: Records, methods: tuple[str, ...], reading: Reading) -> str | None:
@@ -442,61 +403,74 @@ def _best(records: Records, methods: tuple[str, ...], reading: Reading) -> str |
     return max(methods, key=lambda m: records.where(method=m).mean(reading).value)
 
 
-def _on_top(records: Records) -> list[Difference]:
-    """At each level of removal, the best feature penalty less the best classic."""
-    found = []
-    for text, reading in REMOVED.items():
-        feature, classic = (_best(records, methods, reading) for methods in (FEATURES, CLASSICS))
-        if feature and classic:
-            pair, difference = f"{TITLES[feature]} − {TITLES[classic]}", records.difference(feature, classic, reading)
-        else:
-            pair, difference = "best of the features − best of the classics", None
-        found.append(Difference(f"{text}: {pair}", difference, -1, True, QUANTITIES["accuracy after pruning"].delta))
-    return found
+def _on_top(text: str, reading: Reading, records: Records) -> Difference:
+    """At a level of removal, the best feature penalty less the best classic."""
+    feature, classic = (_best(records, methods, reading) for methods in (FEATURES, CLASSICS))
+    if not (feature and classic):
+        pair, difference = "best of the features − best of the classics", None
+    else:
+        pair, difference = f"{TITLES[feature]} − {TITLES[classic]}", records.difference(feature, classic, reading)
+    return Difference(f"{text}: {pair}", difference, -1, True, QUANTITIES["accuracy after pruning"].delta)
 
 
-def _in_between(records: Records, folded: bool = False) -> list[Between]:
-    def to(alone: str, reading: Reading) -> Mean | None:
-        return records.difference("cka_sr+ffr_length", alone, reading)
+def _between(text: str, reading: Reading, records: Records) -> Between:
+    alone = (records.difference("cka_sr+ffr_length", method, reading) for method in ("cka_sr", "ffr_length"))
+    return Between(text, *alone)
 
-    measures = {text: reading for group in MEASURES.values() for text, reading in group.items()}
-    if folded:
-        measures = {**FOLDED, **{text: reading for text, reading in measures.items() if text != "inner |γ|"}}
-    return [Between(text, to("cka_sr", reading), to("ffr_length", reading)) for text, reading in measures.items()]
 
+def _in_between(measures: Mapping[str, Reading]) -> list[Found]:
+    return [functools.partial(_between, text, reading) for text, reading in measures.items()]
+
+
+ALL = {text: reading for group in MEASURES.values() for text, reading in group.items()}
+FALLEN = Expected("CKA of all blocks", "aug_cka_sr", quantities.cka_of_blocks, -1, "CKA of all blocks", by_mean=True)
 
 HYPOTHESES: Mapping[str, Hypothesis] = {
-    "H1": Hypothesis(
-        "CKA-SR makes no weights small: no gain after one-shot pruning",
-        lambda records: _no_gain(records, "cka_sr", PRUNED),
+    "H1": Hypothesis("CKA-SR makes no weights small: no gain after one-shot pruning", _no_gain("cka_sr", PRUNED)),
+    "H2": Hypothesis(
+        "AugCKA-SR lowers the CKA between blocks, and removability does not follow",
+        [FALLEN, *_no_gain("aug_cka_sr", PRUNED)],
     ),
-    "H2": Hypothesis("AugCKA-SR lowers the CKA between blocks, and removability does not follow", _lower_cka),
     "H3": Hypothesis(
-        "FFR's length shortens the steps and shrinks the last γ of each branch, not the filters inside", _short_branches
+        "FFR's length shortens the steps and shrinks the last γ of each branch, not the filters inside",
+        _short_branches(),
     ),
-    "H4": Hypothesis("FFR's curvature straightens the path and leaves removability alone", _straight),
+    "H4": Hypothesis(
+        "FFR's curvature straightens the path and leaves removability alone",
+        [
+            Expected("straightness", "ffr_curvature", quantities.straightness, +1),
+            *_no_gain("ffr_curvature", REMOVED),
+        ],
+    ),
     "H5": Hypothesis(
-        "CKA-SR and FFR oppose each other: a negative cosine, and a higher CKA of neighbours under FFR", _opposed
+        "CKA-SR and FFR oppose each other: a negative cosine, and a higher CKA of neighbours under FFR",
+        [
+            _opposed,
+            Expected("CKA of neighbours, FFR's length", "ffr_length", quantities.cka_of_neighbours, +1, by_mean=True),
+        ],
     ),
     "H6": Hypothesis(
-        "for removing filters, slimming or the group lasso beat all four feature penalties", _on_top, all_must_refute
+        "for removing filters, slimming or the group lasso beat all four feature penalties",
+        [functools.partial(_on_top, text, reading) for text, reading in REMOVED.items()],
+        all_must_refute,
     ),
     "H7": Hypothesis(
-        "both together lie between the two alone, on every measure", _in_between, family="a finding a measure"
+        "both together lie between the two alone, on every measure", _in_between(ALL), family="a finding a measure"
     ),
 }
 AGAIN: Mapping[str, Hypothesis] = {
-    "R1": Hypothesis(
-        "AugCKA-SR is no better once weights are out", lambda records: _no_gain(records, "aug_cka_sr", PRUNED)
+    "R1": Hypothesis("AugCKA-SR is no better once weights are out", _no_gain("aug_cka_sr", PRUNED)),
+    "R2": Hypothesis(
+        "AugCKA-SR lowers the CKA between blocks, and costs accuracy of the dense net",
+        [FALLEN, Expected("accuracy, dense", "aug_cka_sr", quantities.percent, -1, "accuracy", by_mean=True)],
     ),
-    "R2": Hypothesis("AugCKA-SR lowers the CKA between blocks, and costs accuracy of the dense net", _costly),
-    "R3": Hypothesis("CKA-SR is no better once weights are out", lambda records: _no_gain(records, "cka_sr", PRUNED)),
+    "R3": Hypothesis("CKA-SR is no better once weights are out", _no_gain("cka_sr", PRUNED)),
     "R4": Hypothesis(
-        "FFR shortens the steps and shrinks the last γ of every branch, while the inner filters grow", _larger_filters
+        "FFR shortens the steps and shrinks the last γ of every branch, while the inner filters grow",
+        _larger_filters(),
     ),
     "R5": Hypothesis(
-        "FFR is no better once filters are out and the rest is fine-tuned",
-        lambda records: _no_gain(records, "ffr_length_curvature", REMOVED),
+        "FFR is no better once filters are out and the rest is fine-tuned", _no_gain("ffr_length_curvature", REMOVED)
     ),
 }
 
@@ -505,186 +479,177 @@ AGAIN: Mapping[str, Hypothesis] = {
 # and the folded norm rises while no filter grows. |γ| has no such scale. (R5 has no more than its reason from there,
 # "what grows is not removable".)
 MISJUDGED: Mapping[str, Hypothesis] = {
-    "H3": replace(
-        HYPOTHESES["H3"], findings=functools.partial(_short_branches, inner=quantities.folded_norms, name="folded norm")
+    "H3": replace(HYPOTHESES["H3"], findings=_short_branches("folded norm")),
+    "H7": replace(
+        HYPOTHESES["H7"],
+        findings=_in_between({**FOLDED, **{text: r for text, r in ALL.items() if text != "inner |γ|"}}),
     ),
-    "H7": replace(HYPOTHESES["H7"], findings=functools.partial(_in_between, folded=True)),
-    "R4": replace(
-        AGAIN["R4"], findings=functools.partial(_larger_filters, inner=quantities.folded_norms, name="folded norm")
-    ),
+    "R4": replace(AGAIN["R4"], findings=_larger_filters("folded norm")),
 }
 
 
-# --------------------------------------------------------------------------------------------------------- third round
-ACCURACY, PRUNED_BY, CKA = (
-    QUANTITIES[name].delta or 0.0 for name in ("accuracy", "accuracy after pruning", "CKA in stages")
-)
-OUT = quantities.after_pruning(0.9)
+# ------------------------------------------------------------------------------------------------------ the third round
+CKA, OUT = quantities.cka_in_stages, quantities.after_pruning(0.9)
+FREE = quantities.after_pruning(0.9, "scale_free")
+EARLIER = ("dense_penalties", "dense_penalties_again")  # they gave the idea: without the third they test nothing
+NEGATED, LONGEST = "aug_cka_sr_negated", "ffr_length_0.1"
+LENGTHS = ("none", "ffr_length_0.01", "ffr_length_0.03", LONGEST)
 
 
-def _masked(records: Records, penalty: str, reading: Reading, sparsity: float) -> Mean | None:
+def _masked(
+    text: str, penalty: str, reading: Reading, expected: int, sparsity: float, quantity: str | None
+) -> Expected:
     """A penalty less none, under random masks."""
-    return records.difference(f"random+{penalty}", "random", reading, sparsity=sparsity)
+    return Expected(text, f"random+{penalty}", reading, expected, quantity, baseline="random", sparsity=sparsity)
 
 
-def _idle(records: Records) -> list[Same]:
-    cka = quantities.cka_in_stages
-    return [Same(f"CKA inside stages, masks {s:g}", _masked(records, "cka_sr_0.01", cka, s), CKA) for s in (0.9, 0.95)]
-
-
-def _dear(records: Records) -> list[Difference]:
-    return [
-        Difference(f"accuracy, {title}, masks {s:g}", _masked(records, penalty, quantities.percent, s), -1)
-        for penalty, title in (("cka_sr_0.1", "CKA-SR .1"), ("aug_cka_sr_1", "AugCKA-SR 1"))
-        for s in (0.9, 0.95)
-    ]
-
-
-def _specific(records: Records, penalty: str) -> list[Same]:
+def _specific(penalty: str) -> list[Found]:
     """A penalty less its placebo, with nine weights in ten out."""
-    return [Same("less its placebo, 90 % out", records.difference(penalty, f"placebo_{penalty}", OUT), PRUNED_BY)]
+    text, placebo = "less its placebo, 90 % out", f"placebo_{penalty}"
+    return [Expected(text, penalty, OUT, 0, "accuracy after pruning", baseline=placebo)]
 
 
-def _turned_round(records: Records) -> list[Difference]:
-    method = "aug_cka_sr_negated"
-    return [
-        Difference("CKA of all blocks", _to_none(records, method, quantities.cka_of_blocks), +1, delta=CKA),
-        Difference("accuracy, 90 % out", _to_none(records, method, OUT), +1, delta=PRUNED_BY),
-    ]
-
-
-def pooled(rounds: Sequence[Records], method: str, reading: Reading, baseline: str = "none") -> Mean | None:
-    """A method less its baseline over several rounds, each on seeds of its own: `statistics.stratified`.
-
-    >>> pooled([Records([])], "aug_cka_sr", quantities.percent) is None
-    True
-    """
-    strata = []
-    for records in rounds:
-        here, there = (records.where(method=name).by_seed(reading) for name in (method, baseline))
-        strata.append([here[seed] - there[seed] for seed in sorted(set(here) & set(there))])
-    strata = [values for values in strata if values]
-    return stratified(strata) if strata else None
-
-
-def _came_twice(records: Records) -> list[Difference]:
-    # The first two rounds gave the idea: without the third they test nothing.
-    earlier = [replay("dense_penalties"), replay("dense_penalties_again")]
-    rounds = [*earlier, records] if records.where(method="aug_cka_sr") else []
-    expected = (
-        ("accuracy, dense", quantities.percent, -1, ACCURACY),
-        ("accuracy, 80 % out", quantities.after_pruning(0.8), -1, PRUNED_BY),
-        ("accuracy, 90 % out", OUT, +1, PRUNED_BY),
-    )
-    return [
-        Difference(f"{text}, all rounds", pooled(rounds, "aug_cka_sr", reading), side, delta=delta)
-        for text, reading, side, delta in expected
-    ]
-
-
-def _scale(records: Records) -> list[Difference]:
-    """The gain of AugCKA-SR at .9 by the scale-free order, less that by raw magnitude."""
-    free = quantities.after_pruning(0.9, "scale_free")
-    gap = _to_none(records, "aug_cka_sr", lambda record: free(record) - OUT(record))
-    return [Difference("gain by the scale-free order less the raw gain", gap, -1)]
-
-
-def _stronger_flow(records: Records) -> list[Difference]:
-    def more(reading: Reading) -> Mean | None:
-        return records.difference("ffr_strong", "ffr", reading)
-
-    delta = _delta("relative step", records, quantities.path_length)
-    return [
-        Difference("CKA inside stages, .05 less .01", more(quantities.cka_in_stages), +1, delta=CKA),
-        Difference("relative step, .05 less .01", more(quantities.path_length), -1, delta=delta),
-    ]
-
-
-def _longer_steps(records: Records) -> list[Difference]:
-    delta = _delta("relative step", records, quantities.path_length)
-    return [Difference("relative step", _to_none(records, "cka_sr", quantities.path_length), +1, delta=delta)]
-
-
-LONGEST, LENGTHS = "ffr_length_0.1", ("none", "ffr_length_0.01", "ffr_length_0.03", "ffr_length_0.1")
-
-
-def _shorter_nets(records: Records) -> list[Difference]:
-    gain = _to_none(records, LONGEST, quantities.without_blocks(3))
-    return [Difference("accuracy, 3 of 9 blocks out", gain, +1, delta=PRUNED_BY, small_refutes=True)]
-
-
-def _tuned_nets(records: Records) -> list[Same]:
-    gain = _to_none(records, LONGEST, quantities.without_blocks(4, "fine_tuned"))
-    return [Same("accuracy, 4 of 9 blocks out, fine-tuned", gain, PRUNED_BY)]
-
-
-def _by_dose(records: Records) -> list[Difference]:
-    delta = _delta("relative step", records, quantities.path_length)
-    return [
-        Difference(
-            f"relative step, {more} less {less}",
-            records.difference(more, less, quantities.path_length),
-            -1,
-            delta=delta,
-        )
-        for less, more in itertools.pairwise(LENGTHS)
-    ]
-
-
-def _damage(records: Records) -> list[Difference]:
-    less = _to_none(records, LONGEST, quantities.block_damage)
-    return [Difference("accuracy lost with one block, mean of nine", less, -1, delta=PRUNED_BY)]
-
-
-def _same_filters(records: Records) -> list[Same]:
-    tuned = quantities.after_removal(0.5)
-    return [Same(f"filters to ½, {method}", _to_none(records, method, tuned), PRUNED_BY) for method in LENGTHS[1:]]
-
-
-def _hosts_again(records: Records) -> list[Same]:
-    return [Same("accuracy, masks 0.9", _masked(records, "cka_sr", quantities.percent, 0.9), ACCURACY)]
-
-
-def _published_idle(records: Records) -> list[Same]:
-    cka = _masked(records, "cka_sr", quantities.cka_in_stages, 0.95)
-    return [Same("CKA inside stages", cka, CKA)]
+def _twice(text: str, reading: Reading, expected: int, quantity: str) -> Expected:
+    return Expected(f"{text}, all rounds", "aug_cka_sr", reading, expected, quantity, earlier=EARLIER)
 
 
 # Primary hypotheses are tested alone; all others of a study are one family.
 PRIMARY = "primary"
 THIRD: Mapping[str, Mapping[str, Hypothesis]] = {
     "masks_dose": {
-        "A1": Hypothesis("CKA-SR at β = .01 does not change CKA inside stages", _idle),
-        "A2": Hypothesis("at the largest strength of each penalty accuracy falls", _dear),
+        "A1": Hypothesis(
+            "CKA-SR at β = .01 does not change CKA inside stages",
+            [
+                _masked(
+                    f"CKA inside stages, masks {s:g}", "cka_sr_0.01", quantities.cka_in_stages, 0, s, "CKA in stages"
+                )
+                for s in (0.9, 0.95)
+            ],
+        ),
+        "A2": Hypothesis(
+            "at the largest strength of each penalty accuracy falls",
+            [
+                _masked(f"accuracy, {title}, masks {s:g}", penalty, quantities.percent, -1, s, None)
+                for penalty, title in (("cka_sr_0.1", "CKA-SR .1"), ("aug_cka_sr_1", "AugCKA-SR 1"))
+                for s in (0.9, 0.95)
+            ],
+        ),
     },
     "specificity": {
         "C1": Hypothesis(
-            "with 90 % of the weights out, AugCKA-SR does as its placebo",
-            lambda records: _specific(records, "aug_cka_sr"),
-            family=PRIMARY,
+            "with 90 % of the weights out, AugCKA-SR does as its placebo", _specific("aug_cka_sr"), family=PRIMARY
         ),
-        "C2": Hypothesis("AugCKA-SR turned round raises CKA, and gains there, too", _turned_round),
-        "C3": Hypothesis("AugCKA-SR gains at .9, and loses at .8 and dense", _came_twice),
-        "C4": Hypothesis("in the scale-free order its gain at .9 is smaller", _scale),
-        "C5": Hypothesis(
-            "with 90 % of the weights out, CKA-SR does as its placebo", lambda records: _specific(records, "cka_sr")
+        "C2": Hypothesis(
+            "AugCKA-SR turned round raises CKA, and gains there, too",
+            [
+                Expected("CKA of all blocks", NEGATED, quantities.cka_of_blocks, +1, "CKA of all blocks"),
+                Expected("accuracy, 90 % out", NEGATED, OUT, +1, "accuracy after pruning"),
+            ],
         ),
-        "C6": Hypothesis("stronger FFR raises CKA inside stages and shortens the steps more", _stronger_flow),
-        "C7": Hypothesis("CKA-SR at a strength that acts lengthens the steps", _longer_steps),
+        "C3": Hypothesis(
+            "AugCKA-SR gains at .9, and loses at .8 and dense",
+            [
+                _twice("accuracy, dense", quantities.percent, -1, "accuracy"),
+                _twice("accuracy, 80 % out", quantities.after_pruning(0.8), -1, "accuracy after pruning"),
+                _twice("accuracy, 90 % out", OUT, +1, "accuracy after pruning"),
+            ],
+        ),
+        "C4": Hypothesis(
+            "in the scale-free order its gain at .9 is smaller",
+            [
+                Expected(
+                    "gain by the scale-free order less the raw gain",
+                    "aug_cka_sr",
+                    lambda record: FREE(record) - OUT(record),
+                    -1,
+                )
+            ],
+        ),
+        "C5": Hypothesis("with 90 % of the weights out, CKA-SR does as its placebo", _specific("cka_sr")),
+        "C6": Hypothesis(
+            "stronger FFR raises CKA inside stages and shortens the steps more",
+            [
+                Expected(
+                    "CKA inside stages, .05 less .01",
+                    "ffr_strong",
+                    CKA,
+                    +1,
+                    "CKA in stages",
+                    baseline="ffr",
+                ),
+                replace(_shorter("ffr_strong", baseline="ffr"), text="relative step, .05 less .01"),
+            ],
+        ),
+        "C7": Hypothesis(
+            "CKA-SR at a strength that acts lengthens the steps", [replace(_shorter("cka_sr"), expected=+1)]
+        ),
     },
     "depth": {
         "D1": Hypothesis(
-            "with three blocks out, FFR's length at .1 leaves more accuracy", _shorter_nets, family=PRIMARY
+            "with three blocks out, FFR's length at .1 leaves more accuracy",
+            [
+                Expected(
+                    "accuracy, 3 of 9 blocks out",
+                    LONGEST,
+                    quantities.without_blocks(3),
+                    +1,
+                    "accuracy after pruning",
+                    small_refutes=True,
+                )
+            ],
+            family=PRIMARY,
         ),
-        "D2": Hypothesis("with four out and fine-tuned, it is as none", _tuned_nets),
-        "D3": Hypothesis("the relative step falls with each strength", _by_dose),
-        "D4": Hypothesis("taking one block costs less under length .1", _damage),
-        "D5": Hypothesis("filters to ½, fine-tuned: every length is as none", _same_filters),
+        "D2": Hypothesis(
+            "with four out and fine-tuned, it is as none",
+            [
+                Expected(
+                    "accuracy, 4 of 9 blocks out, fine-tuned",
+                    LONGEST,
+                    quantities.without_blocks(4, "fine_tuned"),
+                    0,
+                    "accuracy after pruning",
+                )
+            ],
+        ),
+        "D3": Hypothesis(
+            "the relative step falls with each strength",
+            [
+                replace(_shorter(more, baseline=less), text=f"relative step, {more} less {less}")
+                for less, more in itertools.pairwise(LENGTHS)
+            ],
+        ),
+        "D4": Hypothesis(
+            "taking one block costs less under length .1",
+            [
+                Expected(
+                    "accuracy lost with one block, mean of nine",
+                    LONGEST,
+                    quantities.block_damage,
+                    -1,
+                    "accuracy after pruning",
+                )
+            ],
+        ),
+        "D5": Hypothesis(
+            "filters to ½, fine-tuned: every length is as none",
+            [
+                Expected(f"filters to ½, {m}", m, quantities.after_removal(0.5), 0, "accuracy after pruning")
+                for m in LENGTHS[1:]
+            ],
+        ),
     },
     "hosts_again": {
-        "B1": Hypothesis("CKA-SR at a strength that acts leaves the accuracy as it was", _hosts_again, family=PRIMARY),
+        "B1": Hypothesis(
+            "CKA-SR at a strength that acts leaves the accuracy as it was",
+            [_masked("accuracy, masks 0.9", "cka_sr", quantities.percent, 0, 0.9, "accuracy")],
+            family=PRIMARY,
+        ),
     },
     "published_recipe": {
-        "F1": Hypothesis("CKA-SR at 1e-4 does not change CKA inside stages", _published_idle, family=PRIMARY),
+        "F1": Hypothesis(
+            "CKA-SR at 1e-4 does not change CKA inside stages",
+            [_masked("CKA inside stages", "cka_sr", CKA, 0, 0.95, "CKA in stages")],
+            family=PRIMARY,
+        ),
     },
 }

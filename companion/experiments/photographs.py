@@ -1,55 +1,32 @@
-"""Trained ImageNet networks and photographs, as several studies look at them; nothing is trained.
+"""Runs on ImageNet, by one process or by several ranks under `torchrun`.
 
-A run looks at its photographs in one order drawn at random, for folders are in the order of classes and neighbours
-there are alike. No record holds an image.
+`trainings.train` and `removal.train_and_prune` do the work; what is particular to photographs is their `ImageTask`.
+Every rank reads its slice of each global batch, gradients are averaged, masks are rank 0's, evaluations are summed over
+the ranks, rank 0 writes.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import numpy as np
-import torch
 import torchvision
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
+from torchvision.datasets import ImageFolder
 
-from companion import models, training
+from companion import data, training
 from companion._checks import one_of
 from companion._files import filled_aside
-from companion.blocks import find_blocks
-from companion.data import IMAGENET_MEAN, IMAGENET_STD, ImageNetLoader, imagenet
-from companion.experiments import quantities
-from companion.experiments.plan import Workplace
-from companion.experiments.recipes import Methods
-from companion.experiments.records import Run, packed
-from companion.features import evaluating
-
-DRAWN: dict[str, Any] = {
-    "dataset": "drawn",
-    "photographs": 32,
-    "size": 32,
-    "channels_last": True,
-    "weights": None,
-    "options": {"width": 0.25, "classes": 8},
-}
-SAMPLE: dict[str, Any] = {
-    "dataset": "imagenet",
-    "photographs": 1000,
-    "size": 224,
-    "channels_last": True,
-    "weights": "imagenet",
-    "options": {},
-}
-LITE: Methods = {"efficientnet_lite0": {"model": "efficientnet_lite0"}}
-OTHERS: Methods = {name: {"model": name, "weights": "IMAGENET1K_V1"} for name in ("resnet50", "vit_b_16")}
-
-
-BATCH = 25
+from companion.experiments import quantities, removal, trainings
+from companion.experiments.plan import Outcome, Workplace
+from companion.experiments.recipes import PhotographRecipe
+from companion.experiments.records import Run
 
 
 def drawn_photographs(root: Path, classes: int = 8, train: int = 16, val: int = 5) -> Path:
@@ -60,7 +37,7 @@ def drawn_photographs(root: Path, classes: int = 8, train: int = 16, val: int = 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     drawn = drawn_photographs(Path(folder), classes=2, train=3, val=1)
-    ...     len(imagenet("train", drawn)), len(imagenet("val", drawn))
+    ...     len(data.imagenet("train", drawn)), len(data.imagenet("val", drawn))
     (6, 2)
 
     Returns:
@@ -87,103 +64,112 @@ def drawn_photographs(root: Path, classes: int = 8, train: int = 16, val: int = 
     return folder
 
 
-class Seen(NamedTuple):
-    """A network, and what of the photographs it sees."""
+class Photographs(trainings.ImageTask):
+    """ImageNet's photographs as the task of a run: a rank's slice of every batch, and of the images to evaluate.
 
-    model: nn.Module
-    loader: ImageNetLoader
-    labels: Tensor
+    The recipe names the data: `"imagenet"`, whose validation images are the test set; `"drawn"`, a few gratings in
+    JPEG files for a dry run; or `"sample"`, validation images alone, which are trained on too: no accuracy of theirs
+    means anything. `photographs` takes so many of them, evenly.
 
+    A step is of `batch_size` examples. Batch norm and penalties see `device_batch` of them at a time, whatever the
+    number of ranks: fewer ranks take several such parts one after the other. A penalty is computed on the last part of
+    each rank and averaged over the ranks, so with fewer ranks its gradient has the same mean and more noise.
 
-def seen(run: Run, place: Workplace) -> Seen:
-    """The network of a run, and its photographs in an order drawn at random, of as many classes as there are.
-
-    Raises:
-        ValueError: an unknown data set; fewer photographs than the run wants.
-        FileNotFoundError: photographs or weights are not there.
+    >>> import tempfile
+    >>> from companion.experiments import find
+    >>> run = find("imagenet_random_masks").runs("smoke")[0]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     task = Photographs.of(run, Workplace(work=Path(folder)))
+    >>> task.recipe.batch_size, task.recipe.device_batch, task.accumulate  # one rank takes two parts a step
+    (32, 16, 2)
     """
-    s = run.settings
-    one_of(dataset=(s["dataset"], ("imagenet", "drawn")))
-    folder = imagenet("val", place.data if s["dataset"] == "imagenet" else drawn_photographs(place.work))
-    if len(folder.samples) < s["photographs"]:
-        raise ValueError(f"{s['photographs']} photographs are wanted; {folder.root} has {len(folder.samples)}")
-    # One of every class, then a second one, …: the folder of all 50,000 gives a thousand of a thousand classes.
-    before: Counter[int] = Counter()
-    turns = []
-    for sample in folder.samples:
-        turns.append((before[sample[1]], sample))
-        before[sample[1]] += 1
-    chosen = [sample for _, sample in sorted(turns, key=lambda turn: turn[0])][: s["photographs"]]
-    order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(run.seed))
-    folder.samples = [chosen[index] for index in order]
-    training.seed_everything(run.seed)
-    if s["model"] == "efficientnet_lite0":
-        model: nn.Module = models.efficientnet_lite0(weights=s["weights"], root=place.data, **s["options"])
-        mean, std = (127 / 255,) * 3, (128 / 255,) * 3
-    else:
-        model, mean, std = getattr(torchvision.models, s["model"])(weights=s["weights"]), IMAGENET_MEAN, IMAGENET_STD
-    computing = place.computing()
-    options: dict[str, Any] = {key: computing[key] for key in ("workers", "channels_last")}
-    loader = ImageNetLoader(folder, BATCH, size=s["size"], mean=mean, std=std, device=place.device, **options)
-    if computing["channels_last"]:
-        model = model.to(memory_format=torch.channels_last)
-    return Seen(model.to(place.device).eval(), loader, torch.tensor([label for _, label in folder.samples]))
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, run: Run, place: Workplace) -> Self:
+        """The photographs that the run's recipe names.
+
+        Raises:
+            ValueError: an unknown data set; a number of ranks that cannot make up a batch.
+            FileNotFoundError: as `data.imagenet`.
+        """
+        r, ranks = PhotographRecipe.of(run.settings), training.world_size()
+        accumulate, rest = divmod(r.batch_size, r.device_batch * ranks)
+        if rest or not accumulate:
+            most = r.batch_size // r.device_batch
+            raise ValueError(
+                f"{ranks} ranks with {r.device_batch} examples each do not make up steps of {r.batch_size}: "
+                f"start {[n for n in range(1, most + 1) if most % n == 0]} ranks"
+            )
+        kept, tested = _folders(r, place)
+        how = place.computing()
+        options: dict[str, Any] = {"size": r.size, "workers": how["workers"], "channels_last": how["channels_last"]}
+        options |= {"seed": run.seed, "device": place.device}
+        options |= {"rank": training.rank(), "world_size": ranks}
+        loader = data.ImageNetLoader(kept, r.device_batch * ranks, train=True, **options)
+        test = data.ImageNetLoader(tested, r.device_batch * ranks, **options)
+        return cls(run, place, r, loader, test, "test", len(tested), test, len(kept.classes), accumulate)
+
+    def network(self) -> nn.Module:
+        """torchvision's network, untrained; its initial weights are part of the run's seed."""
+        training.seed_everything(self.run.seed)
+        network = getattr(torchvision.models, self.recipe.model)
+        return network(num_classes=self.classes, **(self.recipe.model_options or {})).to(self.place.device)
+
+    def outcome(self, model: nn.Module, history: Sequence[Mapping[str, Any]]) -> Outcome:
+        """As for any task; and the number of ranks, of which penalties and batch norm take notice."""
+        found = super().outcome(model, history)
+        return found._replace(result={**found.result, "ranks": training.world_size()})
+
+    def measured(self, model: nn.Module) -> dict[str, Any]:
+        """As for any task, without the list of all filters, which no record could hold."""
+        found = super().measured(model)
+        for layer in found["weights"]["layers"]:
+            for single in ("filter_norms", "bn_scale", "bn_deviation"):
+                layer.pop(single, None)
+        return found
+
+    def knowledge(self, model: nn.Module) -> dict[str, Any]:
+        """Nothing: information between layers of thousands of channels would want more images than a batch has."""
+        return {}
 
 
-def scored(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """As `trainings.scored`, of logits that are there."""
-    right = logits.argmax(1) == labels
-    loss = float(nn.functional.cross_entropy(logits, labels))
-    return {
-        "correct": int(right.sum()),
-        "examples": len(right),
-        "loss": quantities.rounded(loss, 6),
-        "right": packed(right),
+def _folders(recipe: PhotographRecipe, place: Workplace) -> tuple[ImageFolder, ImageFolder]:
+    """The photographs to train on and to test on."""
+    one_of(dataset=(recipe.dataset, ("imagenet", "sample", "drawn")))
+    if recipe.dataset == "sample":
+        sample = data.imagenet("val", place.data)
+        chosen = np.linspace(0, len(sample) - 1, recipe.photographs or len(sample)).astype(int)
+        sample.samples = [sample.samples[index] for index in chosen]
+        return sample, sample
+    root = place.data if recipe.dataset == "imagenet" else drawn_photographs(place.work)
+    return data.imagenet("train", root), data.imagenet("val", root)
+
+
+train = functools.partial(trainings.train, kind=Photographs)
+train_and_prune = functools.partial(removal.train_and_prune, kind=Photographs)
+
+
+def pace(run: Run, place: Workplace) -> Outcome:
+    """How many photographs a second are read, trained on and evaluated, all ranks together; no accuracy.
+
+    The result holds `images_per_second` of `reading` (decoding and cropping alone), `training` (the last epoch, its
+    reading included) and `evaluation`, and how many `photographs` were evaluated: each once, whatever the ranks.
+    """
+    task = Photographs.of(run, place)
+    model = task.network()
+    clock = time.perf_counter()
+    read = sum(len(labels) for _, labels in task.loader) * training.world_size()
+    reading = read / (time.perf_counter() - clock)
+    history = task.fit(model, task.masks(model))
+    clock = time.perf_counter()
+    seen = training.evaluate(model, task.tested)["examples"]
+    rates = {
+        "reading": reading,
+        "training": history[-1]["images_per_second"],
+        "evaluation": seen / (time.perf_counter() - clock),
     }
-
-
-class Tail(NamedTuple):
-    """A network from a block on: the `model`, the block's name in it, what it gets (a batch after the other), and what
-    stands before it."""
-
-    block: str
-    model: nn.Module
-    name: str
-    inputs: list[Tensor]
-    before: nn.Module
-
-
-def tails(model: nn.Module, images: Sequence[Tensor]) -> Iterator[Tail]:
-    """What follows when each block gets its inputs. Of an `nn.Sequential` nothing before the block is computed twice;
-    any other network runs from the images on."""
-    if not isinstance(model, nn.Sequential):
-        for name in find_blocks(model):
-            yield Tail(name, model, name, list(images), nn.Identity())
-        return
-    parts: list[tuple[str, nn.Module]] = []
-    for name, child in model.named_children():
-        stage = isinstance(child, nn.Sequential)
-        parts += [(f"{name}.{key}", block) for key, block in child.named_children()] if stage else [(name, child)]
-    blocks, inputs = set(find_blocks(model)), list(images)
-    for number, (name, part) in enumerate(parts):
-        if name in blocks:
-            before, rest = (nn.Sequential(*(p for _, p in some)) for some in (parts[:number], parts[number:]))
-            yield Tail(name, rest, "0", list(inputs), before)
-        inputs = outputs(part, inputs)
-
-
-@torch.no_grad()
-def outputs(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Batch by batch, in evaluation mode."""
-    with evaluating(model):
-        return [model(x) for x in inputs]
-
-
-def judged(model: nn.Module, inputs: Sequence[Tensor], labels: Tensor) -> dict[str, Any]:
-    """`scored` of a network on inputs that are there."""
-    return scored(torch.cat(outputs(model, inputs)).cpu(), labels)
-
-
-def half(labels: Tensor) -> int:
-    """Batches that make up the first half of the photographs."""
-    return len(labels) // (2 * BATCH) or 1
+    curve = [{key: value for key, value in epoch.items() if "accuracy" not in key} for epoch in history]
+    result = {"images_per_second": quantities.rounded(rates), "photographs": int(seen), "ranks": training.world_size()}
+    return Outcome(result, curve, {})

@@ -9,12 +9,13 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from companion.experiments.recipes import Recipe, completed
 from companion.experiments.records import Run
+
+if TYPE_CHECKING:
+    import torch
 
 TIERS = ("smoke", "laptop", "paper")
 
@@ -82,7 +83,7 @@ class Workplace:
         how: how runs are computed, over what the tier says: keys of `HOW`.
     """
 
-    device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device: torch.device = field(default_factory=lambda: _device())
     data: Path | None = None
     work: Path = field(default_factory=lambda: _work())
     progress: bool = False
@@ -91,6 +92,12 @@ class Workplace:
     def computing(self) -> dict[str, Any]:
         """How runs are computed here: plainly, unless `how` says otherwise."""
         return {**PLAIN, **self.how}
+
+
+def _device() -> torch.device:
+    import torch  # here, because plans alone need none of it
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _work() -> Path:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from companion import flow
 from companion.blocks import compared_layers, same_stage, stage_of
 from companion.experiments.records import Record
-from companion.features import Layers, batches, device_of, evaluating, extract, find_layers, hooked, run
+from companion.features import Layers, batches, device_of, evaluating, extract, find_layers, float64, hooked, run
 from companion.information import gaussian_estimate, kolchinsky_tracey, noisy_label_information
 from companion.regularizers import FeaturePenalty
 from companion.similarity import cka_map
@@ -48,6 +48,7 @@ __all__ = [
     "information",
     "inner_deviation",
     "inner_scale",
+    "logarithm",
     "matrix",
     "mean_cosine",
     "of_network",
@@ -103,6 +104,21 @@ def matrix(table: pd.DataFrame) -> dict[str, Any]:
     {'layers': ['a'], 'columns': ['a', 'b'], 'values': [[1.0, 0.5]]}
     """
     return {"layers": list(table.index), "columns": list(table.columns), "values": table.round(4).to_numpy().tolist()}
+
+
+def logarithm(reading: Reading) -> Reading:
+    """The natural logarithm of a reading: its differences are relative changes.
+
+    Raises:
+        ValueError: when read, a record whose number is not above 0.
+    """
+
+    def value(record: Record) -> float:
+        if not (size := reading(record)) > 0:
+            raise ValueError(f"record {record.run}: the logarithm of {size}; only sizes above 0 have one")
+        return math.log(size)
+
+    return value
 
 
 # ------------------------------------------------------------------------------------------------------------- accuracy
@@ -354,7 +370,7 @@ def deviations(
     sums: dict[str, list[Tensor]] = {}
 
     def note(name: str, x: Tensor, at: int) -> None:
-        x = x.detach().movedim(1, -1).flatten(0, -2).double()
+        x = float64(x.detach().movedim(1, -1).flatten(0, -2))
         new = torch.stack([torch.full_like(x[0], len(x)), x.sum(0), x.square().sum(0)])
         kept = sums.setdefault(name, [torch.zeros(()), torch.zeros(())])
         kept[at] = kept[at].to(new) + new
@@ -509,7 +525,7 @@ def information(model: nn.Module, images: Tensor, labels: Tensor, noise: float =
     (['relu', 'layer1.0', 'layer1.1', 'linear'], 4)
     """
     features = extract(model, images, compared_layers(model), reduce="average_pool")
-    features = {name: x.double() - x.double().mean(0) for name, x in features.items()}
+    features = {name: float64(x) - float64(x).mean(0) for name, x in features.items()}
     features = {name: x / x.square().sum(1).mean().sqrt().clamp(min=1e-12) for name, x in features.items()}
     chance = torch.Generator().manual_seed(0)
     noisy = {
@@ -573,7 +589,7 @@ def geometry(model: nn.Module, images: Tensor, layers: Layers | None = None) -> 
     explained: list[float] = []
     features = extract(model, images, compared_layers(model) if layers is None else layers)
     for x in features.values():
-        x = (x - x.mean(0)).double()
+        x = float64(x - x.mean(0))
         u, s, _ = torch.linalg.svd(x, full_matrices=False)
         total = s.square().sum()
         plane = u[:, :2] * s[:2] / total.sqrt().clamp(min=1e-300) * len(x) ** 0.5
@@ -622,7 +638,7 @@ def gradient_cosines(
                 alive = [
                     torch.zeros_like(w) if g is None else g * (w != 0) for g, w in zip(found, weights, strict=True)
                 ]
-                whole = torch.cat([g.flatten() for g in alive]).double()
+                whole = float64(torch.cat([g.flatten() for g in alive]))
                 gradients[name] = nn.functional.normalize(whole, dim=0)
     finally:
         model.train(training)

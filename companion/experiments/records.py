@@ -31,14 +31,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from filelock import FileLock
-from jaxtyping import Bool
-from torch import Tensor
 
 from companion._files import write_aside
 
 if TYPE_CHECKING:
+    import torch
+
     from companion.experiments.statistics import Mean
 
 __all__ = [
@@ -387,13 +386,13 @@ def _evaluations(value: Any, name: str) -> Iterator[tuple[str, Mapping[str, Any]
             yield from _evaluations(item, f"{name}[{index}]")
 
 
-def packed(right: Bool[Tensor, " examples"]) -> str:
+def packed(right: np.ndarray) -> str:
     """One bit an example, in base64: 10,000 of them take 1.7 kB.
 
-    >>> packed(torch.tensor([True, False, True])), unpacked("oA==", 3).tolist()
+    >>> packed(np.array([True, False, True])), unpacked("oA==", 3).tolist()
     ('oA==', [True, False, True])
     """
-    return base64.b64encode(np.packbits(right.cpu().numpy().astype(bool)).tobytes()).decode()
+    return base64.b64encode(np.packbits(right.astype(bool)).tobytes()).decode()
 
 
 def unpacked(text: str, examples: int) -> np.ndarray:
@@ -438,6 +437,8 @@ def provenance(
     >>> sorted(made) == sorted([*PROVENANCE, "how"])
     True
     """
+    import torch  # here, because records are read without it
+
     device = torch.device(device)
     commit, clean = _commit()
     return {
@@ -476,8 +477,8 @@ def _processor() -> str:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """The checkout's commit and whether the package's files are as committed; None for an installed package, and for
-    one that lies in another project's repository."""
+    """The checkout's commit and whether the package's files are as committed. Of an installed package, and of one in
+    another project's repository: the commit that pip installed, if any, and None."""
     package = Path(__file__).resolve().parent.parent
     try:
 
@@ -489,10 +490,19 @@ def _commit() -> tuple[str | None, bool | None]:
         project = package.parent / "pyproject.toml"
         own = Path(git("rev-parse", "--show-toplevel")).resolve() == package.parent
         if not own or not project.exists() or 'name = "identity-and-flow"' not in project.read_text():
-            return None, None
+            return _installed_from(), None
         return git("rev-parse", "HEAD"), git("status", "--porcelain", "--", ".") == ""
     except (OSError, subprocess.CalledProcessError):
-        return None, None
+        return _installed_from(), None
+
+
+def _installed_from() -> str | None:
+    """The commit from which pip installed the package, where it did so by git (PEP 610)."""
+    installed = metadata.distribution("identity-and-flow")
+    if Path(str(installed.locate_file("companion"))).resolve() != Path(__file__).resolve().parent.parent:
+        return None  # another copy is imported than pip's
+    commit: str | None = json.loads(installed.read_text("direct_url.json") or "{}").get("vcs_info", {}).get("commit_id")
+    return commit
 
 
 def sha256(path: str | Path) -> str:
@@ -567,24 +577,22 @@ class Records(Sequence[Record]):
         Raises:
             ValueError: two records of one seed: methods or cells are mixed.
         """
+        return {seed: value(record) for seed, record in self._of_seeds().items()}
+
+    def _of_seeds(self) -> dict[int, Record]:
         if twice := {seed for seed, count in Counter(r.run.seed for r in self).items() if count > 1}:
             mixed = sorted({str(dataclasses.replace(r.run, seed=0)).removesuffix("-seed0") for r in self})
             raise ValueError(f"seeds {sorted(twice)} have several records, of {mixed}; choose one by `where`")
-        return {r.run.seed: value(r) for r in self}
+        return {r.run.seed: r for r in self}
 
-    def paired(self, other: Records, value: Callable[[Record], float] = Record.accuracy) -> Mean:
-        """Mean difference to `other` over the seeds that both have.
+    def differences(self, other: Records, value: Callable[[Record], float] = Record.accuracy) -> dict[int, float]:
+        """The value here less that of `other`, by seed, for every seed that both have.
 
         Raises:
-            ValueError: no seed in common, or several records of one.
+            ValueError: several records of one seed.
         """
-        from companion.experiments.statistics import mean
-
-        here, there = self.by_seed(value), other.by_seed(value)
-        shared = sorted(set(here) & set(there))
-        if not shared:
-            raise ValueError(f"no shared seed: {sorted(here)} and {sorted(there)}")
-        return mean(here[seed] - there[seed] for seed in shared)
+        here, there = self._of_seeds(), other._of_seeds()
+        return {seed: value(here[seed]) - value(there[seed]) for seed in sorted(here.keys() & there.keys())}
 
     def curves(self, key: str) -> pd.DataFrame:
         """A number of the curves, one row an epoch, one column a record: `records.curves("loss").plot()` draws it.
@@ -606,15 +614,16 @@ class Records(Sequence[Record]):
     def difference(
         self, method: str, baseline: str, value: Callable[[Record], float] = Record.accuracy, **cell: Any
     ) -> Mean | None:
-        """`paired` of two methods in the same cell, such as `sparsity=0.9`; None where no seed has both.
+        """Mean difference of two methods in the same cell, such as `sparsity=0.9`, over the seeds that both have; None
+        where there is none.
 
         Raises:
             ValueError: what `value` says of a record that lacks it, or several records of one seed.
         """
+        from companion.experiments.statistics import pooled
+
         here, there = (self.where(method=name, **cell) for name in (method, baseline))
-        if {r.run.seed for r in here}.isdisjoint(r.run.seed for r in there):
-            return None
-        return here.paired(there, value)
+        return pooled([here.differences(there, value).values()])
 
     def table(self, value: Callable[[Record], float] = Record.accuracy) -> pd.DataFrame:
         """One row for each method and sparsity: mean, interval, number of seeds; "not run" where there is no record.

@@ -1,15 +1,45 @@
-"""The registry: every experiment by its name. The files of `studies` register theirs where they define them."""
+"""The registry: every experiment by its name. The files of `studies` register theirs where they define them.
+
+A list of names needs no torch: what performs runs is named, and imported when the first run is made.
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from companion._registry import Registry
-from companion.experiments.plan import TIERS, Experiment, Perform, Tier
+from companion.experiments.plan import TIERS, Experiment, Outcome, Perform, Tier, Workplace
+from companion.experiments.records import Run
 
 P = TypeVar("P", bound=Perform)
 EXPERIMENTS: Registry[Experiment] = Registry("experiment")
+
+
+@dataclass(frozen=True)
+class Later:
+    """A function of a module of `companion.experiments` that performs runs; the module is imported by the first run.
+
+    >>> train.imported().__module__
+    'companion.experiments.trainings'
+    """
+
+    module: str
+    function: str
+
+    def imported(self) -> Perform:
+        """The function itself."""
+        found: Perform = getattr(importlib.import_module(f"companion.experiments.{self.module}"), self.function)
+        return found
+
+    def __call__(self, run: Run, place: Workplace) -> Outcome:
+        return self.imported()(run, place)
+
+
+train, lottery = Later("trainings", "train"), Later("trainings", "lottery")
+train_and_prune = Later("removal", "train_and_prune")
 
 
 def experiment(

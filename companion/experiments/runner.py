@@ -1,4 +1,4 @@
-"""The runner: it turns runs into records, continues what was interrupted, and checks what is there."""
+"""The runner: it turns runs into records, and continues what was interrupted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 from companion._checks import one_of
 from companion._ranks import on_rank_zero, world_size
 from companion.experiments import records, registry
-from companion.experiments.plan import Experiment, Workplace, identity
+from companion.experiments.archive import other_block, recorded, replay
+from companion.experiments.plan import Workplace
 from companion.experiments.records import Record, Records, Run
 
 _ALONE = threading.Lock()  # a run seeds the random numbers of its process: of several threads, one at a time
@@ -25,23 +26,6 @@ _ALONE = threading.Lock()  # a run seeds the random numbers of its process: of s
 
 class OtherBlockError(RuntimeError):
     """Runs of this seed were made on another processor, or computed otherwise."""
-
-
-def recorded(run: Run, root: Path) -> Record | None:
-    """The record of exactly this run (see `plan.identity`); None where it has not run, or ran with other settings.
-
-    Raises:
-        DamagedRecordError: the file that should hold it is no record.
-
-    >>> run = registry.find("published_cka").runs("paper")[0]
-    >>> recorded(run, records.results_root()).run == run
-    True
-    """
-    path = root / run.path
-    if not path.exists():
-        return None
-    record = records.load(path)
-    return record if identity(record.run) == identity(run) else None
 
 
 def perform(run: Run, place: Workplace, root: Path) -> Record | None:
@@ -67,7 +51,7 @@ def perform(run: Run, place: Workplace, root: Path) -> Record | None:
         if not free:
             return there
         if experiment.blocks:
-            on_rank_zero(lambda: _same_block(experiment, run, place, root))
+            on_rank_zero(lambda: _same_block(run, place, root))
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
         outcome = experiment.perform(run, place)
         # Of a run that was interrupted, the epochs before count too.
@@ -146,15 +130,12 @@ def attempt(run: Run, place: Workplace, root: Path) -> Attempt:
     return Attempt(record, "", time.perf_counter() - clock)
 
 
-def _same_block(experiment: Experiment, run: Run, place: Workplace, root: Path) -> None:
+def _same_block(run: Run, place: Workplace, root: Path) -> None:
     """Refuse to mix machines or ways of computing among the runs of a seed."""
-    here = records.block(records.provenance(place.device, "", 0.0, place.computing()))
-    for other in experiment.runs(run.tier, [run.seed]):
-        if (there := recorded(other, root)) is not None and (block := records.block(there.provenance)) != here:
-            raise OtherBlockError(
-                f"{run}: runs of seed {run.seed} were made with {block}, here it would be {here}. All of a seed are "
-                f"made alike: go on there, or remove the records of this seed to make them anew"
-            )
+    if problem := other_block(run, records.provenance(place.device, "", 0.0, place.computing()), root):
+        raise OtherBlockError(
+            f"{problem}. All of a seed are made alike: go on there, or remove the seed's records to make them anew"
+        )
 
 
 def load_or_run(
@@ -182,79 +163,8 @@ def load_or_run(
     """
     one_of(mode=(mode, ("replay", "run")))
     if mode == "replay":
-        found = replay(name, tier, seeds=seeds, results=results)
-        if not found:
-            raise ValueError(
-                f"nothing is recorded for {name} at tier {tier} under {records.results_root(results)}; "
-                f"python -m companion.experiments run {name} --tier {tier} makes the records"
-            )
-        return found
+        return replay(name, tier, seeds=seeds, results=results, some=True)
     runs = registry.find(name).runs(tier, seeds)
     place = place or Workplace(progress=True)
     made = [perform(run, place, place.work / "results") for run in runs]
     return Records([record for record in made if record is not None])
-
-
-def replay(
-    name: str, tier: str = "laptop", *, seeds: Iterable[int] | None = None, results: str | Path | None = None
-) -> Records:
-    """The records of an experiment that are there; the runs without one are in `.missing`, which may be all.
-
-    Raises:
-        ValueError: unknown experiment or tier.
-        DamagedRecordError: a damaged record.
-
-    >>> found = replay("published_cka", tier="paper")
-    >>> {record.run.experiment for record in found}
-    {'published_cka'}
-    """
-    folder = records.results_root(results)
-    there = [(run, recorded(run, folder)) for run in registry.find(name).runs(tier, seeds)]
-    return Records(
-        [record for _, record in there if record is not None], [run for run, record in there if record is None]
-    )
-
-
-def problems(root: Path) -> list[str]:
-    """What is wrong with the records under `root`: against the hash index, their schema, the registry, themselves."""
-    listed = records.index(root)
-    found = [f"{name}: listed in {records.INDEX}, but not there" for name in listed if not (root / name).exists()]
-    found += [f"{name}: listed twice in {records.INDEX}" for name in records.listed_twice(root)]
-    found += [
-        f"{half.relative_to(root)}: in the making, or half a file that a kill left"
-        for half in sorted(root.rglob("*.part"))
-    ]
-    for path in sorted(root.glob("*/*/*.json")):
-        shown = path.relative_to(root)
-        digest = listed.get(shown.as_posix())
-        if path.is_dir():
-            found.append(f"{shown}: a folder")
-            continue
-        if digest is None:
-            found.append(f"{shown}: not listed in {records.INDEX}; `python -m companion.experiments index` enters it")
-        elif digest != records.sha256(path):
-            found.append(f"{shown}: changed since it was written, says {records.INDEX}")
-        try:
-            record = records.load(path)
-        except records.DamagedRecordError as error:
-            found.append(str(error))
-            continue
-        try:
-            found += [f"{shown}: {problem}" for problem in records.problems(record)]
-        except (TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:  # of parts inside the parts
-            found.append(f"{shown}: parts of other types: {error!r}")
-        if record.run.path != shown:
-            found.append(f"{shown}: holds the run {record.run}")
-        if path.stat().st_size > records.LIMIT:
-            found.append(f"{shown}: {path.stat().st_size} bytes; at most {records.LIMIT}")
-        if (
-            record.run.experiment not in registry.EXPERIMENTS
-            or record.run.tier not in registry.EXPERIMENTS[record.run.experiment].tiers
-        ):
-            found.append(f"{shown}: the registry has no {record.run.experiment} at tier {record.run.tier}")
-        elif not any(
-            identity(record.run) == identity(run)
-            for run in registry.EXPERIMENTS[record.run.experiment].runs(record.run.tier, [record.run.seed])
-        ):
-            found.append(f"{shown}: its method, sparsity or settings are not the registry's")
-    return found

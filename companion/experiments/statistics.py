@@ -49,6 +49,7 @@ __all__ = [
     "corrected",
     "holm",
     "mean",
+    "pooled",
     "sign_flip",
     "stratified",
     "tally",
@@ -269,6 +270,16 @@ def stratified(strata: Iterable[Iterable[float]], level: float = 0.95) -> Mean:
         membership = np.repeat(np.eye(k), sizes, axis=0)
         ((low, high),) = OLS(everything, membership).fit().t_test(sizes / n).conf_int(1 - level)
     return Mean(float(everything.mean()), float(high - low) / 2, n, level, k)
+
+
+def pooled(strata: Iterable[Iterable[float]]) -> Mean | None:
+    """`stratified` over the rounds that have values; None where none has.
+
+    >>> str(pooled([[0.1, 0.3], []])), pooled([])
+    ('0.2 ± 1.3 (n = 2)', None)
+    """
+    rounds = [values for values in map(list, strata) if values]
+    return stratified(rounds) if rounds else None
 
 
 def clustered(values: Iterable[float], clusters: Sequence[Hashable], level: float = 0.95) -> Mean:

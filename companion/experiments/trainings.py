@@ -63,7 +63,7 @@ def scored(model: nn.Module, loader: Loader) -> dict[str, Any]:
     """`score` of a model, with one bit an example: which are right. Under several ranks, without: each has its part."""
     right: list[Tensor] = []
     found = score(**training.evaluate(model, loader, right=right))
-    return found if training.world_size() > 1 else found | {"right": packed(torch.cat(right))}
+    return found if training.world_size() > 1 else found | {"right": packed(torch.cat(right).cpu().numpy())}
 
 
 Loader: TypeAlias = "data.DeviceLoader | data.ImageNetLoader"

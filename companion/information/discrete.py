@@ -20,7 +20,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from companion._checks import one_of
-from companion.features import as_tensor
+from companion.features import as_tensor, float64
 from companion.information.estimates import (
     ESTIMATORS,
     Estimate,
@@ -39,7 +39,7 @@ LARGEST = 10**7  # pairs of symbols in a table that shrinkage builds
 
 # ---------------------------------------------------------------------------------------------------------- exact sums
 def _probabilities(p: Any, name: str) -> Float[Tensor, "..."]:
-    p = torch.as_tensor(p).double()
+    p = float64(torch.as_tensor(p))
     if p.numel() == 0 or not torch.isfinite(p).all() or (p < 0).any() or abs(float(p.detach().sum()) - 1) > 1e-6:
         raise ValueError(f"{name} must be probabilities that sum to 1; they sum to {float(p.detach().sum()):.6g}")
     return p

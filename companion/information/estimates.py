@@ -14,7 +14,7 @@ from torch import Tensor
 
 from companion._checks import one_of
 from companion._registry import Registry
-from companion.features import _resolution, as_tensor
+from companion.features import _resolution, as_tensor, float64, float64_device
 
 UNITS = {"nats": 1.0, "bits": math.log(2)}
 BOUNDS = ("upper", "lower", "neither")
@@ -120,7 +120,7 @@ def continuous(x: Any, name: str = "x", *, constant: bool = False) -> Float[Tens
         raise ValueError(f"{name} must be (examples, features) with at least one of each; got shape {tuple(x.shape)}")
     if x.is_complex():
         raise ValueError(f"{name} is complex; give real and imaginary parts as two features")
-    dtype, x = x.dtype, (x[:, None] if x.ndim == 1 else x.flatten(1)).double()
+    dtype, x = x.dtype, float64(x[:, None] if x.ndim == 1 else x.flatten(1))
     if not torch.isfinite(x).all():
         rows = (~torch.isfinite(x)).any(1).nonzero()[:, 0]
         raise ValueError(f"{name} holds NaN or infinite values in {len(rows)} rows, the first is {int(rows[0])}")
@@ -163,7 +163,7 @@ def discrete(x: Any, name: str = "x") -> tuple[Tensor, int]:
             f"{name} has {len(symbols)} different values in {len(x)} examples, so it looks continuous; "
             "use a continuous estimator, or bin it first: information.bin_index(x, information.bin_edges(x, bins))"
         )
-    return labels.reshape(-1), len(symbols)
+    return labels.reshape(-1).to(float64_device(labels.device)), len(symbols)
 
 
 def same_rows(x: Any, y: Any) -> None:

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.features import _resolution, as_tensor
+from companion._checks import between
+from companion.features import _resolution, as_tensor, float64
 from companion.information.estimates import (
     ESTIMATORS,
     Estimate,
@@ -44,7 +45,7 @@ def _factor(
     c = torch.as_tensor(covariance)
     if c.ndim < 2 or c.shape[-1] != c.shape[-2] or c.shape[-1] == 0:
         raise ValueError(f"{name} must be (…, d, d); got shape {tuple(c.shape)}")
-    c = c.double()
+    c = float64(c)
     if not torch.isfinite(c).all():
         raise ValueError(f"{name} holds NaN or infinite values")
     if not torch.allclose(c, c.mT, rtol=1e-6, atol=1e-9 * float(c.detach().abs().max())):
@@ -151,9 +152,8 @@ def covariance(
         total = r[off].square().sum()
         strength = float((variance[off].sum() / total).clamp(0, 1)) if total > 0 else 1.0
     else:
+        between(0, 1, shrinkage=shrinkage)
         strength = float(shrinkage)
-        if not 0 <= strength <= 1:
-            raise ValueError(f"shrinkage={shrinkage} must lie in [0, 1]")
     return (1 - strength) * full + strength * torch.diag(full.diagonal())
 
 
@@ -231,7 +231,7 @@ class GaussianBottleneck:
             ValueError: see `canonical_correlations`.
         """
         rho = canonical_correlations(covariance, split)
-        sigma = torch.as_tensor(covariance).double()
+        sigma = float64(torch.as_tensor(covariance))
         own = torch.linalg.cholesky(sigma[:split, :split])
         cross = torch.linalg.solve_triangular(own, sigma[:split, split:], upper=False)
         explained = cross @ torch.linalg.solve(sigma[split:, split:], cross.mT)  # eigenvalues ρ²
@@ -243,9 +243,6 @@ class GaussianBottleneck:
     def critical(self) -> Float[Tensor, "p"]:
         """β_i = 1/(1 − λ_i), where the i-th direction opens; ∞ for directions that say nothing about Y."""
         return 1 / (1 - self.eigenvalues)
-
-    def _open(self, beta: Tensor) -> Tensor:
-        return beta[..., None] > self.critical
 
     def projection(self, beta: float) -> Float[Tensor, "p p"]:
         """The optimal A: rows α_i v_iᵀ with α_i² = (β(1 − λ_i) − 1)/λ_i, 0 for directions that are still closed."""
@@ -263,7 +260,7 @@ class GaussianBottleneck:
             ValueError: a β that is not positive; an unknown unit.
         """
         beta = _betas(betas).to(self.eigenvalues)
-        opened = self._open(beta)
+        opened = beta[..., None] > self.critical
         lam, b = self.eigenvalues, torch.where(opened, beta[..., None], 2.0)
         safe = torch.where(opened, lam, 0.5)
         compressed = 0.5 * torch.where(opened, ((b - 1) * (1 - safe) / safe).log(), 0).sum(-1)

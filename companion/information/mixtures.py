@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from companion._checks import one_of
 from companion.information.estimates import Estimate, continuous, discrete, estimate, mean_error, same_rows
 from companion.information.neighbors import _blocks
 
@@ -23,6 +24,12 @@ SIDES = {"upper": 2.0, "lower": 8.0}  # Kullback–Leibler distance above, Bhatt
 
 def _spread(h: Float[Tensor, "n d"], noise: float, bound: str, block: int | None) -> Float[Tensor, "n"]:
     """−ln ⟨exp(−‖h_i − h_j‖² / (2 or 8) σ²)⟩_j for each i."""
+    if not noise > 0:
+        raise ValueError(
+            f"noise={noise}: without noise a deterministic continuous layer has infinite information about its input. "
+            "Give the standard deviation of the noise that the layer has or that you add, in units of its features"
+        )
+    one_of(bound=(bound, SIDES))
     width = SIDES[bound] * noise**2
     norms = h.square().sum(1)
     parts = []
@@ -30,16 +37,6 @@ def _spread(h: Float[Tensor, "n d"], noise: float, bound: str, block: int | None
         squared = (norms[rows, None] + norms[None, :] - 2 * h[rows] @ h.T).clamp(min=0)
         parts.append(math.log(len(h)) - torch.logsumexp(-squared / width, 1))
     return torch.cat(parts)
-
-
-def _check(noise: float, bound: str) -> None:
-    if not noise > 0:
-        raise ValueError(
-            f"noise={noise}: without noise a deterministic continuous layer has infinite information about its input. "
-            "Give the standard deviation of the noise that the layer has or that you add, in units of its features"
-        )
-    if bound not in SIDES:
-        raise ValueError(f"bound={bound!r} is unknown; use 'upper' or 'lower'")
 
 
 def kolchinsky_tracey(
@@ -65,7 +62,6 @@ def kolchinsky_tracey(
     '3.0'
     """
     h = continuous(h, "h", constant=True)
-    _check(noise, bound)
     value, error = mean_error(_spread(h, noise, bound, block))
     assumes = f"Gaussian noise of deviation {noise:g} on every feature; equally likely examples"
     name = f"kolchinsky-tracey {bound}"
@@ -94,7 +90,6 @@ def noisy_label_information(
     h = continuous(h, "h", constant=True)
     labels, classes = discrete(y, "y")
     same_rows(h, labels)
-    _check(noise, bound)
     terms = _spread(h, noise, bound, block)
     for c in range(classes):
         members = (labels.to(h.device) == c).nonzero()[:, 0]

@@ -149,17 +149,21 @@ def entropy(
 
 
 # -------------------------------------------------------------------------------------------------- mutual information
-def _error(parts: int, n: int, value: Callable[[Tensor], Tensor]) -> Float[Tensor, ""] | None:
-    """Standard error by Holmes & Nemenman (2019): the variance over `parts` disjoint subsets of n/parts examples,
-    divided by `parts`, since the variance goes like 1/n. None for 0 parts."""
-    if parts == 0:
-        return None
-    if parts < 2:
-        raise ValueError(f"parts={parts}; a spread needs at least 2 subsets, 5 for instance; 0 for no error")
-    if n // parts < 2:
-        raise TooFewExamplesError(f"{n} examples are too few for parts={parts}")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
-    return torch.stack([value(rows) for rows in order.chunk(parts)]).std() / parts**0.5
+def _averaged(
+    terms: Callable[..., Float[Tensor, "n"]], x: Tensor, y: Tensor, parts: int, unit: str, **rest: Any
+) -> Estimate:
+    """The mean of the terms, with the standard error of Holmes & Nemenman (2019): the variance over `parts` disjoint
+    subsets of n/parts examples, divided by `parts`, since the variance goes like 1/n. No error for 0 parts."""
+    n, error = len(x), None
+    value = terms(x, y).mean()
+    if parts:
+        if parts < 2:
+            raise ValueError(f"parts={parts}; a spread needs at least 2 subsets, 5 for instance; 0 for no error")
+        if n // parts < 2:
+            raise TooFewExamplesError(f"{n} examples are too few for parts={parts}")
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+        error = torch.stack([terms(x[rows], y[rows]).mean() for rows in order.chunk(parts)]).std() / parts**0.5
+    return estimate(value, error, unit, examples=n, **rest)
 
 
 @ESTIMATORS.register("ksg", title="KSG 1", x="continuous", y="continuous", bound="neither", finite=True)
@@ -202,11 +206,9 @@ def ksg(
     _refuse_classes(x=x, y=y)
     x, y = _pair(x, y, k)
     one_of(variant=(variant, (1, 2)))
-    radius, terms = _ksg_terms(x, y, k, variant, block)
-    _refuse_atoms(radius, k)
-    error = _error(parts, len(x), lambda rows: _ksg_terms(x[rows], y[rows], k, variant, block)[1].mean())
+    terms = functools.partial(_ksg_terms, k=k, variant=variant, block=block)
     assumes = f"independent examples of a density that is flat within {k} neighbours"
-    return estimate(terms.mean(), error, unit, estimator=f"ksg{variant}", assumes=assumes, examples=len(x))
+    return _averaged(terms, x, y, parts, unit, estimator=f"ksg{variant}", assumes=assumes)
 
 
 ESTIMATORS.register("ksg2", title="KSG 2", x="continuous", y="continuous", bound="neither", finite=True)(
@@ -216,15 +218,12 @@ ESTIMATORS.register("ksg2", title="KSG 2", x="continuous", y="continuous", bound
 
 def _ksg_terms(
     x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, variant: int, block: int | None
-) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
-    """ε_i, and each example's term."""
+) -> Float[Tensor, "n"]:
     _check(len(x), k)
-    psi_n = torch.digamma(x.new_tensor(len(x)))
-    if variant == 1:
-        radius, near, n_x, n_y = _ksg1_counts(x, y, k, block)
-        return radius, psi_n + torch.digamma(near) - torch.digamma(n_x) - torch.digamma(n_y)
-    radius, near, n_x, n_y = _ksg2_counts(x, y, k, block)
-    return radius, psi_n + torch.digamma(near) - 1 / near - torch.digamma(n_x) - torch.digamma(n_y)
+    radius, near, n_x, n_y = (_ksg1_counts if variant == 1 else _ksg2_counts)(x, y, k, block)
+    _refuse_atoms(radius, k)
+    joint = torch.digamma(x.new_tensor(len(x))) + torch.digamma(near) - (0 if variant == 1 else 1 / near)
+    return joint - torch.digamma(n_x) - torch.digamma(n_y)
 
 
 def _pair(x: Any, y: Any, k: int) -> tuple[Float[Tensor, "n p"], Float[Tensor, "n q"]]:
@@ -258,9 +257,7 @@ def _refuse_classes(**variables: Any) -> None:
             )
 
 
-def _ksg1_counts(
-    x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, block: int | None
-) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n"]]:
+def _ksg1_counts(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, block: int | None) -> tuple[Tensor, ...]:
     """ε_i, and as digamma's arguments the neighbours within it, in the joint space, in x and in y.
 
     Without ties these are k and one more than lie strictly inside, of which one reaches to the edge. Where neighbours
@@ -290,20 +287,15 @@ def _ksg1_counts(
     return radius, (near + atom.long()).double(), n_x, n_y
 
 
-def _ksg2_counts(
-    x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, block: int | None
-) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n"]]:
+def _ksg2_counts(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, block: int | None) -> tuple[Tensor, ...]:
     """ε_i, the number of neighbours within it (k without ties), and the others in the rectangle's sides."""
     joint = torch.cat([x, y], 1)
-    n = len(x)
-    if _use_tree(joint, block) and n > k + 1:
+    if _use_tree(joint, block) and len(x) > k + 1:
         distances, index = _nearest(joint, k + 2)
-        if (
-            distances[:, k] * (1 + TIE) < distances[:, k + 1]
-        ).all():  # no ties: k neighbours each (and the point, at 0)
+        if (distances[:, k] * (1 + TIE) < distances[:, k + 1]).all():  # no ties: k neighbours each, and the point
             near = torch.from_numpy(index[:, : k + 1])
             sides = [(z[near] - z[:, None]).abs().amax((1, 2)) * (1 + TIE) for z in (x, y)]
-            within = torch.full((n,), float(k), dtype=torch.float64)
+            within = torch.full((len(x),), float(k), dtype=torch.float64)
             n_x, n_y = ((_count(z, side) - 1).double() for z, side in zip((x, y), sides, strict=True))
             return torch.from_numpy(distances[:, k]), within, n_x, n_y
 
@@ -315,8 +307,7 @@ def _ksg2_counts(
         sides = ((d <= (d * near).amax(1, keepdim=True) * (1 + TIE)).sum(1) - 1 for d in (dx, dy))
         return radius, near.sum(1) - 1, *sides
 
-    radius, within, n_x, n_y = _by_blocks(x, block, counts)
-    return radius, within, n_x, n_y
+    return tuple(_by_blocks(x, block, counts))
 
 
 @ESTIMATORS.register("mixed", title="mixed KSG", x="any", y="any", bound="neither", finite=False)
@@ -337,18 +328,16 @@ def mixed_ksg(
     that is further off where one side is at an atom and the other is not.
 
     Raises:
-        ValueError: mismatched rows, at most k examples, NaN, infinite values, constant columns.
+        ValueError: as for `ksg`, atoms excepted.
 
     >>> x = torch.randn(1000, 1)
     >>> relu = x.clamp(min=0)  # half an atom, half a density
     >>> bool(mixed_ksg(relu, (x > 0).float()).value > 0.5)  # the truth is ln 2
     True
     """
-    x, y = _pair(x, y, k)
-    terms = _mixed_terms(x, y, k, block)
-    error = _error(parts, len(x), lambda rows: _mixed_terms(x[rows], y[rows], k, block).mean())
+    terms = functools.partial(_mixed_terms, k=k, block=block)
     assumes = "independent examples; atoms, or a density that is flat within k neighbours"
-    return estimate(terms.mean(), error, unit, estimator="mixed", assumes=assumes, examples=len(x))
+    return _averaged(terms, *_pair(x, y, k), parts, unit, estimator="mixed", assumes=assumes)
 
 
 def _mixed_terms(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, block: int | None) -> Float[Tensor, "n"]:
@@ -387,11 +376,9 @@ def ross(
     same_rows(x, labels)
     if classes < 2:
         raise ValueError("y has one class only: it carries no information; is it the right column?")
-    x, labels = standardised(x)[0], labels.to(x.device)
-    terms = _ross_terms(x, labels, k, block)
-    error = _error(parts, len(x), lambda rows: _ross_terms(x[rows], labels[rows], k, block).mean())
+    terms = functools.partial(_ross_terms, k=k, block=block)
     assumes = f"independent examples; within each class a density that is flat within {k} neighbours"
-    return estimate(terms.mean(), error, unit, estimator="ross", assumes=assumes, examples=len(x))
+    return _averaged(terms, standardised(x)[0], labels.to(x.device), parts, unit, estimator="ross", assumes=assumes)
 
 
 def _ross_terms(x: Float[Tensor, "n p"], labels: Int[Tensor, "n"], k: int, block: int | None) -> Float[Tensor, "n"]:

@@ -11,15 +11,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from companion.features import Layers, Reducer, extract, find_layers
+from companion._checks import one_of
+from companion.features import Layers, Reducer, extract
 from companion.information.discrete import bin_edges, bin_index, discrete_mutual_information, fixed_edges
 from companion.information.estimates import Estimate, discrete, same_rows, scale
 from companion.information.mixtures import kolchinsky_tracey, noisy_label_information
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-MODELS = ("noise", "binning", "fixed binning")
 
 
 class InformationPlane:
@@ -74,8 +73,7 @@ class InformationPlane:
             )
         if fixed is not None and bins is None:
             raise ValueError("fixed=(low, high) goes with bins=m")
-        if bound not in ("upper", "lower"):
-            raise ValueError(f"bound={bound!r} is unknown; use 'upper' or 'lower'")
+        one_of(bound=(bound, ("upper", "lower")))
         same_rows(x, y)
         scale(unit)
         self.x, self.y, self.layers, self.reduce, self.unit = x, y, layers, reduce, unit
@@ -90,13 +88,10 @@ class InformationPlane:
             UserWarning: a layer tells all examples apart, so that its I(X;T) is ln n whatever it does: coarser bins,
                 more noise or more examples are needed to see anything.
         """
-        find_layers(model, self.layers)
         found = {name: self.of(t) for name, t in extract(model, self.x, self.layers, reduce=self.reduce).items()}
-        full = [
-            name for name, (about_x, _) in found.items() if float(about_x.to("nats")) > 0.995 * math.log(len(self.x))
-        ]
+        most = math.log(len(self.x))
+        full = [name for name, (about_x, _) in found.items() if float(about_x.to("nats")) > 0.995 * most]
         if full:
-            most = math.log(len(self.x))
             warnings.warn(
                 f"layers {full} tell all {len(self.x)} examples apart: I(X;T) is ln n = {most:.2f} nats, the most it "
                 "can be, and says nothing about the layer",

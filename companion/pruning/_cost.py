@@ -9,22 +9,20 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from operator import methodcaller
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from companion.features import device_of, evaluating, unwrap
-from companion.pruning._inputs import call, tensors_of
+from companion.features import device_of, evaluating, hooked, unwrap
+from companion.pruning._inputs import as_input, call, tensors_of, whole_kernels
 from companion.pruning._plain import plain
 
 
@@ -33,22 +31,19 @@ from companion.pruning._plain import plain
 class Cost:
     """What one forward pass of one example input costs; of a network, or of one of its layers.
 
-    One MAC (multiply-add) is two FLOPs. Counted are matrix products and convolutions, wherever they are called:
-    linear, bilinear and convolutional layers (grouped, strided, transposed), attention, recurrent layers. The dense
-    numbers are those of `torch.utils.flop_counter`; it leaves out bilinear layers and fused recurrent kernels, whose
-    weights take part once for each example and step. **Not counted** are element-wise work and reductions (biases,
-    norms, activations, pooling, softmax) and memory traffic. Multiplications by padded zeros count as dense ones do.
+    One MAC (multiply-add) is two FLOPs. Counted are matrix products and convolutions, wherever they are called, as
+    `torch.utils.flop_counter` does, and bilinear and recurrent layers, whose weights take part once for each example
+    and step. **Not counted** are element-wise work and reductions (biases, norms, activations, pooling, softmax) and
+    memory traffic. Multiplications by padded zeros count.
 
     Attributes:
         parameters_dense: all parameters; a shared one counts once.
-        parameters_sparse: those that must be kept: non-zero weights, and all of the one-dimensional parameters (biases,
-            norms).
+        parameters_sparse: those to be kept: non-zero weights, and all one-dimensional parameters (biases, norms).
         macs_dense: multiply-adds, every weight taken as non-zero.
         macs_sparse: multiply-adds with non-zero weights. A masked network on dense kernels still does the dense ones.
         bytes_dense: of the parameters as they lie in memory.
-        bytes_sparse: of the parameters where every weight is stored in CSR form: a value and a 4-byte column for each
-            non-zero one, a 4-byte offset for each row (a row is what feeds one output), one-dimensional ones as they
-            are. Above a density of about a half (float32) this is *more* than dense.
+        bytes_sparse: with every weight in CSR form: a value and a 4-byte column for each non-zero one, a 4-byte offset
+            for each row (what feeds one output). Above a density of about a half (float32) this is *more* than dense.
         name: the layer, "" for the whole; `layers` are its parts.
     """
 
@@ -81,64 +76,7 @@ class Cost:
 
 
 ACTIVATIONS = "(activations)"
-
-
 _WHOLE = (nn.Bilinear, nn.RNNBase)  # counted as one: every weight takes part once at every position
-
-
-class _MacCounter(TorchDispatchMode):
-    """Sees every product that reaches the device. A parameter in it, or a view of one, is known by its storage."""
-
-    def __init__(self, owners: Mapping[int, str]) -> None:
-        super().__init__()
-        self.owners = owners  # storage → layer
-        self.dense: Counter[str] = Counter()
-        self.sparse: Counter[str] = Counter()
-        self.inside = False
-
-    @contextmanager
-    def hooked(self, model: nn.Module) -> Iterator[None]:
-        """While it lasts, the layers in `_WHOLE` are counted."""
-        with ExitStack() as hooks:
-            for name, module in model.named_modules():
-                if isinstance(module, _WHOLE):
-                    hooks.callback(module.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
-                    hooks.callback(module.register_forward_hook(partial(self._leave, name), with_kwargs=True).remove)
-            yield
-
-    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self.inside = True
-
-    def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        self.inside = False
-        x = tensors_of((args, kwargs))[0]
-        for weight in module.parameters():
-            if weight.ndim > 1:
-                positions = x.numel() // x.shape[-1]
-                self.dense[name] += weight.numel() * positions
-                self.sparse[name] += int(weight.count_nonzero()) * positions
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        formula = flop_registry.get(func.overloadpacket)
-        if self.inside:
-            return func(*args, **kwargs)
-        if formula is None:
-            with self:  # a composite operation is counted in its parts
-                parts = func.decompose(*args, **kwargs)
-            return func(*args, **kwargs) if parts is NotImplemented else parts
-        out = func(*args, **kwargs)
-        macs = formula(*args, **kwargs, out_val=out) // 2
-        tensors = [arg for arg in args if isinstance(arg, Tensor) and arg.ndim > 1]  # not the bias
-        weight = next((t for t in tensors if t.untyped_storage().data_ptr() in self.owners), None)
-        owner, alive = ACTIVATIONS, macs
-        if weight is not None and weight.numel():
-            # A weight takes part once at every position: macs = weights × positions.
-            owner = self.owners[weight.untyped_storage().data_ptr()]
-            alive = macs * int(weight.count_nonzero()) // weight.numel()
-        self.dense[owner] += macs
-        self.sparse[owner] += alive
-        return out
 
 
 def cost(model: nn.Module, example: Any) -> Cost:
@@ -155,53 +93,92 @@ def cost(model: nn.Module, example: Any) -> Cost:
     (36, 12, 32, 8)
 
     Raises:
-        ValueError: the model has no parameter.
+        ValueError: the model has no parameter, or the example no tensor.
     """
     model = plain(unwrap(model))
-    owners: dict[int, str] = {}
-    parameters: dict[str, list[Tensor]] = {}
-    for name, parameter in model.named_parameters():  # a shared one appears once, under its first owner
-        owners[parameter.untyped_storage().data_ptr()] = owner = name.rpartition(".")[0]
-        parameters.setdefault(owner, []).append(parameter.detach())
-    if not parameters:
-        raise ValueError(f"{type(model).__name__} has no parameter: there is nothing to count")
-    device = next(model.parameters()).device
-    example = tree_map_only(Tensor, methodcaller("to", device), example)
+    with evaluating(model), counting(model) as counter:
+        call(model, as_input(model, example))
+    return counter.cost(model)
 
-    counter = _MacCounter(owners)
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused kernels hide their products
-    try:
-        with (
-            torch.inference_mode(False),
-            torch.autocast(device.type, enabled=False),  # a cast copy would not be known as the weight
-            sdpa_kernel(SDPBackend.MATH),
-            evaluating(model),
-            counter.hooked(model),
-            counter,
-        ):
-            call(model, example)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-    layers = []
-    for name in [*parameters, *(counter.dense.keys() - parameters.keys())]:
-        sizes = [(0, 0, 0, 0), *map(_sizes, parameters.get(name, []))]
-        dense, sparse, bytes_dense, bytes_sparse = map(sum, zip(*sizes, strict=True))
-        macs = counter.dense[name], counter.sparse[name]
-        layers.append(Cost(dense, sparse, *macs, bytes_dense, bytes_sparse, name))
 
-    def total(what: str) -> int:
-        return sum(getattr(layer, what) for layer in layers)
+@contextmanager
+def counting(model: nn.Module, counter: MacCounter | None = None) -> Iterator[MacCounter]:
+    """Count the forward passes of `model` inside, which no fused kernel and no autocast hides from the counter."""
+    counter = counter or MacCounter(model)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, _WHOLE)}
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(next(model.parameters()).device.type, enabled=False),  # a cast copy is not known as the weight
+        whole_kernels(),
+        hooked(layers, counter.enter, before=True),
+        hooked(layers, counter.leave),
+        counter,
+    ):
+        yield counter
 
-    return Cost(
-        parameters_dense=total("parameters_dense"),
-        parameters_sparse=total("parameters_sparse"),
-        macs_dense=total("macs_dense"),
-        macs_sparse=total("macs_sparse"),
-        bytes_dense=total("bytes_dense"),
-        bytes_sparse=total("bytes_sparse"),
-        layers=tuple(layers),
-    )
+
+class MacCounter(TorchDispatchMode):
+    """Sees every product that reaches the device. A parameter in it, or a view of one, is known by its storage."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.owners = {p.untyped_storage().data_ptr(): name.rpartition(".")[0] for name, p in model.named_parameters()}
+        if not self.owners:
+            raise ValueError(f"{type(model).__name__} has no parameter: there is nothing to count")
+        self.dense: Counter[str] = Counter()
+        self.sparse: Counter[str] = Counter()
+        self.elementary: set[Any] = set()
+        self.inside = False
+
+    def enter(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.inside = True
+
+    def leave(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.inside = False
+        x = tensors_of(inputs)[0]
+        for weight in module.parameters():
+            if weight.ndim > 1:
+                positions = x.numel() // x.shape[-1]
+                self.dense[name] += weight.numel() * positions
+                self.sparse[name] += int(weight.count_nonzero()) * positions
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        formula = flop_registry.get(func.overloadpacket)
+        if self.inside or func in self.elementary:
+            return func(*args, **kwargs)
+        if formula is None:
+            with self:  # a composite operation is counted in its parts
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+            self.elementary.add(func)
+            return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        macs = formula(*args, **kwargs, out_val=out) // 2
+        tensors = [arg for arg in args if isinstance(arg, Tensor) and arg.ndim > 1]  # not the bias
+        weight = next((t for t in tensors if t.untyped_storage().data_ptr() in self.owners), None)
+        owner, alive = ACTIVATIONS, macs
+        if weight is not None and weight.numel():
+            # A weight takes part once at every position: macs = weights × positions.
+            owner = self.owners[weight.untyped_storage().data_ptr()]
+            alive = macs * int(weight.count_nonzero()) // weight.numel()
+        self.dense[owner] += macs
+        self.sparse[owner] += alive
+        return out
+
+    def cost(self, model: nn.Module) -> Cost:
+        """Of a model with the layers whose passes were counted."""
+        sizes: dict[str, list[tuple[int, int, int, int]]] = {}
+        for name, parameter in model.named_parameters():  # a shared one appears once, under its first owner
+            sizes.setdefault(name.rpartition(".")[0], []).append(_sizes(parameter.detach()))
+        layers = []
+        for name in [*sizes, *(self.dense.keys() - sizes.keys())]:
+            dense, sparse, bytes_dense, bytes_sparse = map(sum, zip((0, 0, 0, 0), *sizes.get(name, []), strict=True))
+            layers.append(Cost(dense, sparse, self.dense[name], self.sparse[name], bytes_dense, bytes_sparse, name))
+        numbers = [field.name for field in fields(Cost) if field.type == "int"]
+        return Cost(**{what: sum(getattr(layer, what) for layer in layers) for what in numbers}, layers=tuple(layers))
 
 
 def _sizes(p: Tensor) -> tuple[int, int, int, int]:
@@ -232,15 +209,12 @@ class Latency:
     @property
     def low(self) -> float:
         """First quartile (seconds)."""
-        return self._quartile(0)
+        return statistics.quantiles(self.seconds, n=4, method="inclusive")[0]
 
     @property
     def high(self) -> float:
         """Third quartile (seconds)."""
-        return self._quartile(2)
-
-    def _quartile(self, which: int) -> float:
-        return statistics.quantiles(self.seconds, n=4, method="inclusive")[which]
+        return statistics.quantiles(self.seconds, n=4, method="inclusive")[2]
 
     def __repr__(self) -> str:
         low, median, high = (f"{1000 * value:.3g}" for value in (self.low, self.median, self.high))
@@ -268,8 +242,7 @@ def latencies(
 ) -> dict[str, Latency]:
     """`latency` of several models under equal conditions: they take turns, in alternating order.
 
-    What else the machine does then falls on all alike, so that the ratio of two models' passes of one round is fair
-    where the passes themselves scatter.
+    What else the machine does then falls on all alike: the ratio of two models' passes of one round is fair.
 
     Raises:
         ValueError: see `latency`.

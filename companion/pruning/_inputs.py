@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 
 
-def call(model: nn.Module, example: Any) -> Any:
-    """model(x), model(x, y) for a tuple, model(name=x) for a mapping."""
-    if isinstance(example, Mapping):
-        return model(**example)
-    return model(*example) if isinstance(example, tuple) else model(example)
+def call(model: nn.Module, example: Any, values: dict[str, Tensor] | None = None) -> Any:
+    """model(x), model(x, y) for a tuple, model(name=x) for a mapping; with other `values` of parameters and buffers."""
+    named = dict(example) if isinstance(example, Mapping) else {}
+    places = () if named else example if isinstance(example, tuple) else (example,)
+    return (
+        model(*places, **named) if values is None else functional_call(model, values, places, named, tie_weights=False)
+    )
+
+
+@contextmanager
+def whole_kernels() -> Iterator[None]:
+    """Keep attention out of the fused kernels that hide their parts."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def tensors_of(value: Any) -> list[Tensor]:
     """All tensors in nested tuples, lists, mappings and dataclasses."""
     if isinstance(value, Tensor):
         return [value]
-    if isinstance(value, Mapping):
+    if isinstance(value, tuple | list):
+        parts = value
+    elif isinstance(value, Mapping):
         parts = list(value.values())
-    elif isinstance(value, tuple | list):
-        parts = list(value)
     elif dataclasses.is_dataclass(value):
         parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
     else:
@@ -33,8 +50,8 @@ def tensors_of(value: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in tensors_of(part)]
 
 
-def as_input(model: nn.Module, example: Any) -> Any:
-    """The example as plain tensors on the model's device, those of numbers with its type.
+def as_input(model: nn.Module | Tensor, example: Any) -> Any:
+    """The example as plain tensors on the device of the model (or of a tensor), those of numbers with its type.
 
     Raises:
         ValueError: there is no tensor in it.
@@ -43,7 +60,7 @@ def as_input(model: nn.Module, example: Any) -> Any:
         raise ValueError(
             f"example={example!r} holds no tensor; give a batch of inputs, such as torch.randn(1, 3, 32, 32)"
         )
-    like = next(iter(model.parameters()), torch.empty(0))
+    like = model if isinstance(model, Tensor) else next(iter(model.parameters()), torch.empty(0))
 
     def fitted(tensor: Tensor) -> Tensor:
         plain = tensor.detach().as_subclass(Tensor).to(like.device)

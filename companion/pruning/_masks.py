@@ -38,10 +38,9 @@ class Masks:
     """Masks m ∈ {0, 1} on a model's weights: w ← m ⊙ w after every optimizer step.
 
     The base of all methods; by itself it holds given masks fixed, such as a winning ticket's. The model stays plain: no
-    hook, no wrapper, no other parameter. After each `step()` every masked weight is exactly 0, and so is everything of
-    its shape that the optimizer remembers of it (momentum, Adam's moments). So `copy.deepcopy` (of model, optimizer and
-    masks together), `state_dict`, `torch.compile`, autocast and DDP work as without it. In a process group every rank
-    builds it; all get the masks of rank 0.
+    hook, no wrapper, no other parameter. After each `step()` every masked weight is exactly 0, and so is all of its
+    shape that the optimizer remembers of it (momentum, Adam's moments). `copy.deepcopy` (of model, optimizer and masks
+    together), `torch.compile`, autocast and DDP work as without it; all ranks get the masks of rank 0.
 
     Args:
         model: its parameters are pruned in place; on its device, not moved afterwards. A DDP or compiled wrapper is
@@ -263,9 +262,8 @@ class Masks:
 
     def _units(self, weight: Tensor) -> Tensor:
         """What has one mask value: a view with the mask's shape."""
-        return (
-            weight.detach()[(slice(None), *[slice(1)] * (weight.ndim - 1))] if self.grain == "row" else weight.detach()
-        )
+        rows = (slice(None), *[slice(1)] * (weight.ndim - 1))
+        return weight.detach()[rows] if self.grain == "row" else weight.detach()
 
     # -- what it is now
     @property
@@ -283,9 +281,9 @@ class Masks:
 
     def density(self) -> float:
         """Share of the weights that are alive."""
-        units = {name: self._masks[name].numel() for name in self.weights}
-        alive = sum(self.alive[name] * weight.numel() // units[name] for name, weight in self.weights.items())
-        return alive / sum(weight.numel() for weight in self.weights.values())
+        sizes = {name: weight.numel() for name, weight in self.weights.items()}
+        alive = sum(self.alive[name] * size // self._masks[name].numel() for name, size in sizes.items())
+        return alive / sum(sizes.values())
 
     def report(self) -> pd.DataFrame:
         """One row a layer: `shape`, `weights`, `alive` (weights), `density`, and `explored`, the share of the weights
@@ -312,11 +310,8 @@ class Masks:
     def state_dict(self) -> dict[str, Any]:
         """Steps, masks, and which weights were ever alive, as tensors and plain numbers."""
         masks = {name: mask != 0 for name, mask in self._masks.items()}
-        return {
-            "steps": self.steps,
-            "masks": masks,
-            "explored": {name: seen.clone() for name, seen in self._seen.items()},
-        }
+        explored = {name: seen.clone() for name, seen in self._seen.items()}
+        return {"steps": self.steps, "masks": masks, "explored": explored}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict()`. Weights that the building of these masks has cut, and that nobody has written to

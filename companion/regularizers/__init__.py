@@ -22,7 +22,7 @@ bottleneck* the penalties on information.
 from __future__ import annotations
 
 from companion.regularizers.base import PENALTIES, FeaturePenalty, ramp
-from companion.regularizers.flow import FeatureFlow
+from companion.regularizers.flow import FeatureFlow, KineticEnergy
 from companion.regularizers.identity import AugmentedCKASparsity, CKASparsity
 from companion.regularizers.information import HSICBottleneck, VIBNet
 from companion.regularizers.weights import L1, GroupLasso, NetworkSlimming, Orthogonality
@@ -36,6 +36,7 @@ __all__ = [
     "FeaturePenalty",
     "GroupLasso",
     "HSICBottleneck",
+    "KineticEnergy",
     "NetworkSlimming",
     "Orthogonality",
     "VIBNet",

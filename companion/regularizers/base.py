@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import numbers
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any, TypeAlias
 
 import torch
@@ -89,7 +90,16 @@ class BasePenalty:
         return {"calls": self.calls}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.calls = int(state["calls"])
+        self._count(int(state["calls"]))
+
+    def _count(self, calls: int) -> None:
+        self.calls = calls
+
+    def _computed(self, total: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """The value of this call, which is kept and counted."""
+        self.last = total.detach()
+        self._count(self.calls + 1)
+        return total
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={_written(getattr(self, name))}' for name in self.shown)})"
@@ -111,16 +121,12 @@ class FeaturePenalty(BasePenalty):
     features) whatever autocast says. Each rank of a process group computes it on its own examples. Where batches are
     accumulated, one call an optimizer step reads the last of them. Blocks may run under `torch.utils.checkpoint` with
     `use_reentrant=False`. A deep copy of what holds both the model and the penalty, such as a LightningModule, has a
-    penalty of its own, on its own model; a copy of the model alone is not penalised.
+    penalty of its own; a copy of the model alone is not penalised.
 
     Args:
         model: any module; wrapped or compiled too, if the penalty is built before the first compiled call.
         tap: makes the tap from the model and the options that it is given here.
         every: compute the penalty at every n-th call, return 0 at the others. One call is one optimizer step.
-
-    Attributes:
-        last: the last value that was computed, detached; None before the first.
-        calls: how often the penalty was called.
 
     Raises:
         ValueError: `every` below 1.
@@ -147,16 +153,16 @@ class FeaturePenalty(BasePenalty):
         super().__init__()
         self.every = whole_number(every=every)
         at_least(1, every=every)
-        self._next = (
-            True  # whether the coming call is due; a bool, because a compiled graph would be remade for each count
-        )
+        self._next = True  # is the coming call due? A bool: a compiled graph would be remade for each count
         self._stored = self._blind = False
         self._model = unwrap(model)
         self._make = tap
         self._attach(model)
 
     def _attach(self, model: nn.Module) -> None:
+        self._hooks = ExitStack()
         self._tap = self._make(model, detach=False, compiled=True, when=self._due).attach()
+        self._hooks.callback(self._tap.remove)
 
     @property
     def layers(self) -> list[str]:
@@ -183,9 +189,8 @@ class FeaturePenalty(BasePenalty):
 
     def __call__(self) -> Float[Tensor, ""]:
         """The value for the last training forward pass; 0 where none is due."""
-        due, step = self._next, self.calls
-        if not due:
-            self._count(step + 1)
+        if not self._next:
+            self._count(self.calls + 1)
             return next(self._model.parameters()).new_zeros(())
         if not self._tap:
             raise RuntimeError(
@@ -198,26 +203,20 @@ class FeaturePenalty(BasePenalty):
             )
         first = next(iter(self._tap.values()))
         with torch.autocast(first.device.type, enabled=False):
-            total = self.value(self._tap)
-        self._count(step + 1)
-        self.last = total.detach()
-        return total
+            return self._computed(self.value(self._tap))
 
     def _count(self, calls: int) -> None:
-        self.calls = calls
+        super()._count(calls)
         self._next = calls % self.every == 0
 
     def remove(self) -> None:
         """Take the hooks off the model."""
-        self._tap.remove()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._count(int(state["calls"]))
+        self._hooks.close()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FeaturePenalty:
         """The penalty of the model's copy, with hooks of its own."""
         new = memo[id(self)] = object.__new__(type(self))
-        kept = {name: value for name, value in vars(self).items() if name != "_tap"}
+        kept = {name: value for name, value in vars(self).items() if name not in ("_tap", "_hooks")}
         vars(new).update(copy.deepcopy(kept, memo))
         if "_modules" not in vars(new._model):
             raise RuntimeError(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from companion._checks import one_of
 from companion.blocks import find_blocks, stages
-from companion.features import FeatureTap, Layers
+from companion.features import FeatureTap, Layers, float64_device
 from companion.regularizers.base import PENALTIES, FeaturePenalty, Strength, check_strengths, checked, strength_at
 from companion.similarity import MINIMUM, Kernel, alignment, gram
 
@@ -46,7 +46,7 @@ class CKASparsity(FeaturePenalty):
             positive part (`"clipped"`), or its negative (`"negated"`: a control that makes layers more alike).
         reduction: `"sum"` over ordered pairs, or `"mean"` over distinct ones.
         kernel: see `similarity.gram`.
-        select: picks the tensor from a layer's output, see `features.FeatureTap`.
+        select: see `features.FeatureTap`.
 
     Raises:
         ValueError: an argument out of range, unknown layers or pairs, no pair at all.
@@ -55,8 +55,7 @@ class CKASparsity(FeaturePenalty):
     >>> from companion.models import digits_net
     >>> model = digits_net(width=8)
     >>> penalty = CKASparsity(model, beta=0.1)
-    >>> logits = model(torch.randn(32, 1, 8, 8))
-    >>> loss = logits.square().mean() + penalty()
+    >>> loss = model(torch.randn(32, 1, 8, 8)).square().mean() + penalty()
     >>> loss.backward()
     >>> penalty.table().shape, penalty.calls
     ((4, 4), 1)
@@ -80,12 +79,11 @@ class CKASparsity(FeaturePenalty):
         kernel: Kernel = "linear",
         select: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        one_of(
-            estimator=(estimator, ("unbiased", "biased")), form=(form, FORMS), reduction=(reduction, ("sum", "mean"))
-        )
+        check_strengths(beta=beta)
+        one_of(estimator=(estimator, ("unbiased", "biased")), form=(form, FORMS))
+        one_of(reduction=(reduction, ("sum", "mean")))
         if isinstance(pairs, str):
             one_of(pairs=(pairs, ("stage", "all", "adjacent")))
-        check_strengths(beta=beta)
         self.beta, self.examples = beta, checked(examples, MINIMUM)
         if estimator == "biased" and examples is not None and examples < FEW:
             warnings.warn(
@@ -96,8 +94,7 @@ class CKASparsity(FeaturePenalty):
         self.pairs, self.reduction, self.form, self.kernel = pairs, reduction, form, kernel
         self.unbiased = estimator == "unbiased"
         self._weights: Tensor | None = None
-        self._compared: list[str] = []
-        self._values: Tensor | None = None
+        self._compared: tuple[list[str], Tensor] | None = None
         chosen = find_blocks(model) if layers is None else layers
         super().__init__(model, functools.partial(FeatureTap, layers=chosen, reduce=self._gram, select=select), every)
 
@@ -108,13 +105,13 @@ class CKASparsity(FeaturePenalty):
         """β times the sum over pairs of the layers' Gram matrices."""
         layers, grams = list(features), list(features.values())
         if self._weights is None:
-            self._weights = self._pair_weights(layers).to(grams[0].device)
+            self._weights = self._pair_weights(layers).to(float64_device(grams[0].device))
         if len(grams[0]) < MINIMUM:
             return grams[0].new_zeros(())
         values = alignment(grams, self.unbiased)
-        self._compared, self._values = layers, values.detach()
+        self._compared = layers, values.detach()
         total = strength_at(self.beta, self.calls) * (self._weights * FORMS[self.form](values)).sum()
-        return total.to(grams[0].dtype)
+        return total.to(grams[0])
 
     def _pair_weights(self, layers: list[str]) -> Float[Tensor, "layers layers"]:
         """w_ij of every pair i < j; fixed by the first forward pass, which tells the shapes."""
@@ -142,9 +139,10 @@ class CKASparsity(FeaturePenalty):
 
     def table(self) -> pd.DataFrame:
         """CKA of all layers at the last value computed, for a look inside."""
-        if self._values is None:
+        if self._compared is None:
             raise RuntimeError("the penalty has not been computed yet")
-        return pd.DataFrame(self._values.cpu().numpy(), index=self._compared, columns=self._compared)
+        layers, values = self._compared
+        return pd.DataFrame(values.cpu().numpy(), index=layers, columns=layers)
 
 
 FORMS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -174,10 +172,5 @@ class AugmentedCKASparsity(CKASparsity):
     def __init__(
         self, model: nn.Module, beta: Strength = 0.1, *, examples: int | None = None, every: int = 1, **options: Any
     ) -> None:
-        super().__init__(
-            model,
-            beta,
-            examples=examples,
-            every=every,
-            **{"pairs": "all", "estimator": "biased", "reduction": "mean", **options},
-        )
+        published = {"pairs": "all", "estimator": "biased", "reduction": "mean"}
+        super().__init__(model, beta, examples=examples, every=every, **{**published, **options})

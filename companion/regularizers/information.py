@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion.blocks import find_blocks
-from companion.features import FeatureTap, Layers, unwrap
+from companion.features import FeatureTap, Layers, hooked, unwrap
 from companion.information import InformationGate, normalized_hsic
 from companion.regularizers.base import (
     PENALTIES,
@@ -37,10 +37,9 @@ class HSICBottleneck(FeaturePenalty):
         model: any module that is called with its input as the first argument.
         beta: strength β ≥ 0, or a function of the optimizer steps so far.
         examples: how many of the batch's first examples are compared; None: all. A batch with fewer than 4 gives 0.
-        every: see `FeaturePenalty`.
         layers: the layers T, see `features.find_layers`; None: the blocks, see `blocks.find_blocks`.
         kernel, ridge: see `information.normalized_hsic`.
-        select: picks the tensor from a layer's output, see `features.FeatureTap`.
+        every, select: see `FeaturePenalty` and `features.FeatureTap`.
 
     Raises:
         ValueError: an argument out of range, unknown layers.
@@ -77,11 +76,11 @@ class HSICBottleneck(FeaturePenalty):
     def _attach(self, model: nn.Module) -> None:
         super()._attach(model)
 
-        def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+        def keep(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if module is self._model and self._due():  # a copy of the model brings its hooks, and is another module
                 self._input = self._first(args[0].detach()).clone()
 
-        self._handle = self._model.register_forward_pre_hook(keep)
+        self._hooks.enter_context(hooked({"input": self._model}, keep, before=True))
 
     def _first(self, x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "few features"]:
         return x[: self.examples].flatten(1).to(torch.promote_types(x.dtype, torch.float32))
@@ -93,12 +92,7 @@ class HSICBottleneck(FeaturePenalty):
         if len(x) < MINIMUM:
             return x.new_zeros(())
         terms = [normalized_hsic(x, t, kernel=self.kernel, ridge=self.ridge) for t in features.values()]
-        return (strength_at(self.beta, self.calls) * torch.stack(terms).sum()).to(next(iter(features.values())).dtype)
-
-    def remove(self) -> None:
-        """Take the hooks off the model."""
-        super().remove()
-        self._handle.remove()
+        return (strength_at(self.beta, self.calls) * torch.stack(terms).sum()).to(next(iter(features.values())))
 
 
 class VIBNet(BasePenalty):
@@ -110,9 +104,6 @@ class VIBNet(BasePenalty):
     Args:
         model: a module with at least one `InformationGate`.
         beta: strength β ≥ 0 in nats⁻¹, or a function of the calls so far.
-
-    Attributes:
-        last: the last value of the penalty, detached.
 
     Raises:
         ValueError: a negative strength, no gate in the model.
@@ -140,18 +131,16 @@ class VIBNet(BasePenalty):
 
     def penalty(self) -> Float[Tensor, ""]:
         """β Σ ½ ln(1 + μ²/σ²) over all gates, in nats times β."""
-        total = strength_at(self.beta, self.calls) * torch.stack([g.information() for g in self.gates.values()]).sum()
-        self.calls += 1
-        self.last = total.detach()
-        return total
+        terms = torch.stack([gate.information() for gate in self.gates.values()])
+        return self._computed(strength_at(self.beta, self.calls) * terms.sum())
 
     def step(self) -> None:
         """Nothing: the optimizer moves the gates."""
 
     def density(self) -> float:
         """Share of units whose gate is open."""
-        gates = [gate.open() for gate in self.gates.values()]
-        return float(torch.cat(gates).double().mean())
+        opened = torch.cat([gate.open() for gate in self.gates.values()])
+        return int(opened.sum()) / len(opened)
 
     @property
     def open(self) -> dict[str, str]:

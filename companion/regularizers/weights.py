@@ -79,10 +79,7 @@ class _OnWeights(BasePenalty):
 
     def __call__(self) -> Float[Tensor, ""]:
         terms = torch.stack([self.term(weight) for weight in self.weights.values()])
-        total = strength_at(self.strength, self.calls) * terms.sum()
-        self.calls += 1
-        self.last = total.detach()
-        return total
+        return self._computed(strength_at(self.strength, self.calls) * terms.sum())
 
 
 @PENALTIES.register("l1", title="L1", reads="weights", signed=False)

@@ -25,6 +25,7 @@ from companion.similarity._cka import alignment, cka, cka_matrix, hsic
 from companion.similarity._intervals import Interval, cka_interval
 from companion.similarity._kernels import MINIMUM, Kernel, gram, h_center, linear_kernel, rbf_kernel, u_center
 from companion.similarity._maps import cka_map
+from companion.similarity._null import Null, cka_null, cka_null_map
 
 if TYPE_CHECKING:
     from companion.similarity._streaming import ExactCKA, MinibatchCKA
@@ -35,11 +36,14 @@ __all__ = [
     "Interval",
     "Kernel",
     "MinibatchCKA",
+    "Null",
     "alignment",
     "cka",
     "cka_interval",
     "cka_map",
     "cka_matrix",
+    "cka_null",
+    "cka_null_map",
     "gram",
     "h_center",
     "hsic",

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.features import _resolution, as_tensor
+from companion.features import _resolution, as_tensor, float64
 from companion.similarity._kernels import MINIMUM, Kernel, gram, h_center, u_center
 
 
@@ -154,7 +154,7 @@ def _hsics(a: Float[Tensor, "a n_n"], b: Float[Tensor, "b n_n"] | None = None) -
 # ---------------------------------------------------------------------------------- sums
 def _centered(k: Float[Tensor, "n n"], unbiased: bool) -> Float[Tensor, "n n"]:
     """The centred kernel matrix in float64, scaled so that the HSIC of two layers is the inner product of theirs."""
-    n, resolution, k = k.shape[0], _resolution(k.dtype), k.double()
+    n, resolution, k = k.shape[0], _resolution(k.dtype), float64(k)
     centred = _above(u_center(k) if unbiased else h_center(k), resolution**2 * k.detach().square().sum())
     return centred / (math.sqrt(n * (n - 3)) if unbiased else n - 1)
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion._checks import at_least, between, one_of
+from companion.features import float64
 from companion.similarity._cka import _above, _centered, _conclude, _hsics, _matrices, _ratio
 from companion.similarity._kernels import MINIMUM, Kernel, _kernel_matrix, u_center
 
@@ -66,7 +67,7 @@ def cka_interval(
         # HSIC₁ of every subset comes from these; scaling K by a constant cancels in CKA, centring it is allowed. With
         # each goes its noise, because a subset of examples may be dead where the whole is not.
         wholes = [
-            (_centered(k, unbiased=True), share * k.double().square().sum() / (n * (n - 3)))
+            (_centered(k, unbiased=True), float64(share) * float64(k).square().sum() / (n * (n - 3)))
             for k, share in (_kernel_matrix(z, kernel) for z in (x, y))
         ]
         value = float(_conclude(*_hsics(*(k.view(1, -1) for k, _ in wholes)), ["x"], ["y"]))
@@ -78,7 +79,7 @@ def cka_interval(
             between(MINIMUM, n, open_high=True, size=size)
             at_least(2, subsamples=subsamples)
             generator = torch.Generator().manual_seed(seed)
-            subsets = (torch.randperm(n, generator=generator)[:size].to(x.device) for _ in range(subsamples))
+            subsets = (torch.randperm(n, generator=generator)[:size].to(wholes[0][0].device) for _ in range(subsamples))
             pairs = ([_above(u_center(k[s][:, s]), least).view(1, -1) for k, least in wholes] for s in subsets)
             draws = torch.stack([_ratio(*_hsics(*pair)) for pair in pairs])
             error = float((draws - value).square().mean().sqrt()) * math.sqrt(size / (n - size))

@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
-from companion.features import _resolution, as_tensor
+from companion.features import _resolution, as_tensor, float64, float64_device
 from companion.similarity._cka import _conclude, _hsics, _rows
 from companion.similarity._kernels import MINIMUM, Kernel, _rounding
 
@@ -33,6 +33,11 @@ class _LayerPairs(Metric):
         if not self.layers or self.other_layers == []:
             raise ValueError("name at least one layer")
         self.add_state("examples", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
+        """Move the sums, unless a device without float64 is asked for."""
+        to = fn(torch.empty(0)).device
+        return self if float64_device(to) != to else super()._apply(fn, *args, **kwargs)
 
     def _wrap_compute(self, compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """torchmetrics makes a number of a 1 × 1 table; here it stays a table."""
@@ -233,7 +238,7 @@ class ExactCKA(_LayerPairs):
     def update(self, features: Mapping[str, Tensor], other: Mapping[str, Tensor] | None = None) -> None:
         """Add a batch of any size: layer name → (examples, features)."""
         xs, ys = self._given(features, other)
-        rows = [x.flatten(1).double() for x in xs + ys]
+        rows = [float64(x.flatten(1)) for x in xs + ys]
         resolutions = [_resolution(x.dtype) for x in xs + ys]
         widths = [x.shape[1] for x in rows]
         p = sum(widths)

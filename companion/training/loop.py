@@ -8,7 +8,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -49,12 +49,9 @@ IN_THE_BAR = {"loss": "loss", "accuracy": "accuracy", "sparsity": "sparsity", "i
 class Penalty(Protocol):
     """A term of the loss: a callable that returns a scalar with a gradient.
 
-    The loop calls it once an optimizer step, after the forward pass of the step's last batch, outside autocast. One on
-    features taps the model by hooks and reads what the last *training* forward pass left there. The evaluation passes
-    after an epoch run in eval mode without gradients, and a training forward pass always comes between them and the
-    next call: no feature of theirs reaches a penalty. (One that sums over passes skips those where `module.training`
-    is false.) Across ranks each computes the penalty on its own examples and the gradients are averaged: it is the mean
-    of the ranks' penalties, not the penalty of the global batch.
+    The loop calls it once an optimizer step, after the forward pass of the step's last batch, outside autocast: one on
+    features reads what that pass left in its hooks, never what an evaluation did. Across ranks each computes it on its
+    own examples and the gradients are averaged: the mean of the ranks' penalties, not that of the global batch.
 
     Optional: `name`, for the history; `last`, the last value that was computed, for the bar; `state_dict()` and
     `load_state_dict()`, which then travel in the checkpoints.
@@ -111,8 +108,7 @@ def fit(
             step.
         validation: Batches to evaluate after every epoch.
         penalty, sparsity: The two sockets: see `Penalty` (one, or several) and `Sparsity`.
-        loss: Mean loss of (outputs, y); `nn.CrossEntropyLoss(label_smoothing=0.1)` smooths labels. Outputs are what the
-            model returns, a tuple or a dict too.
+        loss: Mean loss of (outputs, y), the outputs as the model returns them, a tuple or a dict too.
         accuracy: Which answers are right: a function of (outputs, y) to a bool tensor of any shape. Without it, the
             class of the largest output, where y are whole numbers in the shape of the outputs without their dimension
             of classes; anything else has no accuracy, and the history has none.
@@ -129,8 +125,7 @@ def fit(
         seed: Seeds dropout and the like before the first step, each rank its own: seed + rank.
         progress: A bar with loss, accuracy, sparsity, the last value of every penalty, images/s and the time left, on
             rank 0.
-        on_epoch: Sees every epoch's record before it is kept, and may add measures to it: plain numbers, lists,
-            strings.
+        on_epoch: Sees every epoch's record before it is kept, and may add plain numbers, lists, strings to it.
 
     Raises:
         ValueError: For arguments that make no sense, and for a checkpoint that is truncated, foreign, or another run's.
@@ -148,9 +143,7 @@ def fit(
     >>> len(history), history[-1]["accuracy"] > 0.8, round(history[-1]["lr"], 3), "penalty_l1" in history[-1]
     (2, True, 0.01, True)
     """
-    device = next(model.parameters()).device
-    _refuse_nonsense(model, data, optimizer, schedule, clip)
-    autocast(device, precision)  # refuses a precision that is unknown, or not for this device
+    _refuse_nonsense(model, data, optimizer, schedule, clip, precision)
     for name, count in {"epochs": epochs, "accumulate": accumulate, "checkpoint_every": checkpoint_every}.items():
         if count is not None:
             at_least(1, **{name: whole_number(**{name: count})})
@@ -168,7 +161,7 @@ def fit(
         **{"precision": precision, "channels_last": channels_last, "clip": clip, "seed": seed, "ranks": world_size()},
     }
     scheduler = None if schedule is None else _by_step(schedule(optimizer, math.ceil(batches / accumulate), epochs))
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+    scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=precision == "float16")
     parts = {"model": model, "optimizer": optimizer, "schedule": scheduler, "scaler": scaler, "sparsity": sparsity}
     parts |= {f"penalty {name}": term for name, term in penalties.items()}
     run = _State(parts, data, checkpoint, configuration, penalties)
@@ -183,10 +176,8 @@ def fit(
         while run.epoch < epochs:
             model.train()
             bar.set_description(f"epoch {run.epoch + 1}/{epochs}", refresh=False)
-            stream = run.rest_of_epoch()
-            while group := list(islice(stream, accumulate)):
+            for group in run.groups(accumulate):
                 run.meter.pending.append(step(group))
-                run.batch += len(group)
                 bar.update(len(group))
                 steps = math.ceil(run.batch / accumulate)
                 due = checkpoint_every is not None and run.batch < batches and steps % checkpoint_every == 0
@@ -194,10 +185,6 @@ def fit(
                     run.check(bar)
                 if due:
                     run.save()
-            if run.batch == 0:
-                raise ValueError(
-                    f"data={type(data).__name__} gave no batch in epoch {run.epoch + 1}: can it be iterated again?"
-                )
             run.check(bar)
             buffers_of_rank_zero(model)  # as DDP has it in training
             record = {"epoch": run.epoch + 1, "lr": step.lr, **run.meter.means(), **_sparsity(sparsity)}
@@ -245,16 +232,31 @@ class _State:
         except KeyError as error:
             raise ValueError(f"{path} lacks {error}: delete it to train anew") from error
 
-    def rest_of_epoch(self) -> Iterator[Batch]:
-        """The batches of this epoch that are still to come, with the random state that they came with."""
+    def groups(self, accumulate: int) -> Iterator[list[Batch]]:
+        """The batches of this epoch that are still to come, as many at a time as make a step, with the random state
+        that they came with."""
         if self.resumed is not None:
             set_random_state(self.resumed[0], self.data, self.device)  # a plain DataLoader draws its order from it
         self.begun = random_state(self.data, self.device)
-        stream = _batches(self.data, self.epoch, self.batch)
+        if hasattr(
+            self.data, "start"
+        ):  # a DeviceLoader: its order follows from its seed and the epoch, skipping is free
+            self.data.epoch, self.data.start = self.epoch, self.batch
+        elif hasattr(getattr(self.data, "sampler", None), "set_epoch"):
+            self.data.sampler.set_epoch(self.epoch)
+        stream = iter(self.data)
+        for _ in range(0 if hasattr(self.data, "start") else self.batch):
+            next(stream)
         if self.resumed is not None and self.batch > 0:
             set_random_state(self.resumed[1], self.data, self.device)
         self.resumed = None
-        return stream
+        while group := list(islice(stream, accumulate)):
+            self.batch += len(group)
+            yield group
+        if self.batch == 0:
+            raise ValueError(
+                f"data={type(self.data).__name__} gave no batch in epoch {self.epoch + 1}: can it be iterated again?"
+            )
 
     def check(self, bar: tqdm) -> None:
         """Fetch the losses of the last steps; refuse a NaN among them, and show the rest."""
@@ -308,14 +310,12 @@ class _Step:
     unused_parameters: bool
 
     def __post_init__(self) -> None:
-        self.device = next(self.model.parameters()).device
-        self.ddp = None
+        self.device, self.largest_batch, self.ddp = next(self.model.parameters()).device, 0, None
         if world_size() > 1:
             devices = [self.device] if self.device.type == "cuda" else None
             self.ddp = DistributedDataParallel(self.model, devices, find_unused_parameters=self.unused_parameters)
         self.eager: Callable[[Tensor], Any] = self.ddp or self.model
         self.compiled: Callable[[Tensor], Any] = self.eager
-        self.largest_batch = 0
         if self.compile and _compiler_works(self.device.type):
             torch.compiler.reset()  # graphs of an earlier fit on a like model would be reused, without this one's hooks
             self.compiled = torch.compile(self.eager, dynamic=False)
@@ -335,8 +335,8 @@ class _Step:
             self.largest_batch = max(self.largest_batch, len(y))
             forward = self.compiled if len(y) == self.largest_batch else self.eager
             with nullcontext() if last or self.ddp is None else self.ddp.no_sync():  # one exchange of gradients a step
-                with autocast(self.device, self.precision):
-                    outputs = self._said_how(forward, x)
+                with autocast(self.device, self.precision), self._unused():
+                    outputs = forward(x)
                 outputs = full_precision(outputs)
                 loss = loss_of(self.loss, outputs, y)
                 if last:
@@ -349,10 +349,11 @@ class _Step:
         totals = functools.reduce(torch.add, sums)
         return torch.cat([totals, *(penalty.detach().to(totals)[None] for penalty in penalties)]), examples
 
-    def _said_how(self, forward: Callable[[Tensor], Any], x: Tensor) -> Any:
-        """The outputs; where DDP misses gradients of the step before, what to do about it."""
+    @contextmanager
+    def _unused(self) -> Iterator[None]:
+        """Where DDP misses gradients of the step before, say what to do about it."""
         try:
-            return forward(x)
+            yield
         except RuntimeError as error:
             if self.ddp is not None and "find_unused_parameters" in str(error):
                 raise ValueError(
@@ -401,19 +402,6 @@ def _compiler_works(device_type: str) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------ the rest
-def _batches(data: Any, epoch: int, start: int) -> Iterator[Batch]:
-    """The batches of one epoch from number `start` on."""
-    if hasattr(data, "start"):  # a DeviceLoader: its order follows from its seed and the epoch, and skipping is free
-        data.epoch, data.start = epoch, start
-        return iter(data)
-    if hasattr(getattr(data, "sampler", None), "set_epoch"):
-        data.sampler.set_epoch(epoch)
-    stream = iter(data)
-    for _ in range(start):
-        next(stream)
-    return stream
-
-
 def _trained(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -472,12 +460,9 @@ def _by_step(scheduler: LRScheduler) -> LRScheduler:
 
 
 def _refuse_nonsense(
-    model: nn.Module,
-    data: Any,
-    optimizer: Optimizer,
-    schedule: Any,
-    clip: float | None,
+    model: nn.Module, data: Any, optimizer: Optimizer, schedule: Any, clip: float | None, precision: str
 ) -> None:
+    autocast(next(model.parameters()).device, precision)  # refuses one that is unknown, or not for this device
     lengths = from_ranks(len(data) if hasattr(data, "__len__") else 0)  # first, so that no rank waits for another
     if not min(lengths):
         raise ValueError(f"data={type(data).__name__} has no batch, or no length: give a DeviceLoader or a DataLoader")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from companion._ranks import world_size
+from companion.features import evaluating
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
@@ -28,8 +29,7 @@ class History(list[dict[str, Any]]):
     `images_per_second` and `seconds` (of the training passes).
 
     `penalty_NAME` is what the penalty added to the loss, a mean over all steps and ranks: of one that is computed every
-    n-th step an n-th of its value, which `penalty.last` has. Where the targets are no classes, and no `accuracy` was
-    given to `fit`, both accuracies are missing.
+    n-th step an n-th of its value, which `penalty.last` has. Targets that are no classes have no accuracy: see `fit`.
 
     >>> History([{"epoch": 1, "loss": 2.3}, {"epoch": 2, "loss": 1.9}]).frame().shape
     (2, 2)
@@ -79,7 +79,6 @@ class Meter:
         return means | {"images_per_second": examples / self.seconds, "seconds": self.seconds}
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
     loader: Iterable[Batch],
@@ -106,10 +105,8 @@ def evaluate(
     ['accuracy', 'examples', 'loss']
     """
     device = next(model.parameters()).device
-    modes = {module: module.training for module in model.modules()}
     sums, examples = [], 0
-    try:
-        model.eval()
+    with evaluating(model):
         for x, y in loader:
             x, y = move(x, device, channels_last), y.to(device, non_blocking=True)
             with autocast(device, precision):
@@ -122,9 +119,6 @@ def evaluate(
             if len(y):
                 sums.append(batch_sums(loss_of(loss, outputs, y), outputs, y, loss, accuracy))
             examples += len(y)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     totals = torch.stack(sums).cpu().double().sum(0) if sums else torch.zeros(3, dtype=torch.float64)
     totals = torch.cat([totals, totals.new_tensor([examples])])
     if world_size() > 1:

@@ -29,8 +29,7 @@ def sgd(
     >>> [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
     [(1, 0.0005), (1, 0.0)]
     """
-    groups = _groups(model, weight_decay, decay_norm_and_bias)
-    return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+    return SGD(_groups(model, weight_decay, decay_norm_and_bias), lr=lr, momentum=momentum, nesterov=nesterov)
 
 
 def adamw(
@@ -50,10 +49,10 @@ def adamw(
 
 def _groups(model: nn.Module, weight_decay: float, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
     trained = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trained if decay_norm_and_bias or p.ndim > 1]
-    spared = [p for p in trained if not (decay_norm_and_bias or p.ndim > 1)]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    spared = [p for p in trained if p.ndim < 2 and not decay_norm_and_bias]
+    decayed = [p for p in trained if p.ndim > 1 or decay_norm_and_bias]
+    pairs = ((decayed, weight_decay), (spared, 0.0))
+    return [{"params": params, "weight_decay": decay} for params, decay in pairs if params]
 
 
 def multistep(*milestones: float, gamma: float = 0.1, warmup: float = 0) -> LRSchedule:
@@ -61,13 +60,8 @@ def multistep(*milestones: float, gamma: float = 0.1, warmup: float = 0) -> LRSc
 
     >>> optimizer = sgd(nn.Linear(4, 2), lr=0.1)
     >>> scheduler = multistep(2)(optimizer, 1, 3)  # one step an epoch, three epochs
-    >>> for _ in range(3):
-    ...     print(round(optimizer.param_groups[0]["lr"], 3))
-    ...     optimizer.step()
-    ...     scheduler.step()
-    0.1
-    0.1
-    0.01
+    >>> [scheduler.lr_lambdas[0](step) for step in range(3)]  # times the learning rate
+    [1.0, 1.0, 0.1]
     """
     return _by_epoch(
         f"multistep{milestones} gamma={gamma} warmup={warmup}",
@@ -81,13 +75,8 @@ def cosine(warmup: float = 0, floor: float = 0) -> LRSchedule:
 
     >>> optimizer = sgd(nn.Linear(4, 2), lr=0.1)
     >>> scheduler = cosine()(optimizer, 1, 2)  # one step an epoch, two epochs
-    >>> for _ in range(3):
-    ...     print(round(optimizer.param_groups[0]["lr"], 3))
-    ...     optimizer.step()
-    ...     scheduler.step()
-    0.1
-    0.05
-    0.0
+    >>> [round(scheduler.lr_lambdas[0](step), 3) for step in range(3)]  # times the learning rate
+    [1.0, 0.5, 0.0]
     """
     return _by_epoch(
         f"cosine warmup={warmup} floor={floor}",

@@ -25,7 +25,14 @@ from torch.nn import functional as F
 from companion.experiments.records import provenance
 from companion.models import resnet20
 from companion.pruning import RandomPruning
-from companion.regularizers import AugmentedCKASparsity, CKASparsity, FeatureFlow, GroupLasso, NetworkSlimming
+from companion.regularizers import (
+    AugmentedCKASparsity,
+    CKASparsity,
+    FeatureFlow,
+    GroupLasso,
+    KineticEnergy,
+    NetworkSlimming,
+)
 from companion.training import sgd
 
 # name → (what is built, the bound)
@@ -36,6 +43,7 @@ PENALTIES: dict[str, tuple[Callable[[nn.Module], Any], float | None]] = {
     "feature flow, arXiv": (lambda model: FeatureFlow(model), 1.10),
     "feature flow, journal": (lambda model: FeatureFlow(model, variant="journal"), 1.10),
     "feature flow, across stages": (lambda model: FeatureFlow(model, across_stages=True), 1.10),
+    "kinetic energy": (lambda model: KineticEnergy(model), 1.10),
     "network slimming": (lambda model: NetworkSlimming(model, 1e-4), None),
     "group lasso": (lambda model: GroupLasso(model, 1e-4), None),
 }

@@ -14,8 +14,7 @@ from companion.experiments.recipes import (
     feature_flow,
     penalised,
 )
-from companion.experiments.registry import experiment
-from companion.experiments.removal import train_and_prune
+from companion.experiments.registry import experiment, train_and_prune
 
 LENGTHS: Methods = {
     "none": {"penalties": ()},

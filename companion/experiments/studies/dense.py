@@ -6,8 +6,7 @@ from dataclasses import replace
 
 from companion.experiments.plan import Tier
 from companion.experiments.recipes import CIFAR, CIFAR_LAPTOP, DIGITS, Methods
-from companion.experiments.registry import experiment
-from companion.experiments.trainings import train
+from companion.experiments.registry import experiment, train
 
 DENSE: Methods = {"dense": {}}
 

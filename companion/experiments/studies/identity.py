@@ -18,9 +18,7 @@ from companion.experiments.recipes import (
     penalised,
     random_masks,
 )
-from companion.experiments.registry import experiment
-from companion.experiments.removal import train_and_prune
-from companion.experiments.trainings import train
+from companion.experiments.registry import experiment, train, train_and_prune
 
 DRY = replace(DIGITS_WIDE, pruning=random_masks())
 MASKED = replace(HALF_RESOLUTION, pruning=random_masks())

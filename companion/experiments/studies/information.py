@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from companion.experiments.distributions import correlated, tasks
-from companion.experiments.plan import Outcome, Tier, Workplace
-from companion.experiments.quantities import rounded
+from companion.experiments.plan import Tier
 from companion.experiments.recipes import Methods
-from companion.experiments.records import Run
-from companion.experiments.registry import experiment
-from companion.information import mutual_information
-from companion.information.estimates import TooFewExamplesError
+from companion.experiments.registry import Later, experiment
 
 TASKS = [
     "normal 1×1, ρ = 0.75",
@@ -57,52 +51,16 @@ def estimators(names: Iterable[str], **settings: Any) -> Methods:
     }
 
 
-@experiment(
-    "known_information",
-    "How near to the truth does each estimator of mutual information come, where the truth is known?",
-    smoke=Tier({"tasks": TASKS[:2]}, estimators(("ksg", "gaussian", "binning"), **DRY)),
-    laptop=Tier({"tasks": TASKS}, estimators(ESTIMATORS)),
-)
-@experiment(
+experiment(
     "information_grid",
     "What does each estimator say of Gaussian pairs, as their correlation and their number grow?",
     smoke=Tier({"dimensions": [1, 2], "correlations": [0.0, 0.9]}, estimators(("ksg", "gaussian"), **DRY)),
     laptop=Tier({}, estimators(("ksg", "gaussian", "binning", "infonce", "nwj"), **GRID)),
-)
-def known_information(run: Run, place: Workplace) -> Outcome:
-    """One estimator on distributions with known information: every answer, its cost, and how far off it is.
+)(Later("distributions", "known_information"))
 
-    The settings name the distributions (`tasks`), or span a grid (`dimensions` × `correlations`). Each of `sizes` is a
-    number of examples, how many samples of that size, and the most features of x and y together that this tier can
-    afford. Too few examples for the estimator is an answer, too, without a value; any other error ends the run.
-    """
-    s = run.settings
-    chosen = (
-        [tasks()[name] for name in s["tasks"]]
-        if "tasks" in s
-        else [correlated(d, rho) for d in s["dimensions"] for rho in s["correlations"]]
-    )
-    answers: list[dict[str, Any]] = []
-    for known in chosen:
-        for n, samples, widest in s["sizes"]:
-            if known.p + known.q > widest:
-                continue
-            for sample in range(samples):
-                seed = run.seed + sample
-                value: float | None
-                x, y = (z.to(place.device) for z in known.sample(n, seed))
-                clock = time.process_time()
-                try:
-                    value = float(mutual_information(x, y, s["estimator"], **s["options"]))
-                except TooFewExamplesError:
-                    value = None
-                seconds = time.process_time() - clock
-                answers.append({"task": known.name, "n": n, "sample": seed, "value": value, "seconds": seconds})
-    facts = {d.name: {"family": d.family, "truth": d.truth, "p": d.p, "q": d.q} for d in chosen}
-    errors = [abs(a["value"] - facts[a["task"]]["truth"]) for a in answers if a["value"] is not None]
-    result = {
-        "answers": len(answers),
-        "refused": len(answers) - len(errors),
-        "mean_absolute_error": sum(errors) / len(errors) if errors else None,
-    }
-    return Outcome(rounded(result), [], rounded({"tasks": facts, "answers": answers}))
+experiment(
+    "known_information",
+    "How near to the truth does each estimator of mutual information come, where the truth is known?",
+    smoke=Tier({"tasks": TASKS[:2]}, estimators(("ksg", "gaussian", "binning"), **DRY)),
+    laptop=Tier({"tasks": TASKS}, estimators(ESTIMATORS)),
+)(Later("distributions", "known_information"))

@@ -16,8 +16,7 @@ from companion.experiments.recipes import (
     penalised,
     random_masks,
 )
-from companion.experiments.registry import experiment
-from companion.experiments.trainings import lottery, train
+from companion.experiments.registry import experiment, lottery, train
 
 # Those of the published table; first the one of the published sweep, then the extreme one that still learns.
 SPARSITIES = (0.95, 0.98, 0.7, 0.85, 0.9, 0.998)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from companion.experiments.plan import Tier
@@ -22,8 +21,7 @@ from companion.experiments.recipes import (
     penalised,
     slimming,
 )
-from companion.experiments.registry import experiment
-from companion.experiments.removal import train_and_prune
+from companion.experiments.registry import experiment, train_and_prune
 
 NONE: Methods = {"none": {}}
 # Three strengths for each. Those in `PENALISED` and `VGG_PENALISED` are the best at tier laptop: on held-out images,
@@ -47,17 +45,6 @@ PENALISED: Methods = {
     "group_lasso": CANDIDATES["group_lasso_0.0003"],
     "slimming": CANDIDATES["slimming_0.003"],
     "cka_sr+ffr_length": {"penalties": (cka_sr(0.01), feature_flow(0.01, 0.0))},
-}
-TITLES: Mapping[str, str] = {
-    "none": "no penalty",
-    "group_lasso": "group lasso",
-    "slimming": "slimming",
-    "ffr_length": "FFR length",
-    "ffr_curvature": "FFR curvature",
-    "ffr_length_curvature": "FFR both",
-    "cka_sr": "CKA-SR",
-    "aug_cka_sr": "AugCKA-SR",
-    "cka_sr+ffr_length": "CKA-SR + length",
 }
 AGAIN = {name: PENALISED[name] for name in ("none", "cka_sr", "aug_cka_sr", "ffr_length_curvature")}
 

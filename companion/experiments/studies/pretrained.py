@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import nn
-
-from companion import data, models, training
-from companion.blocks import compared_layers
-from companion.experiments import quantities
-from companion.experiments.plan import Outcome, Tier, Workplace
+from companion.experiments.plan import Tier
 from companion.experiments.recipes import Methods
-from companion.experiments.records import Run
-from companion.experiments.registry import experiment
-from companion.experiments.trainings import score
-from companion.similarity import cka_map
+from companion.experiments.registry import Later, experiment
 
 PUBLISHED: Methods = {
     f"resnet{depth}": {"model": f"resnet{depth}", "weights": "akamaster"} for depth in (20, 32, 44, 56)
@@ -26,69 +13,16 @@ UNTRAINED: Methods = {f"resnet{depth}-untrained": {"model": f"resnet{depth}", "w
 PAIRS: Methods = {"resnet20-vs-resnet56": {"model": "resnet20", "other": "resnet56", "weights": "akamaster"}}
 DIGITS: Methods = {"digits_net-untrained": {"model": "digits_net"}}
 
-
-def _seen(settings: Mapping[str, Any], place: Workplace) -> tuple[data.Images, data.DeviceLoader]:
-    """Test images as published weights saw theirs: normalised by ImageNet's mean and deviation."""
-    images = data.load(settings["dataset"], "test", place.data)
-    if settings["dataset"] != "digits":
-        images = dataclasses.replace(images, mean=data.IMAGENET_MEAN, std=data.IMAGENET_STD)
-    images = images.subset(range(min(settings["examples"], len(images))))
-    return images, data.DeviceLoader(images, 256, device=place.device)
-
-
-def _network(run: Run, place: Workplace, name: str) -> nn.Module:
-    training.seed_everything(run.seed)
-    weights = run.settings["weights"]
-    options = {"weights": weights, "root": place.data} if weights else {}
-    return getattr(models, name)(**options).to(place.device).eval()
-
-
-@experiment(
+experiment(
     "published_cka",
     "How similar are the layers of really trained CIFAR-10 ResNets to each other?",
     smoke=Tier({"dataset": "digits", "examples": 200, "geometry": 10, "weights": None}, DIGITS),
     paper=Tier({"dataset": "cifar10", "examples": 10_000, "geometry": 15}, PUBLISHED | UNTRAINED | PAIRS),
-)
-def published_cka(run: Run, place: Workplace) -> Outcome:
-    """CKA maps, geometry and accuracy of a network with published (or untrained) weights on test images."""
-    s = run.settings
-    images, loader = _seen(s, place)
-    model = _network(run, place, s["model"])
-    result = {"test": score(**training.evaluate(model, loader))}
-    if "other" in s:
-        other = _network(run, place, s["other"])
-        table = cka_map(model, loader, compared_layers(model), other=other, other_layers=compared_layers(other))
-        return Outcome(result, [], {"cka": quantities.matrix(table)})
-    layers = compared_layers(model)
-    maps = {
-        "cka": cka_map(model, loader, layers),
-        "cka_biased": cka_map(model, loader, layers, unbiased=False),
-        "cka_pooled": cka_map(model, loader, layers, reduce="average_pool", estimator="exact"),
-        "cka_convs": cka_map(model, loader, quantities.convolutions),
-    }
-    # The same number of images of every class, the first ones of the test set.
-    of_class = [(images.labels == label).nonzero()[: s["geometry"], 0] for label in range(len(images.classes))]
-    chosen = torch.cat(of_class).sort().values
-    inputs = next(iter(data.DeviceLoader(images.subset(chosen), len(chosen), device=place.device)))[0]
-    geometry = quantities.geometry(model, inputs) | {
-        "images": chosen.tolist(),
-        "labels": images.labels[chosen].tolist(),
-        "classes": list(images.classes),
-    }
-    measures = {name: quantities.matrix(table) for name, table in maps.items()} | {"geometry": geometry}
-    return Outcome(result, [], measures)
+)(Later("pretrained", "published_cka"))
 
-
-@experiment(
+experiment(
     "published_flow",
     "How long and how curved are the paths of images through published ResNets, and does it depend on the image?",
     smoke=Tier({"dataset": "digits", "examples": 100, "weights": None}, DIGITS),
     paper=Tier({"dataset": "cifar10", "examples": 2000}, PUBLISHED | UNTRAINED),
-)
-def published_flow(run: Run, place: Workplace) -> Outcome:
-    """Paths of test images through a network with published (or untrained) weights: `quantities.flow_by_example`."""
-    _, loader = _seen(run.settings, place)
-    model = _network(run, place, run.settings["model"])
-    inputs, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
-    result = {"test": score(**training.evaluate(model, loader))}
-    return Outcome(result, [], {"flow": quantities.flow_by_example(model, inputs, labels)})
+)(Later("pretrained", "published_flow"))

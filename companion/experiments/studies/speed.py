@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import Any
-
-import torch
-
-from companion import data, models, training
-from companion.experiments.plan import Outcome, Tier, Workplace
-from companion.experiments.quantities import rounded
-from companion.experiments.records import Run
-from companion.experiments.registry import experiment
+from companion.experiments.plan import Tier
+from companion.experiments.registry import Later, experiment
 
 STEP = {"precision": "bfloat16", "channels_last": True, "compile": False}
 READ = {"model": None, "workers": 2}
 PAPER = {"resnet18": {"model": "resnet18"}, "resnet50": {"model": "resnet50"}}
 
-
-@experiment(
+experiment(
     "throughput",
     "How many images does a training step, or the reading of files, get through in a second?",
     smoke=Tier(STEP | {"size": 8, "batch_size": 16, "steps": 3}, {"digits_net": {"model": "digits_net"}}),
@@ -30,61 +20,4 @@ PAPER = {"resnet18": {"model": "resnet18"}, "resnet50": {"model": "resnet50"}}
     paper=Tier(
         STEP | {"size": 224, "batch_size": 192, "steps": 50}, {**PAPER, "read": READ | {"workers": 12, "steps": 3}}
     ),
-)
-def throughput(run: Run, place: Workplace) -> Outcome:
-    """Images per second of a training step (`steps` of them, after two that warm up), or of reading ImageNet's files.
-
-    The result holds quartiles: a machine that does other things besides has a spread.
-    """
-    import torchvision  # here, because it takes as long to load as all the rest
-
-    s = run.settings
-    training.seed_everything(run.seed)
-    size, batch = s["size"], s["batch_size"]
-    step: Callable[[], Any]
-    if s["model"] is None:
-        folder = data.imagenet("val", place.data)
-        reader = data.ImageNetLoader(folder, batch, train=True, size=size, workers=s["workers"], device=place.device)
-        step = iter(reader).__next__
-    else:
-        network = getattr(models, s["model"], None) or getattr(torchvision.models, s["model"])
-        options = {name: s[name] for name in STEP}
-        x = torch.randn(batch, 1 if s["model"] == "digits_net" else 3, size, size, device=place.device)
-        y = torch.arange(batch, device=place.device) % 10
-        model = network().to(place.device)
-        optimizer = training.sgd(model)
-
-        def step() -> Any:
-            return training.fit(model, [(x, y)], optimizer, epochs=1, progress=False, **options)
-
-    rates = []
-    for index in range(s["steps"] + 2):
-        clock = time.perf_counter()
-        step()
-        if place.device.type == "cuda":
-            torch.cuda.synchronize(place.device)
-        if index >= 2:
-            rates.append(batch / (time.perf_counter() - clock))
-    low, median, high = torch.tensor(rates).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
-    found = {"low": low, "median": median, "high": high, "steps": s["steps"]}
-    return Outcome({"images_per_second": rounded(found)}, [], {})
-
-
-def pace_of_steps(size: int, batch: int = 128, steps: int = 20, rounds: int = 3) -> dict[str, float]:
-    """Images a second of a ResNet-20's training step on this processor, by precision, best of a few rounds in turn.
-
-    bfloat16 is twice as fast as float32 where a processor has units for it, and less than half as fast elsewhere.
-
-    >>> sorted(pace_of_steps(size=4, batch=8, steps=1, rounds=1))
-    ['bfloat16', 'float32']
-    """
-    model = models.resnet20(shortcut="B")
-    optimizer = training.sgd(model)
-    batches = [(torch.randn(batch, 3, size, size), torch.arange(batch) % 10)] * steps
-    options: dict[str, Any] = {"epochs": 1, "channels_last": True, "progress": False}
-    rates: dict[str, list[float]] = {"float32": [], "bfloat16": []}
-    for _ in range(rounds):
-        for precision, seen in rates.items():
-            history = training.fit(model, batches, optimizer, precision=precision, **options)
-            seen.append(history[-1]["images_per_second"])
-    return {precision: max(seen) for precision, seen in rates.items()}
+)(Later("speed", "throughput"))

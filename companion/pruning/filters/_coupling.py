@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from companion.features import unwrap
 from companion.pruning._inputs import as_input
 from companion.pruning._plain import refuse_computed
-from companion.pruning.filters._trace import IMAGE, Trace, traced
+from companion.pruning.filters._trace import IMAGE, Slots, Trace, traced
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Coupling:
         branches: the last layer of a residual branch → layers and norms of the branch, its entry first, its end last.
         free: the channels that may go.
         why: channel that may not → the reason.
-        idle: layers that the forward pass does not call.
+        uncut: modules with weights of which nothing can go, since none of their channels is known → why.
     """
 
     filters: Mapping[str, Int[Tensor, " filters"]]
@@ -51,14 +52,13 @@ class Coupling:
     branches: Mapping[str, Sequence[str]]
     free: Bool[Tensor, " channels"]
     why: Mapping[int, str]
-    idle: Sequence[str]
+    uncut: Mapping[str, str]
 
     @property
     def held(self) -> dict[str, str]:
         """layer, some of whose filters may not go → why."""
         held = {n: channels[~self.free[channels]].tolist() for n, channels in self.filters.items()}
-        held_by = {name: self.why[channels[0]] for name, channels in held.items() if channels}
-        return held_by | dict.fromkeys(self.idle, "the forward pass does not call it")
+        return {name: self.why[channels[0]] for name, channels in held.items() if channels} | dict(self.uncut)
 
     def hold(self, channels: Bool[Tensor, " channels"], why: str) -> Coupling:
         """The same, with these channels held too."""
@@ -75,10 +75,10 @@ class Coupling:
 
     def families(self) -> Int[Tensor, " channels"]:
         """Channels that the same layers write have the same number."""
-        writers: list[list[str]] = [[] for _ in self.free]
+        writers: list[dict[str, None]] = [{} for _ in self.free]
         for name, channels in self.filters.items():
-            for channel in channels.unique().tolist():
-                writers[channel].append(name)
+            for channel in channels.tolist():
+                writers[channel][name] = None
         numbers: dict[tuple[str, ...], int] = {}
         return torch.tensor([numbers.setdefault(tuple(names), len(numbers)) for names in writers])
 
@@ -109,14 +109,21 @@ def couple(model: nn.Module, example: Any) -> Coupling:
     >>> coupling.held
     {'linear': 'the network returns it'}
     """
-    model = unwrap(model)
-    refuse_computed(model, [name for name, _ in model.named_modules()])
-    trace = traced(model, as_input(model, example))
-    channel_of, count = _numbered(trace)
-    held = _held(trace, channel_of)
+    return coupled(unwrap(model), example)
 
-    def of(slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: channel_of[slots[name]] for name in trace.names.values() if name in slots}
+
+def coupled(model: nn.Module, example: Any, counter: AbstractContextManager[Any] | None = None) -> Coupling:
+    """`couple`; a `counter` counts its forward pass in evaluation mode."""
+    refuse_computed(model, [name for name, _ in model.named_modules()])
+    trace = traced(model, as_input(model, example), counter or nullcontext())
+    channel_of, count = _numbered(trace)
+    held: dict[int, str] = {}  # channel that may not go → why
+    for slot, why in trace.held.items():
+        held.setdefault(int(channel_of[slot]), why)
+    held.pop(IMAGE, None)
+
+    def of(slots: Mapping[str, Slots]) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(channel_of[slots[name]]) for name in trace.names.values() if name in slots}
 
     free = torch.ones(count, dtype=torch.bool)
     free[list(held)] = False
@@ -131,37 +138,32 @@ def couple(model: nn.Module, example: Any) -> Coupling:
         branches={},
         free=free,
         why=held,
-        idle=[name for name in trace.own if name not in trace.inputs],
+        uncut=trace.uncut(),
     )
     return dataclasses.replace(coupling, branches=_branches(trace, coupling))
 
 
-def _numbered(trace: Trace) -> tuple[Tensor, int]:
+def _numbered(trace: Trace) -> tuple[Slots, int]:
     """slot → its channel, numbered in the order of the filters; −1 for what no filter writes."""
-    none = torch.empty(0, dtype=torch.long)
-    ends = [torch.cat([none, *(edge[side] for edge in trace.edges)]).numpy() for side in (0, 1)]
+    ends = [np.concatenate([trace.fresh(0), *(edge[side] for edge in trace.edges)]) for side in (0, 1)]
     graph = coo_array((np.ones(len(ends[0])), ends), shape=(trace.slots, trace.slots))
     _, component = connected_components(graph, directed=False)
-    reached = [slots.numpy() for name, slots in trace.own.items() if name in trace.inputs]
+    reached = [slots for name, slots in trace.own.items() if name in trace.inputs]
     order = dict.fromkeys(component[np.concatenate(reached)].tolist() if reached else [])
     number = {one: i for i, one in enumerate(order)}
-    return torch.tensor([number.get(one, IMAGE) for one in component.tolist()] + [IMAGE]), len(number)
-
-
-def _held(trace: Trace, channel_of: Tensor) -> dict[int, str]:
-    """channel that may not go → why."""
-    held: dict[int, str] = {}
-    for slot, why in trace.held.items():
-        held.setdefault(int(channel_of[slot]), why)
-    held.pop(IMAGE, None)
-    return held
+    return np.array([number.get(one, IMAGE) for one in component.tolist()] + [IMAGE]), len(number)
 
 
 def _branches(trace: Trace, coupling: Coupling) -> dict[str, list[str]]:
     """Residual branches of two layers or more: what runs only for a last layer to whose channels others are added."""
-    branches, families, targets = {}, coupling.families(), trace.targets()
+    branches, targets, family = {}, trace.targets(), coupling.families()
+    families = {name: set(family[channels].tolist()) for name, channels in coupling.filters.items()}
+    writers: dict[int, set[str]] = {}  # family → the layers that write it
+    for name, numbers in families.items():
+        for number in numbers:
+            writers.setdefault(number, set()).add(name)
     for last, name in enumerate(trace.nodes):
-        if name not in coupling.filters:
+        if name not in families or len(together := writers[int(family[coupling.filters[name][0]])]) == 1:
             continue
         serving, more = {last}, {last}
         while more:  # what only feeds what serves, serves
@@ -169,12 +171,10 @@ def _branches(trace: Trace, coupling: Coupling) -> dict[str, list[str]]:
             more = {source for source in sources if targets[source] <= serving}
             serving |= more
         inside = [one for one in sorted(serving) if trace.nodes[one]]
-        layers = [trace.nodes[one] for one in inside if trace.nodes[one] in coupling.filters]
-        alike = families == families[coupling.filters[name][0]]
-        writers = {other for other, channels in coupling.filters.items() if alike[channels].any()}
+        layers = [trace.nodes[one] for one in inside if trace.nodes[one] in families]
         entries = [one for one in serving if trace.sources[one] - serving]
         reads_image = any((coupling.inputs[layer] == IMAGE).any() for layer in layers)
-        sums = not writers <= set(layers)  # others add to what it writes
+        sums = not together <= set(layers)  # others add to what it writes
         if sums and len(layers) > 1 and not reads_image and len(entries) == 1 and entries[0] in inside:
             others = [trace.nodes[one] for one in inside if one not in (entries[0], last)]
             norm = [coupling.norm_of[name]] if name in coupling.norm_of else []

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion._checks import one_of
+from companion.features import float64
 from companion.pruning._inputs import as_input, call
 from companion.pruning.filters._coupling import Coupling
 from companion.pruning.filters._removal import reading
@@ -105,9 +106,9 @@ def channel_norms(
     if norm == "activation":
         if example is None:
             raise ValueError('norm="activation" needs example=: a batch of inputs')
-        with reading(model, coupling) as read:
+        with reading(model, coupling, lambda x: float64(x).std(dim=1)) as sizes:
             call(model, as_input(model, example))
-        sizes, places = {name: x.double().std(dim=1) for name, x in read.items()}, coupling.inputs
+        places = coupling.inputs
     else:
         if not callable(norm):
             one_of(norm=(norm, ("l1", "l2", "bn", "folded", "activation")))
@@ -115,7 +116,7 @@ def channel_norms(
     largest = torch.full(coupling.free.shape, -math.inf, dtype=torch.float64)
     for name in sizes.keys() & places.keys():
         known = places[name] >= 0
-        largest.scatter_reduce_(0, places[name][known], sizes[name].double().cpu()[known], "amax")
+        largest.scatter_reduce_(0, places[name][known], sizes[name].cpu().double()[known], "amax")
     return largest.where(largest.isfinite(), math.inf)
 
 
@@ -129,7 +130,7 @@ def widest_gap(norms: Float[Tensor, " channels"]) -> float:
     Raises:
         ValueError: fewer than two different norms.
     """
-    ordered = norms.unique().double()
+    ordered = float64(norms.unique())
     if len(ordered) < 2:
         raise ValueError(f"{len(ordered)} different norms: there is no gap; use another threshold")
     if ordered[0] == 0:

@@ -17,12 +17,12 @@ from torch.utils._pytree import tree_map_only
 
 from companion._checks import between, one_of
 from companion.features import Layers, evaluating, find_layers, unwrap
-from companion.pruning._cost import Cost, Latency, cost, latencies
+from companion.pruning._cost import Cost, Latency, MacCounter, cost, counting, latencies
 from companion.pruning._inputs import as_input, call, first, tensors_of
 from companion.pruning._plain import plain
-from companion.pruning.filters._coupling import Coupling, couple
+from companion.pruning.filters._coupling import Coupling, coupled
 from companion.pruning.filters._norms import Norm, channel_norms, filter_norms, widest_gap
-from companion.pruning.filters._removal import Constants, constants, double, remove, zero_filters
+from companion.pruning.filters._removal import constants, in_double, remove, rounded, zero
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,10 +30,9 @@ class FilterReport:
     """What went, from where, and what it saves.
 
     Attributes:
-        zeroed: layer → the filters that were taken for zero. The smaller network computes what the given one does with
-            these filters zeroed (`zero_filters`).
+        zeroed: layer → the filters that were taken for zero, as `zero_filters` does it.
         constant: layer → those of them that stay, as constant channels.
-        kept: layer → filters that were to go and stay because their layer would have been left with too few.
+        kept: layer → filters that were to go, and stay because their layer would have been left with too few.
         held: layer → why none, or not all, of its filters could have gone.
         branches: last layers of the residual branches that went as a whole.
         threshold: the norm up to which filters were to go; −∞ where none was.
@@ -124,18 +123,17 @@ def prune_filters(
         example: a batch of inputs, as the network gets them: a tensor, a tuple of arguments, or a mapping of named
             ones. Latency is measured on it.
         norm: see `filter_norms` and `channel_norms`. A channel that several filters write has the largest norm of them.
-        relative: None compares the norms as they are, across layers: of "folded" ones that compares the sizes of the
-            layers' inputs, too, see `filter_norms`; "mean" divides them by the mean of the layer's (more exactly: of
-            the channels that the same layers write); "rank" takes their rank in it, from 0 to 1: every layer loses the
-            same share.
+        relative: None compares the norms as they are, across layers; "mean" divides them by the mean of the layer's
+            (of the channels that the same layers write); "rank" takes their rank in it, from 0 to 1: every layer loses
+            the same share.
         threshold: channels go whose norm is at most this; "gap" for the one of `widest_gap`.
         parameters, macs: what may be left: a share (0.5) or a whole number, as `companion.pruning.cost` counts.
         accuracy, evaluate: what `evaluate(smaller)` must still reach. Bisection takes it for falling as more goes.
         layers: only filters of these may go (see `companion.features.find_layers`); a channel needs all its writers.
-        empty: what becomes of a layer that would lose all its filters: "keep" its largest; "refuse"; or "identity": if
-            it lies in a residual branch the whole branch goes, and the block is the identity up to the constant that
-            the branch emitted. So does a branch whose last layer's filters are all below the threshold, although its
-            channels live on in the sum. A layer outside of such a branch keeps its largest.
+        empty: what becomes of a layer that would lose all its filters: "keep" its largest; "refuse"; or "identity": the
+            residual branch that it lies in goes as a whole, and the block is the identity up to the constant that the
+            branch emitted. So does a branch whose last layer's filters are all below the threshold. A layer outside of
+            a branch keeps its largest.
         floor: share of its filters that every layer keeps, at least one. None: a tenth; where `threshold` says which
             go, one filter.
         repeats: passes by which each latency is measured; 0 for none.
@@ -165,19 +163,15 @@ def prune_filters(
     ((target, value),) = given.items()
     with torch.inference_mode(False):
         model = plain(unwrap(model))
-        example = as_input(model, example)
-        coupling = couple(model, example)
-        known = constants(model, coupling, example)
-        coupling = _without_varying(coupling, known)
+        task = _Task(model, as_input(model, example), norm, relative, layers, empty, floor)
         while True:
-            task = _Task(model, example, coupling, known, norm, relative, layers, empty, floor)
             try:
                 return task.pruned(target, value, evaluate, repeats)
             except _Misfit as misfit:
                 held = task.misfits()
                 if not held.any():
                     raise ValueError(f"{type(model).__name__} cannot be pruned exactly: {misfit}") from misfit
-                coupling = coupling.hold(held, f"the network without it is another one: {misfit}")
+                task.choose(task.coupling.hold(held, f"the network without it is another one: {misfit}"))
 
 
 class FineTuning(NamedTuple):
@@ -206,7 +200,7 @@ def finetune(model: nn.Module, train: Callable[[nn.Module], Any], evaluate: Call
 
 
 # ------------------------------------------------------------------------------------------------- what may go, and how
-EXACT = 1e-8  # in float64; what is wrong in structure is wrong by far more
+EXACT = 1e-10  # in float64; what is wrong in structure is wrong by far more, behind a layer scale of 1e-6 too
 
 
 class _Misfit(Exception):  # noqa: N818  # not an error: another choice of what is held
@@ -222,23 +216,12 @@ def _fitting() -> Iterator[None]:
         raise _Misfit(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
 
 
-def _without_varying(coupling: Coupling, known: Constants) -> Coupling:
-    """Hold the channels that would not be constant if their filters were zero."""
-    for name, emitted in known.emitted.items():
-        channels = coupling.inputs[name][emitted.isnan() & (coupling.inputs[name] >= 0)]
-        varying = torch.zeros_like(coupling.free).index_fill_(0, channels, True)
-        coupling = coupling.hold(varying, f"{name} would not read a constant from it if it were zero")
-    return coupling
-
-
 @dataclass
 class _Task:
     """One network, what of it may go, and in which order."""
 
     model: nn.Module
     example: Any
-    coupling: Coupling
-    constants: Constants
     norm: Norm
     relative: str | None
     layers: Layers | None
@@ -246,12 +229,30 @@ class _Task:
     floor: float
 
     def __post_init__(self) -> None:
-        coupling = self.coupling
+        self.one = first(self.example, 1)
+        counter = MacCounter(self.model)
+        coupling = coupled(self.model, self.one, counting(self.model, counter))
+        self.before = counter.cost(self.model)
+        self.constants = constants(self.model, coupling, self.one)
+        for name, emitted in self.constants.emitted.items():  # what would not be constant if its filters were zero
+            channels = coupling.inputs[name][emitted.isnan() & (coupling.inputs[name] >= 0)]
+            varying = torch.zeros_like(coupling.free).index_fill_(0, channels, True)
+            coupling = coupling.hold(varying, f"{name} would not read a constant from it if it were zero")
+        self.choose(coupling)
+
+    def choose(self, coupling: Coupling) -> None:
+        """Which channels may go, smallest first."""
+        self.coupling = coupling
         self.norms = _relative(channel_norms(self.model, coupling, self.norm, self.example), coupling, self.relative)
-        self.candidates = _candidates(self.model, coupling, self.norms, self.layers)
+        chosen = coupling.filters if self.layers is None else find_layers(self.model, self.layers)
+        self.candidates = coupling.free & self.norms.isfinite()
+        for name in coupling.filters.keys() - chosen.keys():
+            self.candidates[coupling.filters[name]] = False
+        if not self.candidates.any():
+            raise ValueError(f"layers={self.layers!r}: none of the filters may go; held are {coupling.held}")
         self.order = self.norms.where(self.candidates, math.inf).argsort(stable=True)[: int(self.candidates.sum())]
         # Of single filters, to know a branch that is weak as a whole; relative norms are of channels.
-        plain = self.relative is None and self.norm != "activation"
+        plain = self.empty == "identity" and self.relative is None and self.norm != "activation"
         single = filter_norms(self.model, self.norm, coupling) if plain else {}
         self.filter_norms = {n: single[n] for n in single if self.candidates[coupling.filters.get(n, [])].any()}
 
@@ -266,15 +267,12 @@ class _Task:
         else:
             wished, level = self.lowest(self._small_enough(target, value))
         gone, branches = self.spare(wished, level)
-        with _fitting():
-            smaller, constant = remove(self.model, self.coupling, self.constants, gone, branches)
-            one = first(self.example, 1)
-            before, after = cost(self.model, one), cost(smaller, one)
-        error = self.error(gone, branches)
+        smaller, constant, error, after = self.checked(gone, branches)
         timed = latencies({"before": self.model, "after": smaller}, self.example, repeats=repeats) if repeats else {}
         inside = {name for last in branches for name in self.coupling.branches[last]}
+        whole = {last: list(range(len(self.coupling.filters[last]))) for last in branches}
         return smaller, FilterReport(
-            zeroed=self.zeroed(gone, branches),
+            zeroed=_by_layer(self.coupling, gone) | whole,
             constant=_by_layer(self.coupling, constant),
             kept=_by_layer(self.coupling, wished & ~gone),
             held=self.coupling.held,
@@ -284,7 +282,7 @@ class _Task:
                 name: (len(channels), 0 if name in inside else int((~gone | constant)[channels].sum()))
                 for name, channels in self.coupling.filters.items()
             },
-            before=before,
+            before=self.before,
             after=after,
             latency_before=timed.get("before"),
             latency_after=timed.get("after"),
@@ -324,10 +322,6 @@ class _Task:
         """The network without so many of its smallest channels."""
         return remove(self.model, self.coupling, self.constants, *self.spare(*self.lowest(number)))[0]
 
-    def zeroed(self, gone: Bool[Tensor, " channels"], branches: list[str]) -> dict[str, list[int]]:
-        whole = {last: list(range(len(self.coupling.filters[last]))) for last in branches}
-        return _by_layer(self.coupling, gone) | whole
-
     def _small_enough(self, what: str, value: float | int) -> int:
         """As few channels as bring parameters or MACs down to the target."""
         share = not isinstance(value, numbers.Integral)
@@ -341,7 +335,7 @@ class _Task:
 
         def size(number: int) -> int:
             with _fitting():
-                return getattr(cost(self.smaller(number), first(self.example, 1)), f"{what}_dense")
+                return getattr(cost(self.smaller(number), self.one), f"{what}_dense")
 
         most = len(self.order)
         whole, least = size(0), size(most)
@@ -364,31 +358,38 @@ class _Task:
                 return True
             with _fitting():
                 smaller = self.smaller(number)
-                cost(smaller, first(self.example, 1))  # it runs
+                cost(smaller, self.one)  # it runs
             return not evaluate(smaller) >= value
 
         return _first(fails, len(self.order) + 1) - 1
 
     @torch.no_grad()
-    def error(self, gone: Bool[Tensor, " channels"], branches: list[str]) -> float:
-        """Largest deviation of the outputs from those with zeroed filters, in float64, as a share of the largest: on
-        two of the examples, and on noise of their shape."""
-        exact = double(self.model)
-        example = as_input(exact, first(self.example, 2))
-        noise = tree_map_only(Tensor, _noise, example)
-        zeroed = zero_filters(exact, self.zeroed(gone, branches))
+    def checked(
+        self, gone: Bool[Tensor, " channels"], branches: list[str]
+    ) -> tuple[nn.Module, Bool[Tensor, " channels"], float, Cost]:
+        """The network without these channels, those that stay as constants, and what one example costs. And the largest
+        deviation of the outputs from those with zeroed filters, in float64, as a share of the largest."""
+        zeroed = in_double(self.model)
+        zero(zeroed, self.coupling, gone)
+        for last in branches:
+            zeroed[f"{last}.weight"].zero_()
         error = 0.0
-        with _fitting(), evaluating(zeroed):
-            small, _ = remove(exact, self.coupling, self.constants, gone, branches)
-            with evaluating(small):
-                for x in (example, noise):
-                    for y, z in zip(tensors_of(call(zeroed, x)), tensors_of(call(small, x)), strict=True):
+        with _fitting():
+            small, constant = remove(self.model, self.coupling, self.constants, gone, branches, exact=True)
+            example, *others = _trials(as_input(small, self.one))
+            with evaluating(small, self.model):
+                with counting(small) as counter:
+                    outputs = [call(small, example)]
+                outputs += [call(small, other) for other in others]
+                for x, output in zip((example, *others), outputs, strict=True):
+                    for y, z in zip(tensors_of(call(self.model, x, zeroed)), tensors_of(output), strict=True):
                         if y.is_floating_point() and y.numel():  # what is NaN in both is the same
                             y, z = y.nan_to_num(0, 0, 0), z.nan_to_num(0, 0, 0)
                             error = max(error, float((y - z).abs().max() / y.abs().max().clamp(min=1e-30)))
         if not error <= EXACT:
             raise _Misfit(f"its outputs differ by {error:.2g} of the largest from those with zeros")
-        return error
+        smaller = rounded(small, self.model)
+        return smaller, constant, error, counter.cost(smaller)
 
     def misfits(self) -> Bool[Tensor, " channels"]:
         """The families of channels of which not even every second one can go exactly."""
@@ -398,17 +399,35 @@ class _Task:
             gone, _ = self.spare(torch.zeros_like(found).index_fill_(0, second, True), -math.inf)
             try:
                 if gone.any():
-                    self.error(gone, [])
+                    self.checked(gone, [])
             except _Misfit:
                 found |= family
         return found
 
 
-def _noise(example: Tensor) -> Tensor:
-    if not example.is_floating_point():
-        return example
-    noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return noise.to(example)
+def _trials(example: Any) -> list[Any]:
+    """The example with a little noise, so that nothing in it is zero or alike by chance; and, where that is cheap, a
+    few examples of noise alone."""
+    generator = torch.Generator().manual_seed(0)
+
+    def disturbed(x: Tensor) -> Tensor:
+        scale = float(x.std(correction=0)) / 10 if x.is_floating_point() and x.numel() else 0.0
+        return x + (scale or 1.0) * _noise(x, generator) if x.is_floating_point() else x
+
+    elements = max(1, sum(x.numel() for x in tensors_of(example)))
+    repeated = min(8, 2**11 // elements)
+    trials = [tree_map_only(Tensor, disturbed, example)]
+    if repeated:
+        rows = len(tensors_of(example)[0])
+        more = tree_map_only(
+            Tensor, lambda x: x.repeat(repeated, *[1] * (x.ndim - 1)) if x.ndim and len(x) == rows else x, example
+        )
+        trials.append(tree_map_only(Tensor, lambda x: _noise(x, generator) if x.is_floating_point() else x, more))
+    return trials
+
+
+def _noise(x: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
 
 
 def _first(holds: Callable[[int], bool], most: int) -> int:
@@ -437,20 +456,6 @@ def _relative(
 def _families(coupling: Coupling) -> list[Bool[Tensor, " channels"]]:
     families = coupling.families()
     return [(families == number) & coupling.free for number in families[coupling.free].unique()]
-
-
-def _candidates(
-    model: nn.Module, coupling: Coupling, norms: Float[Tensor, " channels"], layers: Layers | None
-) -> Bool[Tensor, " channels"]:
-    candidates = coupling.free & norms.isfinite()
-    if layers is not None:
-        chosen = find_layers(model, layers)
-        for name, channels in coupling.filters.items():
-            if name not in chosen:
-                candidates[channels] = False
-    if not candidates.any():
-        raise ValueError(f"layers={layers!r}: none of the filters may go; held are {coupling.held}")
-    return candidates
 
 
 def _by_layer(coupling: Coupling, channels: Bool[Tensor, " channels"]) -> dict[str, list[int]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from companion.features import evaluating
-from companion.pruning._inputs import as_input, call
+from companion.features import evaluating, float64_device, hooked
+from companion.pruning._inputs import as_input, call, tensors_of
 from companion.pruning._plain import refuse_computed
 from companion.pruning.filters._coupling import Coupling
-from companion.pruning.filters._trace import IMAGE, Blank, Constant, channel_dim, first_tensor
+from companion.pruning.filters._trace import IMAGE, Blank, Constant, channel_dim
 
 
 @torch.no_grad()
@@ -63,12 +64,12 @@ class Constants:
 def constants(model: nn.Module, coupling: Coupling, example: Any) -> Constants:
     """Measure both in two forward passes of `example` in which *all* filters that may go are zero: what a channel then
     emits depends on no other."""
-    probe = double(model)
-    zero(probe, coupling, coupling.free)
-    example = as_input(probe, example)
-    emitted = _read(probe, coupling, example)
-    emit_one(probe, coupling, coupling.free)
-    return Constants(emitted, _read(probe, coupling, example))
+    free = {f"{name}.weight" for name, channels in coupling.filters.items() if coupling.free[channels].all()}
+    values = in_double(model, without=free)
+    zero(values, coupling, coupling.free)
+    emitted = _read(model, values, coupling, example)
+    emit_one(values, coupling, coupling.free)
+    return Constants(emitted, _read(model, values, coupling, example))
 
 
 @torch.no_grad()
@@ -78,6 +79,8 @@ def remove(
     constants: Constants,
     gone: Bool[Tensor, " channels"],
     branches: Sequence[str] = (),
+    *,
+    exact: bool = False,
 ) -> tuple[nn.Module, Bool[Tensor, " channels"]]:
     """A physically smaller copy of `model` that computes, in eval mode, what `model` computes with the filters of these
     channels zeroed. Also returns which of them stay, as constant channels.
@@ -85,15 +88,17 @@ def remove(
     Args:
         branches: last layers of residual branches whose filters are zeroed too, all of them; nothing of such a branch
             stays but the constant that it emits, so that its block is the identity up to a shift.
+        exact: leave it in float64, so that it can be checked; then it is to be `rounded`.
 
     Raises:
         ValueError: a channel that a layer does not read as a constant.
     """
-    small = copy.deepcopy(model)
+    small = double(model)
     ends = [(_silence(small, coupling, last), coupling.filters[last]) for last in branches]
     coupling = _without(coupling, {name for last in branches for name in coupling.branches[last]})
     layers: dict[str, Any] = dict(small.named_modules())
-    zero(small, coupling, gone)
+    tensors = _tensors(small)
+    zero(tensors, coupling, gone)
     at_borders: dict[str, Tensor] = {}  # layer → Σ_k c_k w_k, for those that need a constant channel
     for name, channels in coupling.inputs.items():
         dead = _at(gone, channels)
@@ -106,6 +111,8 @@ def remove(
                 "their filters were zero: they cannot be removed exactly"
             )
         layer = layers[name]
+        if not emitted.any():
+            continue
         response = _response(layer, emitted)
         if _pads_zeros(layer) and response.count_nonzero():
             at_borders[name] = response
@@ -114,18 +121,18 @@ def remove(
             _add_bias(layer, norm, response.reshape(len(response), -1).sum(1))
 
     kept = _carriers(coupling, constants, gone, at_borders)
-    emit_one(small, coupling, kept)
+    emit_one(tensors, coupling, kept)
     for end, written in ends:
         end.value[kept[written]] = 1
         end.value = _kept(end.value, (~gone | kept)[written])
     for name, channels in coupling.inputs.items():
-        layer = layers[name]
-        columns = _columns(layer)
-        columns[_at(gone, channels).view(columns.shape[:2])] = 0
+        if (carriers := _at(kept, channels)).any():
+            columns = _columns(layers[name])
+            columns[carriers.view(columns.shape[:2])] = 0
         if name in at_borders:
-            _carry(layer, _at(kept, channels), at_borders[name], constants.carried[name])
-    _slice(small, coupling, ~gone | kept)
-    return small, kept
+            _carry(layers[name], carriers, at_borders[name], constants.carried[name])
+    _slice(layers, coupling, ~gone | kept)
+    return (small if exact else rounded(small, model)), kept
 
 
 def _silence(model: nn.Module, coupling: Coupling, last: str) -> Constant:
@@ -147,7 +154,7 @@ def _silence(model: nn.Module, coupling: Coupling, last: str) -> Constant:
     return end
 
 
-def _without(coupling: Coupling, names: Container[str]) -> Coupling:
+def _without(coupling: Coupling, names: Collection[str]) -> Coupling:
     def rest(slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: channels for name, channels in slots.items() if name not in names}
 
@@ -155,71 +162,123 @@ def _without(coupling: Coupling, names: Container[str]) -> Coupling:
     return dataclasses.replace(coupling, filters=sides[0], inputs=sides[1], norms=sides[2])
 
 
-def zero(model: nn.Module, coupling: Coupling, channels: Bool[Tensor, " channels"]) -> None:
+def zero(values: Mapping[str, Tensor], coupling: Coupling, channels: Bool[Tensor, " channels"]) -> None:
     """Zero the weights of all filters that write these channels, in place."""
     for name, written in coupling.filters.items():
-        model.get_submodule(name).get_parameter("weight")[channels[written]] = 0
+        if f"{name}.weight" in values and (chosen := channels[written]).any():
+            values[f"{name}.weight"][chosen] = 0
 
 
-def emit_one(model: nn.Module, coupling: Coupling, channels: Bool[Tensor, " channels"]) -> None:
+def emit_one(values: Mapping[str, Tensor], coupling: Coupling, channels: Bool[Tensor, " channels"]) -> None:
     """Let every batch norm (γ = 0, β = 1) and every bias of these channels emit 1: sums of them and their images under
     a ReLU stay positive. In training they stay constants, with β learned: x̂ = 0 gives γ no gradient."""
     for name, written in coupling.filters.items():
-        layer: Any = model.get_submodule(name)
-        if layer.bias is not None:
-            layer.bias[channels[written]] = 1
+        if f"{name}.bias" in values:
+            values[f"{name}.bias"][channels[written]] = 1
     for name, through in coupling.norms.items():
-        norm: Any = model.get_submodule(name)
         chosen = _at(channels, through)
-        if norm.affine:
-            norm.weight[chosen], norm.bias[chosen] = 0, 1
-        elif norm.running_mean is not None:
-            norm.running_mean[chosen], norm.running_var[chosen] = -1, 1
+        for key, one in (("weight", 0), ("bias", 1)) if f"{name}.weight" in values else _WITHOUT_SCALE:
+            if f"{name}.{key}" in values:
+                values[f"{name}.{key}"][chosen] = one
 
 
-# ------------------------------------------------------------------------------------------------------ what is read
-def double(model: nn.Module) -> nn.Module:
+_WITHOUT_SCALE = (("running_mean", -1), ("running_var", 1))
+
+
+# -------------------------------------------------------------------------------------------------- numbers in float64
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """name → parameter or buffer; what is shared, under all its names."""
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return dict(named)
+
+
+def _doubled(tensor: Tensor) -> Tensor:
     """A copy in float64; on the CPU where the device has none."""
-    device = next(model.parameters()).device
-    return copy.deepcopy(model).to("cpu" if device.type == "mps" else device, torch.float64)
+    if not tensor.is_floating_point():
+        return tensor.detach().clone()
+    return tensor.detach().to(float64_device(tensor.device), torch.float64, copy=True)
+
+
+def in_double(model: nn.Module, without: Collection[str] = ()) -> dict[str, Tensor]:
+    """name → parameter or buffer, for a forward pass in float64 (see `call`)."""
+    own = {name: tensor for name, tensor in _tensors(model).items() if name not in without}
+    doubled = {id(tensor): _doubled(tensor) for tensor in {id(tensor): tensor for tensor in own.values()}.values()}
+    return {name: doubled[id(tensor)] for name, tensor in own.items()}
+
+
+def double(model: nn.Module) -> nn.Module:
+    """A copy in float64."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(_doubled(p), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, memo | {id(b): _doubled(b) for b in model.buffers()})
+
+
+def rounded(small: nn.Module, model: nn.Module) -> nn.Module:
+    """Give the numbers the types and devices that they have in `model`; new ones, those of its first parameter."""
+    own, first = _tensors(model), next(model.parameters())
+    for name, tensor in (*small.named_parameters(), *small.named_buffers()):
+        if tensor.is_floating_point():
+            like = own.get(name, first)
+            tensor.data = tensor.data.to(like.device, like.dtype)
+    return small
+
+
+# -------------------------------------------------------------------------------------------------------- what is read
+class _Biases(TorchFunctionMode):
+    """Layers whose filters are all zero give their bias: no product is computed with these `weights`."""
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.weights = {id(weight) for weight in weights}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if len(args) < 3 or id(args[1]) not in self.weights:
+            return func(*args, **(kwargs or {}))
+        x, weight, bias, *how = args
+        spatial = weight.ndim - 2
+        axis = x.ndim - 1 - spatial
+        one = x.narrow(axis, 0, 1)
+        if spatial:  # the output's size, from a convolution of one channel: stride, padding and dilation as they are
+            one = func(one, weight[:1, :1], None, *how[:3])
+        out = one.new_zeros((*one.shape[:axis], len(weight), *one.shape[axis + 1 :]))
+        return out if bias is None else out.add_(bias.view(-1, *[1] * spatial))
 
 
 @contextmanager
-def reading(model: nn.Module, coupling: Coupling) -> Iterator[dict[str, Float[Tensor, "inputs readings"]]]:
-    """layer → all that each of its inputs was in the last forward pass: over examples and positions."""
+def reading(model: nn.Module, coupling: Coupling, measure: Callable[[Tensor], Tensor]) -> Iterator[dict[str, Tensor]]:
+    """layer → what `measure` makes of all that its inputs were in the last forward pass, over examples and positions
+    (inputs × readings): at once, for a later layer may overwrite it."""
     read: dict[str, Tensor] = {}
 
-    def hook(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
-            x = first_tensor(args, kwargs)
-            read[name] = x.movedim(channel_dim(module, x), 0).flatten(1)
+    def keep(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+        x = tensors_of(inputs)[0]
+        read[name] = measure(x.movedim(channel_dim(layer, x), 0).flatten(1))
 
-        return layer.register_forward_pre_hook(keep, with_kwargs=True)
-
-    handles = [hook(name, model.get_submodule(name)) for name in coupling.inputs]
-    try:
-        with evaluating(model):
-            yield read
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = {name: model.get_submodule(name) for name in coupling.inputs}
+    with evaluating(model), hooked(layers, keep, before=True):
+        yield read
 
 
-def _read(model: nn.Module, coupling: Coupling, example: Any) -> dict[str, Float[Tensor, " inputs"]]:
-    with reading(model, coupling) as read:
-        call(model, example)
-    values = {}
-    for name, x in read.items():
-        low, high = x.aminmax(dim=1)
-        value = high.where(high - low <= 1e-9 * high.abs().clamp(min=1), torch.nan).cpu()
-        values[name] = value.where(~(value.abs() <= 1e-12), 0)  # what an instance norm leaves of a bias is rounding
-    return values
+def _read(
+    model: nn.Module, values: dict[str, Tensor], coupling: Coupling, example: Any
+) -> dict[str, Float[Tensor, " inputs"]]:
+    """What the layers read with these values, as constants; weights that are left out are zeros."""
+    like = next(value for value in values.values() if value.is_floating_point())
+    zeros = {name: like.new_zeros(()).expand(p.shape) for name, p in model.named_parameters() if name not in values}
+    with reading(model, coupling, _constant) as read, _Biases(zeros.values()):
+        call(model, as_input(like, example), values | zeros)
+    return {name: value.cpu() for name, value in read.items()}
+
+
+def _constant(x: Float[Tensor, "inputs readings"]) -> Float[Tensor, " inputs"]:
+    low, high = x.aminmax(dim=1)
+    value = high.where(high - low <= 1e-9 * high.abs().clamp(min=1), torch.nan)
+    return value.where(~(value.abs() <= 1e-12), 0)  # what an instance norm leaves of a bias is rounding
 
 
 # ------------------------------------------------------------------------------------------------- folding and merging
 def _response(layer: Any, emitted: Float[Tensor, " inputs"]) -> Float[Tensor, "outputs *kernel"]:
-    """Σ_k c_k w_k: for each output and place in the kernel what the constants add, away from borders; in float64."""
-    weight = layer.weight.detach().double()  # outputs inputs/groups *kernel
+    """Σ_k c_k w_k: for each output and place in the kernel what the constants add, away from borders."""
+    weight = layer.weight.detach()  # outputs inputs/groups *kernel
     groups = getattr(layer, "groups", 1)
     each = emitted.to(weight).view(groups, 1, -1).expand(-1, len(weight) // groups, -1).flatten(0, 1)
     return torch.einsum("oi...,oi->o...", weight, each)
@@ -238,11 +297,11 @@ def _add_bias(layer: Any, norm: Any, bias: Float[Tensor, " outputs"]) -> None:
     if not bias.count_nonzero():
         return
     if layer.bias is not None:
-        layer.bias.copy_(layer.bias.double() + bias)
+        layer.bias += bias
     elif norm is not None and norm.running_mean is not None:
-        norm.running_mean.copy_(norm.running_mean.double() - bias)
+        norm.running_mean -= bias
     else:
-        layer.bias = nn.Parameter(bias.to(layer.weight), requires_grad=layer.weight.requires_grad)
+        layer.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
 
 
 def _carriers(
@@ -283,21 +342,18 @@ def _carry(
     kept = kept.view(columns.shape[:2])
     first = kept & (kept.cumsum(1) == 1)
     share = response.unflatten(0, (len(columns), -1))  # groups outputs/groups *kernel
-    columns[first] = (share / carried.view(first.shape)[first].to(share).view(-1, *[1] * (share.ndim - 1))).to(columns)
+    columns[first] = share / carried.view(first.shape)[first].to(share).view(-1, *[1] * (share.ndim - 1))
 
 
-def _slice(model: nn.Module, coupling: Coupling, alive: Bool[Tensor, " channels"]) -> None:
+def _slice(layers: Mapping[str, Any], coupling: Coupling, alive: Bool[Tensor, " channels"]) -> None:
     """Cut every layer down to the channels that are alive, in place."""
     for name in coupling.filters:
-        layer: Any = model.get_submodule(name)
-        rows, inputs = alive[coupling.filters[name]], coupling.inputs[name]
+        layer, rows, inputs = layers[name], alive[coupling.filters[name]], coupling.inputs[name]
         columns = ~_at(~alive, inputs)
-        depthwise = getattr(layer, "groups", 1) == len(inputs) > 1
-        if isinstance(layer, nn.Linear):
-            layer.in_features, layer.out_features = int(columns.sum()), int(rows.sum())
-        else:
-            layer.in_channels, layer.out_channels = int(columns.sum()), int(rows.sum())
-        if depthwise:  # each group is a channel
+        sizes = ("in_features", "out_features") if isinstance(layer, nn.Linear) else ("in_channels", "out_channels")
+        for size, left in zip(sizes, (columns, rows), strict=True):
+            setattr(layer, size, int(left.sum()))
+        if getattr(layer, "groups", 1) == len(inputs) > 1:  # depthwise: each group is a channel
             layer.groups = layer.in_channels
             layer.weight = _kept(layer.weight, rows)
         else:  # all groups lose the same places
@@ -305,21 +361,19 @@ def _slice(model: nn.Module, coupling: Coupling, alive: Bool[Tensor, " channels"
         if layer.bias is not None:
             layer.bias = _kept(layer.bias, rows)
     for name, channels in coupling.norms.items():
-        norm: Any = model.get_submodule(name)
-        places = ~_at(~alive, channels)
+        norm, places = layers[name], ~_at(~alive, channels)
         norm.num_features = int(places.sum())
         if norm.affine:
             norm.weight, norm.bias = _kept(norm.weight, places), _kept(norm.bias, places)
         if norm.running_mean is not None:
             norm.running_mean, norm.running_var = norm.running_mean[places], norm.running_var[places]
     for name, channels in coupling.constants.items():
-        constant: Any = model.get_submodule(name)
-        constant.value = _kept(constant.value, ~_at(~alive, channels))
+        layers[name].value = _kept(layers[name].value, ~_at(~alive, channels))
     for name, channels in coupling.shortcuts.items():
-        shortcut: Any = model.get_submodule(name)
-        places = ~_at(~alive, channels)
-        before, after = places[: shortcut.before], places[len(places) - shortcut.after :]
-        shortcut.before, shortcut.after = int(before.sum()), int(after.sum())
+        shortcut, places = layers[name], ~_at(~alive, channels)
+        shortcut.before, shortcut.after = (
+            int(part.sum()) for part in (places[: shortcut.before], places[len(places) - shortcut.after :])
+        )
 
 
 def _at(channels: Bool[Tensor, " channels"], places: Tensor) -> Tensor:
@@ -330,5 +384,8 @@ def _at(channels: Bool[Tensor, " channels"], places: Tensor) -> Tensor:
 def _kept(
     parameter: nn.Parameter, rows: Bool[Tensor, " rows"], columns: Bool[Tensor, " columns"] | None = None
 ) -> nn.Parameter:
-    values = parameter.detach()[rows]
-    return nn.Parameter(values if columns is None else values[:, columns], requires_grad=parameter.requires_grad)
+    values = parameter.detach()
+    for axis, left in enumerate((rows, columns)):
+        if left is not None and not left.all():
+            values = values.index_select(axis, left.nonzero().flatten().to(values.device))
+    return nn.Parameter(values, requires_grad=parameter.requires_grad)

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, suppress
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, suppress
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from companion.features import evaluating, hooked
 from companion.models import Subsample
-from companion.pruning._inputs import call, tensors_of
+from companion.pruning._inputs import call, tensors_of, whole_kernels
+
+Slots: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Layer = Convolution | nn.Linear
@@ -53,19 +57,13 @@ class Constant(nn.Module):
         return f"channels={len(self.value)}"
 
 
-class _Place(NamedTuple):
-    """Where the channels of a tensor are: along `dim`, the slot of each; None where they cannot be told apart."""
-
-    dim: Any
-    slots: Any
-
-
 class _Label(NamedTuple):
-    """A `_Place`, and the node of the graph that made it."""
+    """Where the channels of a tensor are: along `dim`, the slot of each; None where they cannot be told apart. And the
+    node of the graph that made the tensor."""
 
-    dim: Any
-    slots: Any
-    node: int
+    dim: Any = None
+    slots: Any = None
+    node: int = -1
 
 
 class _Call(NamedTuple):
@@ -91,41 +89,35 @@ class Trace(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self.model = model
         self.names = {module: name for name, module in model.named_modules()}
-        self.own: dict[str, Tensor] = {}
         self.slots = 0
-        for module, name in self.names.items():
-            if isinstance(module, Layer):
-                self.own[name] = self.fresh(len(module.weight))
-        self.inputs: dict[str, Tensor] = {}
-        self.norms: dict[str, Tensor] = {}
-        self.shortcuts: dict[str, Tensor] = {}
-        self.constants: dict[str, Tensor] = {}
-        self.edges: list[tuple[Tensor, Tensor]] = []
+        self.own = {n: self.fresh(len(module.weight)) for module, n in self.names.items() if isinstance(module, Layer)}
+        self.inputs: dict[str, Slots] = {}
+        self.norms: dict[str, Slots] = {}
+        self.shortcuts: dict[str, Slots] = {}
+        self.constants: dict[str, Slots] = {}
+        self.edges: list[tuple[Slots, Slots]] = []
         self.held: dict[int, str] = {}
         self.labels: Any = WeakTensorKeyDictionary()
         self.nodes: list[str] = []  # what each did: a layer, or "" for an operation
         self.sources: list[set[int]] = []
         self._stack: list[nn.Module] = [model]
-        self._hooks = ExitStack()
-        for module in self.names:
-            self._hooks.callback(module.register_forward_pre_hook(self._enter).remove)
-            self._hooks.callback(module.register_forward_hook(self._leave, with_kwargs=True).remove)
 
-    def fresh(self, count: int) -> Tensor:
+    def fresh(self, count: int) -> Slots:
         self.slots += count
-        return torch.arange(self.slots - count, self.slots)
+        return np.arange(self.slots - count, self.slots)
 
     def node(self, name: str, inputs: Iterable[_Label]) -> int:
         self.nodes.append(name)
         self.sources.append({label.node for label in inputs})
         return len(self.nodes) - 1
 
-    def hold(self, slots: Tensor | None, why: str) -> None:
+    def hold(self, slots: Slots | None, why: str) -> None:
         for slot in [] if slots is None else slots[slots >= 0].tolist():
             self.held.setdefault(slot, why)
 
-    def join(self, one: Tensor, other: Tensor, why: str) -> None:
+    def join(self, one: Slots, other: Slots, why: str) -> None:
         """Slots that go together; a channel that meets what is none stays."""
         both = (one >= 0) & (other >= 0)
         self.edges.append((one[both], other[both]))
@@ -133,22 +125,21 @@ class Trace(TorchDispatchMode):
         self.hold(other[~both], why)
 
     # -- modules that are cut
-    def _enter(self, module: nn.Module, args: Any) -> None:
+    def _enter(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         self._stack.append(module)
 
-    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _leave(self, name: str, module: Any, inputs: Any, output: Any) -> None:
         self._stack.pop()
-        if isinstance(module, _Cut) and isinstance(output, Tensor):
-            x = first_tensor(args, kwargs)
-            self._module(module, self.names[module], x, self.labels.get(x), output)
-
-    def _module(self, module: Any, name: str, x: Tensor, label: _Label | None, output: Tensor) -> None:
+        if not isinstance(module, _Cut) or not isinstance(output, Tensor):
+            return
+        x = tensors_of(inputs)[0]
+        label = self.labels.get(x)
         node = self.node(name, [label] if label else [])
         if isinstance(module, Blank):  # zeros, whatever it reads
-            self.labels[output] = _Label(None, None, node)
+            self.labels[output] = _Label(node=node)
             return
         dim = channel_dim(module, x)
-        reads = torch.full((x.shape[dim],), IMAGE)
+        reads = np.full(x.shape[dim], IMAGE)
         if label is not None and label.dim == dim:
             reads = label.slots
         elif label is not None:
@@ -158,30 +149,28 @@ class Trace(TorchDispatchMode):
             kind, writes = self.inputs, self.own[name]
             self._groups(module, name, reads, writes)
         elif isinstance(module, Subsample):
-            writes = torch.cat([self.fresh(module.before), reads, self.fresh(module.after)])
             kind = self.shortcuts
+            writes = np.concatenate([self.fresh(module.before), reads, self.fresh(module.after)])
         elif isinstance(module, Constant):
-            writes = self.fresh(len(module.value))
-            kind = self.constants
+            kind, writes = self.constants, self.fresh(len(module.value))
         if name in kind:
             for slots in (reads, writes, kind[name]):
                 self.hold(slots, f"{name} is called twice in one forward pass")
         kind[name] = reads if kind is self.inputs else writes
-        channels = bool((writes >= 0).any())
-        self.labels[output] = _Label(dim if channels else None, writes if channels else None, node)
+        self.labels[output] = _Label(dim, writes, node) if (writes >= 0).any() else _Label(node=node)
 
-    def _groups(self, module: Any, name: str, reads: Tensor, writes: Tensor) -> None:
+    def _groups(self, module: Any, name: str, reads: Slots, writes: Slots) -> None:
         if len(writes) == 1:
             self.hold(writes, f"it is the only filter of {name}")
         groups = getattr(module, "groups", 1)
         if groups == 1:
             return
-        per_group = writes.view(groups, -1)
+        per_group = writes.reshape(groups, -1)
         if groups == len(reads):  # depthwise: a group is a channel
-            for place in per_group.unbind(1):
+            for place in per_group.T:
                 self.join(reads, place, f"each filter of {name} reads one channel of what cannot be cut")
             return
-        for part in (per_group, reads.view(groups, -1)):  # groups of equal size must stay so
+        for part in (per_group, reads.reshape(groups, -1)):  # groups of equal size must stay so
             for other in part[1:]:
                 self.join(part[0], other, f"the groups of {name} must lose the same places")
 
@@ -189,15 +178,17 @@ class Trace(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        name = func.overloadpacket.__name__.rstrip("_")
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        known = [(tensor, self.labels[tensor]) for tensor in given if tensor in self.labels]
-        if not known or name.startswith("new_") or isinstance(self._stack[-1], _Cut):
+        if isinstance(self._stack[-1], _Cut):
             return out
-        outs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        name = func.overloadpacket.__name__.rstrip("_")
+        given = tensors_of((args, kwargs))
+        known = [(tensor, label) for tensor in given if (label := self.labels.get(tensor)) is not None]
+        if not known or name.startswith("new_"):
+            return out
+        outs = tensors_of(out)
         channels = [(tensor, label) for tensor, label in known if label.dim is not None]
         node = self.node("", [label for _, label in known])
-        found: list[_Place] = [_Place(None, None)] * len(outs)
+        found = [_Label()] * len(outs)
         if channels:
             try:
                 found = self._rule(_Call(name, func, args, kwargs, given, channels, outs))
@@ -206,20 +197,20 @@ class Trace(TorchDispatchMode):
                 where = f"{self.names[self._stack[-1]] or 'the model'} ({type(self._stack[-1]).__name__})"
                 for _, label in channels:
                     self.hold(label.slots, f"{name.removeprefix('native_').strip('_')} in {where} {reason}")
-        for tensor, place in zip(outs, found, strict=True):
-            self.labels[tensor] = _Label(*place, node)
+        for tensor, label in zip(outs, found, strict=True):
+            self.labels[tensor] = label._replace(node=node)
         return out
 
-    def _written_through(self, given: list[Tensor], outs: list[Tensor], found: list[_Place]) -> None:
+    def _written_through(self, given: list[Tensor], outs: list[Tensor], found: list[_Label]) -> None:
         """A view that is written to changes what it is a view of, whose label says nothing of that."""
-        for out, place in zip(outs, found, strict=True):
+        for out, label in zip(outs, found, strict=True):
             if out._is_view() and any(out is tensor for tensor in given):
                 before = self.labels.get(out)
-                if before is None or before.slots is None or not torch.equal(before.slots, place.slots):
-                    self.labels[out._base] = _Label(None, None, self.node("", []))
+                if before is None or before.slots is None or not np.array_equal(before.slots, label.slots):
+                    self.labels[out._base] = _Label(node=self.node("", []))
                     raise _Uncut("writes into a part of another tensor")
 
-    def _rule(self, call: _Call) -> list[_Place]:
+    def _rule(self, call: _Call) -> list[_Label]:
         """Where the channels are in what comes out; what no rule knows is not cut."""
         if call.name in _MOVES:
             return self._moved(call)
@@ -233,7 +224,7 @@ class Trace(TorchDispatchMode):
             return self._pooled(call)
         raise _Uncut("cannot be cut channel by channel")
 
-    def _elementwise(self, call: _Call) -> list[_Place]:
+    def _elementwise(self, call: _Call) -> list[_Label]:
         n = call.outs[0].ndim
         dim, *others = {n - tensor.ndim + label.dim for tensor, label in call.channels}
         if others:
@@ -248,9 +239,9 @@ class Trace(TorchDispatchMode):
                 raise _Uncut("combines it with what depends on other channels or on the input")
             if label is not None and label.slots is not slots:
                 self.join(slots, label.slots, f"{call.name} combines it with what cannot be cut")
-        return [_Place(dim, slots)] * len(call.outs)
+        return [_Label(dim, slots)] * len(call.outs)
 
-    def _moved(self, call: _Call) -> list[_Place]:
+    def _moved(self, call: _Call) -> list[_Label]:
         """Let the labels go where the numbers go."""
         spread = {id(tensor): _spread(tensor, label) for tensor, label in call.channels}
         joins = call.name in ("cat", "stack")
@@ -265,33 +256,33 @@ class Trace(TorchDispatchMode):
         moved = call.func(*tree_map_only(Tensor, labelled, call.args), **tree_map_only(Tensor, labelled, call.kwargs))
         found = [_gathered(label) for label in tree_leaves(moved)]
         slots = call.channels[0][1].slots
-        if _MOVES[call.name] and not all(torch.equal(place.slots, slots) for place in found):
+        if _MOVES[call.name] and not all(np.array_equal(label.slots, slots) for label in found):
             raise _Uncut("picks or reorders channels")
-        if "split" in call.name and not torch.equal(found[0].slots, slots):
-            for place in found[1:]:
-                if len(place.slots) != len(found[0].slots):
+        if "split" in call.name and not np.array_equal(found[0].slots, slots):
+            for part in found[1:]:
+                if len(part.slots) != len(found[0].slots):
                     raise _Uncut("splits it into unequal parts")
-                self.join(found[0].slots, place.slots, f"{call.name} parts it")
+                self.join(found[0].slots, part.slots, f"{call.name} parts it")
         return found
 
-    def _glu(self, call: _Call) -> list[_Place]:
+    def _glu(self, call: _Call) -> list[_Label]:
         ((tensor, label),) = call.channels
         if label.dim != (call.args[1] if len(call.args) > 1 else -1) % tensor.ndim:
-            return [_Place(label.dim, label.slots)]
-        values, gates = label.slots.chunk(2)
+            return [_Label(label.dim, label.slots)]
+        values, gates = np.split(label.slots, 2)
         self.join(values, gates, "its gate cannot be cut")
-        return [_Place(label.dim, values)]
+        return [_Label(label.dim, values)]
 
-    def _reduced(self, call: _Call) -> list[_Place]:
+    def _reduced(self, call: _Call) -> list[_Label]:
         ((tensor, label),) = call.channels
         dims = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
         axes = {dim % tensor.ndim for dim in ([dims] if isinstance(dims, int) else dims or range(tensor.ndim))}
         if label.dim in axes:
             raise _Uncut("sums over the channels")
         gone = 0 if call.outs[0].ndim == tensor.ndim else sum(axis < label.dim for axis in axes)
-        return [_Place(label.dim - gone, label.slots)]
+        return [_Label(label.dim - gone, label.slots)]
 
-    def _pooled(self, call: _Call) -> list[_Place]:
+    def _pooled(self, call: _Call) -> list[_Label]:
         ((tensor, label),) = call.channels
         if call.name == "constant_pad_nd":
             touched = {tensor.ndim - 1 - i // 2 for i, pad in enumerate(call.args[1]) if pad}
@@ -299,23 +290,20 @@ class Trace(TorchDispatchMode):
             touched = set(range(tensor.ndim - int((re.findall(r"(\d)d", call.name) or [1])[0]), tensor.ndim))
         if label.dim in touched:
             raise _Uncut("works along the channels")
-        return [_Place(label.dim, label.slots)] * len(call.outs)
+        return [_Label(label.dim, label.slots)] * len(call.outs)
 
     # -- the whole pass
-    def run(self, model: nn.Module, example: Any) -> None:
+    def run(self, example: Any) -> None:
         for tensor in tensors_of(example):
-            self.labels[tensor] = _Label(None, None, self.node("", []))
-        fastpath = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # the fused kernels hide their parts
+            self.labels[tensor] = _Label(node=self.node("", []))
+        named = {name: module for module, name in self.names.items()}
         try:
-            with self._hooks, self:
-                output = call(model, example)
+            with whole_kernels(), hooked(named, self._enter, before=True), hooked(named, self._leave), self:
+                output = call(self.model, example)
         except Exception as error:
             raise ValueError(
-                f"{type(model).__name__} does not run on this example: {type(error).__name__}: {error}"
+                f"{type(self.model).__name__} does not run on this example: {type(error).__name__}: {error}"
             ) from error
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fastpath)
         for tensor in tensors_of(output):
             label = self.labels.get(tensor)
             if label is not None:
@@ -329,6 +317,16 @@ class Trace(TorchDispatchMode):
             for source in sources:
                 found[source].add(node)
         return found
+
+    def uncut(self) -> dict[str, str]:
+        idle = [name for name in self.own if name not in self.inputs]
+        others = {
+            name: f"a {type(module).__name__} is no convolution or linear layer"
+            for module, name in self.names.items()
+            if not isinstance(module, _Cut | nn.Embedding | nn.EmbeddingBag)
+            and any(key.endswith("weight") and p is not None and p.ndim > 1 for key, p in module._parameters.items())
+        }
+        return dict.fromkeys(idle, "the forward pass does not call it") | others
 
     def norm_of(self) -> dict[str, str]:
         kinds = {name: module for module, name in self.names.items()}
@@ -358,21 +356,16 @@ _ELEMENTWISE = ("hardswish", "_prelu_kernel", "_to_copy", "native_dropout", "ber
 def _spread(tensor: Tensor, label: _Label) -> Tensor:
     """The slot at each place of a tensor."""
     shape = [-1 if dim == label.dim else 1 for dim in range(tensor.ndim)]
-    return label.slots.to(tensor.device).view(shape).expand(tensor.shape).contiguous()
+    return torch.from_numpy(label.slots).to(tensor.device).view(shape).expand(tensor.shape).contiguous()
 
 
-def _gathered(slots: Tensor) -> _Place:
+def _gathered(slots: Tensor) -> _Label:
     """Back from the slot at each place to one axis of them."""
     varying = [dim for dim in range(slots.ndim) if bool((slots != slots.narrow(dim, 0, 1)).any())]
     if len(varying) != 1:
         raise _Uncut("spreads the channels over several axes" if varying else "leaves one channel alone")
     rest = tuple(slice(None) if dim == varying[0] else 0 for dim in range(slots.ndim))
-    return _Place(varying[0], slots[rest].cpu())
-
-
-def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """What a layer reads: its first argument, by place or by name."""
-    return next(leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, Tensor))
+    return _Label(varying[0], slots[rest].numpy(force=True).copy())
 
 
 def channel_dim(module: nn.Module, x: Tensor) -> int:
@@ -384,25 +377,24 @@ def channel_dim(module: nn.Module, x: Tensor) -> int:
     return 1
 
 
-def traced(model: nn.Module, example: Any) -> Trace:
+def traced(model: nn.Module, example: Any, counted: AbstractContextManager[Any]) -> Trace:
     """One pass in evaluation mode; and, where it leaves layers out, one in training mode: such as auxiliary heads."""
-    with torch.inference_mode(False), torch.no_grad():
-        twin = copy.deepcopy(model).eval()
-        trace = Trace(twin)
-        trace.run(twin, example)
+    with torch.inference_mode(False), evaluating(model):
+        trace = Trace(model)
+        with counted:
+            trace.run(example)
         owners: dict[int, str] = {}
         for module, name in trace.names.items():
-            for parameter in module.parameters(recurse=False):
-                other = owners.setdefault(id(parameter), name)
-                for slots in (trace.own, trace.inputs, trace.norms):
-                    for shared in (name, other) if other != name else ():
+            for parameter in module._parameters.values():
+                other = name if parameter is None else owners.setdefault(id(parameter), name)
+                for slots in (trace.own, trace.inputs, trace.norms) if other != name else ():
+                    for shared in (name, other):
                         trace.hold(slots.get(shared), f"{other} and {name} share a parameter")
         idle = trace.own.keys() - trace.inputs.keys()
         if idle:
-            twin = copy.deepcopy(model).train()
-            training = Trace(twin)
+            training = Trace(copy.deepcopy(model).train())
             with suppress(ValueError), torch.random.fork_rng():
-                training.run(twin, tree_map_only(Tensor, lambda x: torch.cat([x, x]) if x.ndim else x, example))
+                training.run(tree_map_only(Tensor, lambda x: torch.cat([x, x]) if x.ndim else x, example))
             for name in idle & training.inputs.keys():
                 trace.hold(training.inputs[name], f"{name} reads it, in training only")
     return trace

@@ -40,15 +40,5 @@ class RigLITOP(RigL):
         density: str = "erk",
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            model,
-            optimizer,
-            sparsity,
-            steps=steps,
-            every=every,
-            drop=drop,
-            floor=floor,
-            end=end,
-            density=density,
-            **options,
-        )
+        exchange = {"drop": drop, "floor": floor, "end": end}
+        super().__init__(model, optimizer, sparsity, steps=steps, every=every, density=density, **exchange, **options)

@@ -12,10 +12,8 @@ from torch import nn
 
 from companion import models
 from companion.experiments import EXPERIMENTS, Workplace
-from companion.experiments.photographs import outputs, seen, tails
+from companion.experiments.imagenet_nets import by_chance, in_parts, inner, intervals, outputs, seen, silenced, tails
 from companion.experiments.records import unpacked
-from companion.experiments.studies.filters import inner, silenced
-from companion.experiments.studies.photographs import by_chance, in_parts, intervals
 from companion.pruning import zero_filters
 from companion.similarity import MinibatchCKA, cka, cka_interval, gram
 
