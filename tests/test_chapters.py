@@ -94,9 +94,14 @@ WORDS_A_MINUTE = 100  # of a text with formulas, figures and code
 
 def words(text: str) -> int:
     """Words of prose: without formulas, addresses, options of directives, and what roles name."""
-    text = re.sub(r"```\{math\}.*?```|\$\$.*?\$\$|\$[^$]*\$|^:\w+:.*$", " ", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"```\{math\}.*?```|\$\$.*?\$\$|\$[^$]*\$|^:\w+:[^\n]*$", " ", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"\{[a-z:]+\}`[^`]*`|\]\([^)]*\)|https?://\S+", " x ", text)
     return len(re.findall(r"[^\W\d_]+(?:[’'-][^\W\d_]+)*", text))
+
+
+def test_words_counts_what_is_read() -> None:
+    box = "```{prf:theorem} Short paths\n:label: thm-a\n\nLet $k_1 > 0$. The end's near.\n\n$$\na = b\n$$ (eq-a)\n```"
+    assert words(f"## One\n\n{box}\n\nSee {{prf:ref}}`thm-a` [there](x.ipynb).") == 14
 
 
 def text_without_exercises(path: Path) -> str:
@@ -115,14 +120,32 @@ def test_a_chapter_is_no_longer_than_4000_words_and_says_how_long_it_takes(path:
     assert abs(minutes - words(text_without_exercises(path)) / WORDS_A_MINUTE) <= 4
 
 
+# The one word of a chapter that shows records, in a visible cell; every reading of a record goes through it.
+ONE_WORD = re.compile(r'^recorded = records_by\("replay"\)  # .*"run".*$', re.MULTILINE)
+
+
+@every_cut_chapter
+def test_one_visible_word_makes_the_records_of_a_chapter_anew(path: Path) -> None:
+    code = [cell for cell in cells_of(path) if cell.cell_type == "code"]
+    source = "\n".join(cell.source for cell in code)
+    lines = ONE_WORD.findall(source)
+    assert len(lines) == len(re.findall(r"\brecorded\(", source)[:1]), "the line, and what it reads"
+    assert all(not is_folded(cell) for cell in code if ONE_WORD.search(cell.source)), "the line is seen"
+    others = re.findall(
+        r"\b(?:replay|load_or_run|records_by) *\(.*|\bmode *= *[\"'](?:replay|run)\b.*", ONE_WORD.sub("", source)
+    )
+    assert not others, f"records are read by `recorded(name)`: {others}"
+
+
 @every_cut_chapter
 def test_the_first_screen_has_question_picture_and_finding(path: Path) -> None:
-    """The picture comes within 250 words, and no code is seen before it."""
+    """The picture comes within 250 words, and no code is seen before it, except the one word where it shows records."""
     cells = cells_of(path)
     picture = next(number for number, cell in enumerate(cells) if shows_a_picture(cell))
     before = cells[:picture]
     assert words(prose(before)) <= 250
-    assert [cell.source for cell in [*before, cells[picture]] if cell.cell_type == "code" and not is_folded(cell)] == []
+    seen = [cell.source for cell in [*before, cells[picture]] if cell.cell_type == "code" and not is_folded(cell)]
+    assert all(map(ONE_WORD.fullmatch, seen)), seen
 
 
 @every_cut_chapter
@@ -179,7 +202,7 @@ def test_every_exercise_is_solved_and_the_solution_passes_its_test(path: Path) -
     for number, (start, end) in enumerate(pairwise([*starts, len(cells)]), start=1):
         exercise = cells[start].source
         (label,) = re.findall(r"^:label: (ex-\S+)$", exercise, re.MULTILINE)
-        assert re.search(r"^★{1,3} · \d+ minutes$", exercise, re.MULTILINE), label
+        assert re.search(r"^★{1,3} · \d+ minutes(?: · core)?$", exercise, re.MULTILINE), label
         begins = next(i for i in range(start, end) if f"```{{solution-start}} {label}\n" in cells[i].source)
         ends = next(i for i in range(begins, end) if "```{solution-end}" in cells[i].source)
         assert ":class: dropdown" in cells[begins].source, label  # folded
