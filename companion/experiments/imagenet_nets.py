@@ -268,9 +268,7 @@ def silenced(model: nn.Module, filters: Mapping[str, Sequence[int]]) -> nn.Modul
     with torch.no_grad():
         for name, gone in filters.items():
             layer = model.get_submodule(name)
-            follows = model.get_submodule(
-                names[names.index(name) + 1]
-            )  # the norm that reads a convolution
+            follows = model.get_submodule(names[names.index(name) + 1])  # the norm that reads a convolution
             norm = follows if isinstance(follows, nn.BatchNorm2d) else nn.Identity()
             for parameter in (getattr(layer, "bias", None), *norm.parameters()):
                 if parameter is not None:
