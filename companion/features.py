@@ -1,7 +1,7 @@
 """Features: the one place that taps a model.
 
 A *tap* reduces and keeps the features of chosen layers inside their forward hooks, so that an in-place ReLU right after
-a layer cannot change them. Chapter *Feature similarity* explains what the reducers mean.
+a layer cannot change them. Chapter *Estimating CKA well* explains what the reducers mean.
 
 >>> import torch
 >>> from torch import nn

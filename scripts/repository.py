@@ -103,9 +103,11 @@ def write(root: Path, url: str, version: str | None = None) -> None:
     for path in sorted(root.glob("notebooks/*.ipynb")):
         notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
         cell = first_code_cell(notebook)
-        if cell and "google.colab" in cell.source and cell.source != setup_cell(url, version):
+        if cell and "google.colab" in cell.source:
             cell.source = setup_cell(url, version)
-            write_aside(path, nbformat.writes(notebook) + "\n")
+            cell.metadata["tags"] = sorted({*cell.metadata.get("tags", []), "hide-input"})
+            if (text := nbformat.writes(notebook) + "\n") != path.read_text():
+                write_aside(path, text)
 
 
 def release(root: Path, version: str) -> None:
@@ -147,6 +149,8 @@ def problems(root: Path) -> list[str]:
         cell = first_code_cell(notebook)
         if cell is None or cell.source != setup_cell(url, version):
             found.append(f"{name}: the first code cell is not the setup cell")
+        elif "hide-input" not in cell.metadata.get("tags", []):
+            found.append(f"{name}: the setup cell is not folded (tag `hide-input`)")
         if colab_link(url, name) not in notebook.cells[0].source:
             found.append(f"{name}: the first cell does not link to {colab_link(url, name)}")
     return found

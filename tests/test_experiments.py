@@ -847,13 +847,14 @@ def test_one_word_makes_the_records_of_a_chapter_anew(toy, place, tmp_path, caps
     ours = experiments.perform(run, place, tmp_path / "book")
     before = (tmp_path / "book" / run.path).read_bytes()
     for mode, folder in (("replay", "book"), ("run", "work/results")):
-        read = notebook.reader(mode)
+        read = notebook.records_by(mode)
         found = read("toy", "smoke")
         assert [r.run for r in found] == [run] and [missing.seed for missing in found.missing] == [1]
         assert found[0].result == ours.result
-        assert capsys.readouterr().out == f"toy, smoke: 1 records in {tmp_path / folder / 'toy' / 'smoke'}\n"
+        read_from = os.path.relpath(tmp_path / folder / "toy" / "smoke")
+        assert capsys.readouterr().out == f"toy, smoke: 1 records in {read_from}\n"
         assert len(read("toy", "smoke")) == 1 and not capsys.readouterr().out  # said once
     assert (tmp_path / "work" / "results" / run.path).exists()
     assert (tmp_path / "book" / run.path).read_bytes() == before
     with pytest.raises(ValueError, match="mode='rerun' is unknown"):
-        notebook.reader("rerun")
+        notebook.records_by("rerun")

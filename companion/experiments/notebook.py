@@ -11,32 +11,33 @@ from pathlib import Path
 from typing import Any
 
 from companion._checks import one_of
-from companion.experiments.archive import replay
+from companion.experiments import archive
 from companion.experiments.records import Records, results_root
 
 __all__ = [
     "keep_on_drive",
-    "reader",
+    "records_by",
 ]
 
 DRIVE = Path("/content/drive/MyDrive")  # where Colab shows the reader's own Drive
 
 
-def reader(mode: str = "replay") -> Callable[..., Records]:
+def records_by(mode: str = "replay") -> Callable[..., Records]:
     """How a chapter reads records: `archive.replay`, or, with `"run"`, the same records made anew.
 
     What has no record in the book stays *not run*. What is made lies in the work folder, goes on if interrupted, and
-    leaves the book's records alone. The folder that is read is printed, once for each experiment and tier.
+    leaves the book's records alone; claims and hypotheses judge the book's. The folder that is read is printed, as seen
+    from here, once for each experiment and tier.
 
-    >>> replay = reader("replay")  # the one word: "run" makes every record anew
-    >>> found = replay("published_cka", "paper")  # doctest: +ELLIPSIS
-    published_cka, paper: 7 records in .../published_cka/paper
+    >>> recorded = records_by("replay")  # or "run": every record made anew
+    >>> found = recorded("published_cka", "paper")  # doctest: +ELLIPSIS
+    published_cka, paper: 7 records in ...results/published_cka/paper
     """
     one_of(mode=(mode, ("replay", "run")))
     told = set()
 
     def read(name: str, tier: str = "laptop", **options: Any) -> Records:
-        found = replay(name, tier, **options)
+        found = archive.replay(name, tier, **options)
         folder = results_root(options.get("results"))
         if mode == "run":
             from companion.experiments.runner import Workplace, perform  # with torch
@@ -47,7 +48,7 @@ def reader(mode: str = "replay") -> Callable[..., Records]:
             busy = [record.run for record, new in zip(found, made, strict=True) if new is None]
             found = Records([record for record in made if record is not None], [*busy, *found.missing])
         if (name, tier) not in told:
-            print(f"{name}, {tier}: {len(found)} records in {folder / name / tier}")
+            print(f"{name}, {tier}: {len(found)} records in {os.path.relpath(folder / name / tier)}")
             told.add((name, tier))
         return found
 
