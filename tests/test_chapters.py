@@ -76,8 +76,6 @@ UNCUT: set[str] = {
     "04_which_blocks",
     "05_sparse_training",
     "06_identity_layers",
-    "07_information",
-    "08_bottleneck",
     "09_feature_flow_regularization",
     "10_filter_pruning",
     "11_cifar_identity",
