@@ -72,8 +72,6 @@ def test_a_chapter_opens_with_a_question_and_a_picture(path: Path) -> None:
 UNCUT: set[str] = {
     "01_sparsity",
     "06_identity_layers",
-    "07_information",
-    "08_bottleneck",
     "10_filter_pruning",
     "11_cifar_identity",
     "12_cifar_flow",
