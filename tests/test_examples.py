@@ -6,10 +6,12 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 
 import matplotlib
 import pytest
 import torch
+from conftest import ROOT
 from test_api import offered
 
 import companion
@@ -26,6 +28,7 @@ WITHOUT = {
         *("pruning.FilterReport", "pruning.FineTuning", "training.Place", "experiments.Outcome"),
         *("experiments.ImageTask", "experiments.distributions.Task", "widgets.Parts"),
     },
+    "needs Lightning, a recipe shows it": {"training.lightning_log"},
     "works in Google Colab alone": {"experiments.notebook.keep_on_drive"},
     "arguments that every method takes: a signature refers to it": {"pruning.Options"},
     "its other half's example shows it": {"training.load_checkpoint"},
@@ -94,3 +97,9 @@ def test_examples_print_what_they_say(name: str) -> None:
             torch.manual_seed(0)
             runner.run(example, out=report.append)
     assert not runner.failures, "".join(report)
+
+
+def test_the_first_page_shows_what_its_code_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    code, output = re.findall(r"^```(?:python|text)\n(.+?)^```", (ROOT / "book" / "intro.md").read_text(), re.M | re.S)
+    exec(code, {})
+    assert capsys.readouterr().out == output
