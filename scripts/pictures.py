@@ -5,6 +5,7 @@ python scripts/pictures.py
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,6 +17,7 @@ from companion import plots
 from companion.blocks import spans
 from companion.experiments import load_or_run
 from companion.experiments.explorables import network_name
+from companion.experiments.quantities import Reading, cka_in_stages, path_length, small_weights
 from companion.experiments.records import Record, Records
 
 STATIC = Path(__file__).resolve().parent.parent / "book" / "_static"
@@ -50,6 +52,42 @@ def two_wishes(record: Record) -> Figure:
     return figure
 
 
+SHOWN = {
+    "aug_cka_sr": ("AugCKA-SR", plots.BLUE),
+    "cka_sr": ("CKA-SR", plots.BLUE),
+    "ffr_length_curvature": ("FFR, both", plots.VERMILION),
+    "ffr_length": ("FFR, length", plots.VERMILION),
+    "group_lasso": ("group lasso", plots.GREY),
+}
+
+
+def changes(rounds: Sequence[Records], method: str, reading: Reading) -> list[float]:
+    """What the penalty changes, seed by seed, against the same seed without a penalty."""
+    pairs = [[r.where(method=name).by_seed(reading) for name in (method, "none")] for r in rounds]
+    return [here[seed] - there[seed] for here, there in pairs for seed in here if seed in there]
+
+
+def answer(rounds: Sequence[Records]) -> Figure:
+    """The book's question and what was measured, in two panels: do they oppose each other, are weights small?"""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3), layout="constrained", width_ratios=[1, 1.1])
+    places = {"aug_cka_sr": (0.04, -0.19), "cka_sr": (0.055, -0.03), "ffr_length_curvature": (-0.16, 0.06)}
+    for method, place in places.items():
+        name, colour = SHOWN[method]
+        x, y = (changes(rounds, method, reading) for reading in (path_length, cka_in_stages))
+        left.plot(x, y, "D" if method == "cka_sr" else "o", color=colour, alpha=0.7, markersize=5)
+        left.text(*place, name, color=colour, fontsize=10, ha="left")
+    left.axhline(0, color=plots.INK, linewidth=1)
+    left.axvline(0, color=plots.INK, linewidth=1)
+    left.set(xlim=(-0.2, 0.2), ylim=(-0.45, 0.12))
+    left.set(xlabel="change of a relative step", ylabel="change of CKA inside stages")
+    left.set_title("They pull apart, a little", fontsize=10.5)
+    rows = {name: changes(rounds, method, small_weights) for method, (name, _) in SHOWN.items()}
+    plots.strip(rows, ax=right, colours=dict(SHOWN.values()))
+    right.set(xlabel="small weights, change in % of all")
+    right.set_title("Neither makes weights small", fontsize=10.5)
+    return figure
+
+
 def depths(records: Records) -> Figure:
     """CKA maps of four trained networks side by side; for the README."""
     figure, axes = plt.subplots(1, len(DEPTHS), figsize=(10, 2.95))
@@ -66,8 +104,10 @@ def depths(records: Records) -> Figure:
 def main(folder: Path = STATIC) -> None:
     """Write every picture into `folder`."""
     records = load_or_run("published_cka", tier="paper")
+    rounds = [load_or_run(name) for name in ("dense_penalties", "dense_penalties_again")]
     with plt.rc_context({**plots.STYLE, "savefig.bbox": "tight", "savefig.dpi": 200}):
         two_wishes(records.one(method="resnet56")).savefig(folder / "two_wishes.png")
+        answer(rounds).savefig(folder / "answer.png")
         depths(records).savefig(folder / "readme.png", dpi=120)
 
 

@@ -6,10 +6,12 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 
 import matplotlib
 import pytest
 import torch
+from conftest import ROOT
 from test_api import offered
 
 import companion
@@ -94,3 +96,9 @@ def test_examples_print_what_they_say(name: str) -> None:
             torch.manual_seed(0)
             runner.run(example, out=report.append)
     assert not runner.failures, "".join(report)
+
+
+def test_the_first_page_shows_what_its_code_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    code, output = re.findall(r"^```(?:python|text)\n(.+?)^```", (ROOT / "book" / "intro.md").read_text(), re.M | re.S)
+    exec(code, {})
+    assert capsys.readouterr().out == output
