@@ -75,7 +75,6 @@ UNCUT: set[str] = {
     "10_filter_pruning",
     "11_cifar_identity",
     "12_cifar_flow",
-    "14_identity_meets_flow",
     "16_at_scale",
 }
 every_cut_chapter = pytest.mark.parametrize(
