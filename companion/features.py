@@ -300,8 +300,9 @@ def find_layers(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
                 )
     if not chosen:
         kinds = sorted({type(module).__name__ for module in modules.values()})
-        shown = getattr(layers, "__name__", None) or given(layers)
-        raise ValueError(f"layers={shown} chooses no layer of {kind}; it is made of {kinds}")
+        several = layers if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
+        shown = ", ".join(str(getattr(choice, "__name__", choice)) for choice in several)
+        raise ValueError(f"layers={shown or given(layers)} chooses no layer of {kind}; it is made of {kinds}")
     return {name: module for name, module in modules.items() if name in chosen}
 
 

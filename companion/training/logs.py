@@ -21,7 +21,7 @@ class PenaltyLog:
 
     >>> from torch import nn
     >>> from companion.regularizers import L1
-    >>> log = PenaltyLog(penalty := L1(nn.Linear(2, 2), strength=0.1))
+    >>> log = PenaltyLog(penalty := L1(nn.Sequential(nn.Linear(2, 2)), strength=0.1))
     >>> for _ in range(3):
     ...     _ = penalty()
     ...     log()
