@@ -11,9 +11,9 @@ from pathlib import Path
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from repository import colab_link, opened, repository, setup_cell
 
-from scripts import notebooks
-from scripts.repository import colab_link, opened, repository, setup_cell
+import notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
 
