@@ -70,7 +70,6 @@ def test_a_chapter_opens_with_a_question_and_a_picture(path: Path) -> None:
 # ------------------------------------------------------------------------------------- as long as a reader has patience
 # Chapters that still wait for their cut.
 UNCUT: set[str] = {
-    "01_sparsity",
     "03_flow",
     "04_which_blocks",
     "05_sparse_training",
