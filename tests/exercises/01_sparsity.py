@@ -14,7 +14,7 @@ WRONG = {
         "signed, not by magnitude": ("W.abs().reshape(-1, m)", "W.reshape(-1, m)"),
         "groups across filters": ("mask.view_as(W)", "mask.view(W.shape[1], -1).T.reshape(W.shape)"),
         "one neighbour too many": ("stats.binom.cdf(n - 1, m - 1, q)", "stats.binom.cdf(n, m - 1, q)"),
-        "unstructured": "def share_of_n_of_m(n, m): return share_of_groups(1)",
+        "unstructured": "def share_of_n_of_m(n, m): return stats.chi2.sf(stats.chi2.median(1), 3)",
     },
     "ex-scale": {
         "the plain magnitude": "effective = magnitudes",
