@@ -70,7 +70,6 @@ def test_a_chapter_opens_with_a_question_and_a_picture(path: Path) -> None:
 # ------------------------------------------------------------------------------------- as long as a reader has patience
 # Chapters that still wait for their cut.
 UNCUT: set[str] = {
-    "01_sparsity",
     "06_identity_layers",
     "10_filter_pruning",
     "11_cifar_identity",
