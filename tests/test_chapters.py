@@ -70,7 +70,6 @@ def test_a_chapter_opens_with_a_question_and_a_picture(path: Path) -> None:
 # ------------------------------------------------------------------------------------- as long as a reader has patience
 # Chapters that still wait for their cut.
 UNCUT: set[str] = {
-    "06_identity_layers",
     "10_filter_pruning",
     "11_cifar_identity",
     "12_cifar_flow",
@@ -117,7 +116,6 @@ ONE_WORD = re.compile(r'^recorded = records_by\("replay"\)  # .*"run".*$', re.MU
 # The shortest way through the book: what `how_to_read.md` and README mark with ●.
 CORE = {
     *("01_sparsity", "02_similarity", "03_flow", "04_which_blocks"),
-    *("06_identity_layers", "09_feature_flow_regularization", "14_identity_meets_flow"),
 }
 
 
