@@ -78,7 +78,6 @@ UNCUT: set[str] = {
     "06_identity_layers",
     "07_information",
     "08_bottleneck",
-    "10_filter_pruning",
     "11_cifar_identity",
     "12_cifar_flow",
     "14_identity_meets_flow",
