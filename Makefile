@@ -106,8 +106,10 @@ pdf: $(INSTALLED) ## make the book's PDF by LaTeX; says what is missing
 api: $(INSTALLED) ## write the API pages from the package
 	$(BIN)/python scripts/api.py
 
-status: $(INSTALLED) ## write the page that says what ran, from the stored notebooks and records
+status: $(INSTALLED) ## write the pages that follow from the records: what ran, the claims, the summary
 	$(BIN)/python scripts/status.py
+	$(BIN)/python scripts/results.py
+	$(BIN)/python scripts/summary.py
 
 benchmark: $(INSTALLED) ## measure the package beside its peers
 	$(BIN)/pip install --quiet -e '.[benchmark]'

@@ -104,7 +104,9 @@ A claim
 - is **mixed** if some speak for it and some against it;
 - is **equivalent within δ** if none is decided and *every* test that ran shows an effect smaller than δ;
 - is **undecided** otherwise. The *smallest detectable effect* says what it could have seen: the true effect that a
-  single test finds four times out of five, before the correction, if the spread is what it seems (noncentral t);
+  single test finds four times out of five, before the correction, if the spread is what it seems (noncentral t). *What
+  would decide it* is the other way round: the seeds with which each open test finds, four times out of five, an effect
+  of δ if there is one, and equivalence if there is none; and the core-hours of the runs that this lacks;
 - was **not run** if no test has two seeds.
 
 Beside the verdict stands whether **the penalty did act** on the very quantity that it penalises. It *did not act* where
@@ -477,6 +479,14 @@ def manipulated(judged: Judgement) -> str:
     return "; ".join(f"{title}: {cells(Counter(seen.values()))}" for title, seen in states.items())
 
 
+def deciding(judged: Judgement) -> str:
+    """What would decide a claim that is undecided; empty for any other."""
+    lacks = judged.missing() if judged.verdict == "undecided" else None
+    if lacks is None:
+        return ""
+    return f"up to {lacks.seeds} seeds a test, {lacks.hours:,.0f} core-hours more"
+
+
 def cells(states: Counter[str]) -> str:
     """What the cells did: `acted`, or `did not act in 3 cells, unclear in 1`."""
     if len(states) == 1:
@@ -509,6 +519,8 @@ def section(place: int, claim: Claim, judged: Judgement, url: str, branch: str) 
                 "Shown beside it, outside of the family and of the verdict:",
                 tests_of(judged.beside, family=False),
             ]
+        if more := deciding(judged):
+            parts.append(f"What would decide it, at the spread of these runs: {more}.")
         every = [t.test for t in (*judged.tests, *judged.beside)]
         tiers = dict.fromkeys((name, test.tier) for test in every for name in test.experiments)
         parts.append(f"Records: {listed(f'[{n}]({url}/tree/{branch}/book/results/{n}/{tier})' for n, tier in tiers)}.")

@@ -71,10 +71,6 @@ def test_a_chapter_opens_with_a_question_and_a_picture(path: Path) -> None:
 # Chapters that still wait for their cut.
 UNCUT: set[str] = {
     "01_sparsity",
-    "02_similarity",
-    "03_flow",
-    "04_which_blocks",
-    "05_sparse_training",
     "06_identity_layers",
     "07_information",
     "08_bottleneck",

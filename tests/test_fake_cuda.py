@@ -191,7 +191,7 @@ def arguments(function: Callable[..., Any], device: torch.device) -> dict[str, A
     return given | {name: make(device) for name, make in besides.items() if name in takes.keys() - given.keys()}
 
 
-@pytest.mark.parametrize(("part", "name"), public())
+@pytest.mark.parametrize(("part", "name"), list(public()))
 def test_public_functions(part: str, name: str) -> None:
     function = getattr(importlib.import_module(f"companion.{part}"), name)
     agree(lambda device: function(**arguments(function, device)), LIES_ON.get(name, CUDA))

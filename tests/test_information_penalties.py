@@ -49,10 +49,10 @@ def test_life_of_the_penalty() -> None:
     model(x)
     first = float(penalty().detach())
     model(x)
-    assert first > 0 and float(penalty()) == 0
+    assert first > 0 and penalty().item() == 0
     model.eval()(x)  # evaluation leaves nothing
     model.train()(x[:2])
-    assert float(penalty()) == 0  # fewer than four examples
+    assert penalty().item() == 0  # fewer than four examples
     penalty.remove()
     assert not model._forward_pre_hooks and not any(m._forward_hooks for m in model.modules())
     assert "beta=0.01" in repr(penalty)

@@ -645,6 +645,7 @@ def test_report_has_a_row_a_layer() -> None:
         "alive": 108,
         "density": 0.25,
         "explored": 0.25,
+        "shared": "",
     }
     assert Masks(net(), None).report()["density"].eq(1).all()
     assert repr(RandomPruning(net(), None, 0.75)) == "RandomPruning(3 layers, sparsity 0.75, step 0)"

@@ -52,6 +52,10 @@ def images(device):
     return torch.randn(12, 3, 8, 8, dtype=torch.float64, device=device)
 
 
+def number(x: Tensor) -> float:
+    return x.detach().item()
+
+
 def features(net, x):
     with FeatureTap(net, find_blocks(net)) as tap, torch.no_grad():
         net(x)
@@ -152,10 +156,10 @@ def test_contract_a_copy_of_both_works_on_the_copy(name):
             parameter.add_(0.5 * torch.randn_like(parameter))
     value, reached = step(twin.net, twin.penalty, x)
     fresh = built(name, twin.net)
-    assert float(value) == pytest.approx(float(step(twin.net, fresh, x)[0]), rel=1e-5)
+    assert value.item() == pytest.approx(step(twin.net, fresh, x)[0].item(), rel=1e-5)
     assert reached and holder.penalty.calls == 1
     original, _ = step(holder.net, holder.penalty, x)
-    assert float(original) == pytest.approx(float(before), rel=1e-5) and float(value) != pytest.approx(float(before))
+    assert original.item() == pytest.approx(before.item(), rel=1e-5) and value.item() != pytest.approx(before.item())
 
 
 @each_penalty
@@ -167,7 +171,7 @@ def test_contract_float32_under_autocast(name, device):
         value = penalty()
     assert value.dtype == torch.float32
     model(x)
-    assert float(value) == pytest.approx(float(penalty()), rel=0.05, abs=0.05)
+    assert value.item() == pytest.approx(penalty().item(), rel=0.05, abs=0.05)
 
 
 @each_penalty
@@ -301,10 +305,10 @@ def test_select_picks_the_tensor_that_is_penalised():
     for block in model.blocks:
         h.append(torch.tanh(block.linear(h[-1])))
     pairs = itertools.permutations(h[1:], 2)
-    assert float(first()) == pytest.approx(sum(float(cka(a[:8], b[:8])) for a, b in pairs))
+    assert number(first()) == pytest.approx(sum(number(cka(a[:8], b[:8])) for a, b in pairs))
     steps = sum((b - a).square().mean(1).sqrt().mean() for a, b in itertools.pairwise(h[1:]))
-    assert float(flows()) == pytest.approx(float(steps))
-    assert float(squeezed()) > 0
+    assert number(flows()) == pytest.approx(number(steps))
+    assert number(squeezed()) > 0
     penalty = CKASparsity(model, 1.0, every=1)
     with pytest.raises(ValueError, match=r"2 tensors .*select=lambda output: output\[0\]"):
         model(x)
@@ -347,12 +351,12 @@ def test_weights_that_are_made_of_others_are_penalised_as_they_are_used(make):
     x = torch.eye(3, dtype=torch.float64)
     used = (model[0](x) - model[0].bias).T.detach()  # what the layer multiplies by, measured
     weights = [used, model[2].weight.detach()]
-    assert float(penalties["l1"]()) == pytest.approx(sum(float(w.abs().sum()) for w in weights))
+    assert number(penalties["l1"]()) == pytest.approx(sum(number(w.abs().sum()) for w in weights))
     lasso = sum(w.shape[1] ** 0.5 * float(w.norm(dim=1).sum()) for w in weights)
-    assert float(penalties["lasso"]()) == pytest.approx(lasso)
+    assert number(penalties["lasso"]()) == pytest.approx(lasso)
     gaps = [w.T @ w if w.shape[0] > w.shape[1] else w @ w.T for w in weights]
     ortho = sum(float((gap - torch.eye(len(gap)).double()).square().sum()) for gap in gaps)
-    assert float(penalties["ortho"]()) == pytest.approx(ortho)
+    assert number(penalties["ortho"]()) == pytest.approx(ortho)
     penalties["l1"]().backward()
     assert sum(p.grad is not None for p in model[0].parameters()) >= 1
 
@@ -375,7 +379,7 @@ def test_weights_of_unknown_origin_are_refused_by_name_and_shared_ones_count_onc
     assert L1(model, 1.0, layers="0").layers == ["0"]
     tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     tied[1].weight = tied[0].weight
-    assert float(L1(tied, 1.0)()) == pytest.approx(float(tied[0].weight.abs().sum()))
+    assert number(L1(tied, 1.0)()) == pytest.approx(number(tied[0].weight.abs().sum()))
 
 
 # ------------------------------------------------------------------------------------------------------------- copies
@@ -402,8 +406,8 @@ def test_cka_sr_is_the_sum_over_ordered_pairs_of_a_stage(net, images, form, unbi
     x = features(net, images)
     shape = {"signed": float, "squared": lambda v: v**2, "clipped": lambda v: max(v, 0.0)}[form]
     terms = [shape(float(cka(x[a][:8], x[b][:8], unbiased=unbiased))) for a, b in ordered_pairs_in_stages()]
-    assert float(found) == pytest.approx(0.3 * sum(terms), rel=1e-9, abs=1e-12)
-    assert float(penalty.last) == pytest.approx(float(found))
+    assert number(found) == pytest.approx(0.3 * sum(terms), rel=1e-9, abs=1e-12)
+    assert number(penalty.last) == pytest.approx(number(found))
     assert penalty.table().loc["layer1.0", "layer1.1"] == pytest.approx(
         float(cka(x["layer1.0"][:8], x["layer1.1"][:8], unbiased=unbiased))
     )
@@ -416,7 +420,7 @@ def test_aug_cka_sr_is_the_biased_mean_over_all_distinct_pairs(net, images):
     x = features(net, images)
     pairs = list(itertools.combinations(itertools.chain(*STAGES), 2))
     mean = sum(float(cka(x[a], x[b], unbiased=False)) for a, b in pairs) / len(pairs)
-    assert float(found) == pytest.approx(0.1 * mean, rel=1e-9)
+    assert number(found) == pytest.approx(0.1 * mean, rel=1e-9)
 
 
 def test_pairs_and_their_weights(net, images):
@@ -425,7 +429,7 @@ def test_pairs_and_their_weights(net, images):
     def value(pairs):
         penalty = CKASparsity(net, beta=1.0, examples=None, pairs=pairs)
         net(images)
-        found = float(penalty())
+        found = penalty().item()
         penalty.remove()
         return found
 
@@ -466,7 +470,7 @@ def test_every_counts_calls_and_travels_in_the_state(net, images, build):
     seen = []
     for _ in range(7):
         net(images)
-        seen.append(float(penalty()) != 0)
+        seen.append(penalty().item() != 0)
     assert seen == [True, False, False] * 2 + [True]
     other = build(net, every=3)
     other.load_state_dict(penalty.state_dict())
@@ -529,12 +533,12 @@ def test_a_dead_layer_adds_nothing_and_has_no_gradient(net, images):
 def test_a_batch_too_small_for_hsic_gives_zero(net, images):
     penalty = CKASparsity(net, beta=1.0, every=1)
     net(images[:3])
-    assert float(penalty()) == 0
+    assert penalty().item() == 0
     net(images[:6])  # fewer than `examples`: those there are
     found = penalty()
     x = features(net, images[:6])
     expected = sum(float(cka(x[a], x[b])) for a, b in ordered_pairs_in_stages())
-    assert float(found) == pytest.approx(expected)
+    assert number(found) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", ["cka", "arxiv"])
@@ -643,13 +647,13 @@ def test_the_loop_keeps_each_penalty_in_its_history():
 def test_weight_penalties_against_their_formulas(device):
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3, 5)).double().to(device)
     conv, linear = net[0].weight, net[3].weight
-    assert float(L1(net, 0.5)()) == pytest.approx(0.5 * float(conv.abs().sum() + linear.abs().sum()))
+    assert number(L1(net, 0.5)()) == pytest.approx(0.5 * number(conv.abs().sum() + linear.abs().sum()))
     lasso = 18**0.5 * sum(f.norm() for f in conv) + 3**0.5 * sum(f.norm() for f in linear)
-    assert float(GroupLasso(net, 2.0)()) == pytest.approx(2 * float(lasso))
+    assert number(GroupLasso(net, 2.0)()) == pytest.approx(2 * number(lasso))
     rows = conv.flatten(1)
     gap = (rows @ rows.T - torch.eye(3, dtype=torch.float64, device=device)).square().sum()
     gap = gap + (linear.T @ linear - torch.eye(3, dtype=torch.float64, device=device)).square().sum()
-    assert float(Orthogonality(net, 0.1)()) == pytest.approx(0.1 * float(gap))
+    assert number(Orthogonality(net, 0.1)()) == pytest.approx(0.1 * number(gap))
 
 
 def test_group_lasso_of_an_empty_filter_has_gradient_zero():

@@ -17,8 +17,8 @@ from scipy import stats
 from companion.experiments import EXPERIMENTS, Experiment, Tier, claims, published, quantities, records
 from companion.experiments.claims import CLAIMS, Claim, Comparison, Contrast, Judgement
 from companion.experiments.records import Record, Run
-from companion.experiments.statistics import QUANTITIES, VERDICTS
-from scripts import forest, results
+from companion.experiments.statistics import QUANTITIES, VERDICTS, Mean, mean
+from scripts import forest, results, summary
 
 RESULTS = ROOT / "book" / "results"
 ROUNDS = ("dense_penalties", "dense_penalties_again")
@@ -32,6 +32,49 @@ def written() -> str:
 @pytest.mark.slow
 def test_the_page_is_what_the_records_say(written):
     assert results.page() == written, "python scripts/results.py writes the page anew"
+
+
+@pytest.mark.slow
+def test_the_summary_is_what_the_records_say():
+    assert summary.page() == summary.PAGE.read_text(), "python scripts/summary.py writes it anew"
+
+
+@pytest.mark.parametrize("half, count, within", [(0.5, 5, 0.5), (2.0, 3, 1.0), (0.3, 8, 0.25)])
+def test_the_seeds_that_decide_find_effect_and_equivalence_four_times_out_of_five(half, count, within):
+    """By simulation: 40,000 samples of normal differences, with that many seeds and with one seed fewer."""
+    seen = Mean(0.0, half, count)
+    enough = seen.deciding(within)
+
+    def share(n: int) -> float:
+        values = np.random.default_rng(n).normal(0, seen.deviation, (40_000, n))
+        error = values.std(axis=1, ddof=1) / n**0.5
+        found = (values.mean(axis=1) + within) / error > stats.t.ppf(0.975, n - 1)
+        none = abs(values.mean(axis=1)) + stats.t.ppf(0.95, n - 1) * error < within
+        return min(found.mean(), none.mean())
+
+    assert share(enough - 1) < 0.81 and share(enough) > 0.79
+
+
+def test_what_would_decide_a_claim_counts_each_cell_once():
+    """Claim 2 from the JSON alone: AugCKA-SR under random masks, two data sets, two sparsities."""
+    claim = next(one for one in CLAIMS if one.text.startswith("So does AugCKA-SR"))
+    hours, most = 0.0, 0
+    for name in ("random_masks", "random_masks_cifar100"):
+        for sparsity in sorted({t.sparsity for t in claim.tests if t.experiments == (name,)}):
+            made = {}
+            for path in (RESULTS / name / "laptop").glob("*.json"):
+                one = json.loads(path.read_text())
+                if one["run"]["sparsity"] == sparsity:
+                    made.setdefault(one["run"]["method"], {})[one["run"]["seed"]] = one
+            there, here = made["random"], made["random+aug_cka_sr"]
+            gains = [percent(here[s]["result"]["test"]) - percent(there[s]["result"]["test"]) for s in here]
+            seeds = math.ceil(mean(gains).deciding(0.5))
+            most = max(most, seeds)
+            for arm in (here, there):
+                seconds = [one["provenance"]["wall_seconds"] * one["provenance"]["threads"] for one in arm.values()]
+                hours += (seeds - len(gains)) * np.mean(seconds) / 3600
+    lacks = claim.judged().missing()
+    assert lacks.seeds == most and lacks.hours == pytest.approx(hours)
 
 
 def test_the_answer_on_the_first_page_is_what_the_records_say():

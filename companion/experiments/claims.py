@@ -7,6 +7,7 @@ A claim is tested by comparisons of recorded runs, paired by seed. Its verdict f
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ __all__ = [
     "Comparison",
     "Contrast",
     "Judgement",
+    "Missing",
     "Pairs",
     "Test",
     "Tested",
@@ -171,6 +173,11 @@ class Comparison:
         there = [baseline for _, baseline in self.values(root).values()]
         return self.measured.margin(float(np.mean(there))) if there else None
 
+    @property
+    def cells(self) -> frozenset[tuple[str, str, float | None]]:
+        """What a further seed of it has to run: methods at a sparsity, in the experiment that was first."""
+        return frozenset((self.experiments[0], method, self.sparsity) for method in (self.method, self.baseline))
+
     def manipulation(self) -> Comparison | None:
         """The same comparison of what the penalty penalises; None where that is compared already, or the baseline has a
         penalty too."""
@@ -214,6 +221,10 @@ class Contrast:
 
     def delta(self, root: Path | None = None) -> float | None:
         return self.first.delta(root)
+
+    @property
+    def cells(self) -> frozenset[tuple[str, str, float | None]]:
+        return self.first.cells | self.second.cells
 
     def manipulation(self) -> Comparison | None:
         """None: each of the two has its own."""
@@ -283,6 +294,13 @@ class Tested(Outcome):
         return not POST_HOC.isdisjoint(self.test.experiments)
 
 
+class Missing(NamedTuple):
+    """What would decide what is undecided: the total number of seeds, and the core-hours of the runs it lacks."""
+
+    seeds: int
+    hours: float
+
+
 class Judgement(NamedTuple):
     """What became of a claim: one of `experiments.statistics.VERDICTS`, its tests, those that are shown beside and do
     not count, and what a proof found."""
@@ -296,6 +314,28 @@ class Judgement(NamedTuple):
     def decided(self) -> list[Tested]:
         """The tests whose direction is decided."""
         return [t for t in self.tests if t.says() in ("for", "against")]
+
+    def missing(self, root: Path | None = None) -> Missing | None:
+        """What every undecided test would take, at the spread that its runs had (see `Mean.deciding`; no correction for
+        several tests), on the processor of the records; None where no test is undecided.
+
+        A cell that several tests share is run once, and the seeds that it has are not repeated.
+        """
+        wanted: dict[tuple[str, str, float | None, str], tuple[int, int]] = {}
+        for t in self.tests:
+            if t.says() == "undecided" and t.difference is not None and t.difference.df and t.delta:
+                seeds = math.ceil(t.difference.deciding(t.delta))
+                for cell in t.test.cells:
+                    before = wanted.get((*cell, t.test.tier), (0, t.difference.count))
+                    wanted[(*cell, t.test.tier)] = (max(seeds, before[0]), max(t.difference.count, before[1]))
+        if not wanted:
+            return None
+        hours = 0.0
+        for (name, method, sparsity, tier), (seeds, count) in wanted.items():
+            made = [record.provenance for record in _cell(name, tier, method, sparsity, root)]
+            core_seconds = [one["wall_seconds"] * one["threads"] for one in made]
+            hours += max(seeds - count, 0) * float(np.mean(core_seconds)) / 3600
+        return Missing(max(seeds for seeds, _ in wanted.values()), hours)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ Page *The claims, one by one* states the rule.
 
 from __future__ import annotations
 
+import bisect
 import math
 import warnings
 from collections import Counter
@@ -224,6 +225,39 @@ class Mean:
         while short(farthest) < 0:
             farthest *= 2
         return self.deviation * float(optimize.brentq(short, 0, farthest))
+
+    def deciding(self, within: float, power: float = 0.8) -> float:
+        """How many seeds would decide: the smallest number at which a single test finds, with this probability, a true
+        effect of ±`within`, and two one-sided tests (TOST at .05) find equivalence if there is no effect. The true
+        deviation is taken to be `deviation`; infinite where there is no interval.
+
+        Raises:
+            ValueError: a margin that is not above 0, or a power outside of 0.5 … 1.
+
+        >>> Mean(0.0, half=0.5, count=5).deciding(within=0.5)
+        8
+        """
+        if not (math.isfinite(within) and within > 0):
+            raise ValueError(f"within={within}; give a margin δ above 0")
+        if not 0.5 <= power < 1:
+            raise ValueError(f"power={power}; give a probability from 0.5 up to 1, such as 0.8")
+        if not self.df:
+            return math.inf
+
+        def found(count: int) -> float:
+            """The smaller of the two probabilities, by noncentral t."""
+            df, shift = count - 1, within * math.sqrt(count) / self.deviation
+            effect = stats.nct.sf(stats.t.ppf((1 + self.level) / 2, df), df, shift)
+            margin = stats.t.ppf(0.95, df)
+            none = stats.nct.sf(margin, df, shift) - stats.nct.sf(-margin, df, -shift)
+            return float(min(effect, none))
+
+        if self.deviation == 0:
+            return 2
+        high = 2
+        while found(high) < power:
+            high *= 2
+        return bisect.bisect_left(range(high + 1), power, lo=max(high // 2, 2), key=found)
 
 
 def mean(values: Iterable[float], level: float = 0.95) -> Mean:

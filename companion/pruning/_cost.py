@@ -21,8 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+from companion._weights import memory
 from companion.features import device_of, evaluating, hooked, unwrap
-from companion.pruning._inputs import as_input, call, tensors_of, whole_kernels
+from companion.pruning._inputs import as_input, call, require_tensor, tensors_of, whole_kernels
 from companion.pruning._plain import plain
 
 
@@ -37,7 +38,8 @@ class Cost:
     memory traffic. Multiplications by padded zeros count.
 
     Attributes:
-        parameters_dense: all parameters; a shared one counts once.
+        parameters_dense: all parameters; a shared one counts once, under the first of the layers that have it, as do
+            all products with it.
         parameters_sparse: those to be kept: non-zero weights, and all one-dimensional parameters (biases, norms).
         macs_dense: multiply-adds, every weight taken as non-zero.
         macs_sparse: multiply-adds with non-zero weights. A masked network on dense kernels still does the dense ones.
@@ -123,7 +125,9 @@ class MacCounter(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.owners = {p.untyped_storage().data_ptr(): name.rpartition(".")[0] for name, p in model.named_parameters()}
+        self.owners: dict[int, str] = {}
+        for name, p in model.named_parameters():
+            self.owners.setdefault(p.untyped_storage().data_ptr(), name.rpartition(".")[0])
         if not self.owners:
             raise ValueError(f"{type(model).__name__} has no parameter: there is nothing to count")
         self.dense: Counter[str] = Counter()
@@ -171,8 +175,11 @@ class MacCounter(TorchDispatchMode):
     def cost(self, model: nn.Module) -> Cost:
         """Of a model with the layers whose passes were counted."""
         sizes: dict[str, list[tuple[int, int, int, int]]] = {}
+        seen: set[Any] = set()
         for name, parameter in model.named_parameters():  # a shared one appears once, under its first owner
-            sizes.setdefault(name.rpartition(".")[0], []).append(_sizes(parameter.detach()))
+            if memory(parameter) not in seen:
+                seen.add(memory(parameter))
+                sizes.setdefault(name.rpartition(".")[0], []).append(_sizes(parameter.detach()))
         layers = []
         for name in [*sizes, *(self.dense.keys() - sizes.keys())]:
             dense, sparse, bytes_dense, bytes_sparse = map(sum, zip((0, 0, 0, 0), *sizes.get(name, []), strict=True))
@@ -256,7 +263,7 @@ def latencies(
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(-warmup, repeats):
         for name, model in list(models.items())[:: 1 if turn % 2 else -1]:
-            device = device_of(model, tensors_of(example)[0])
+            device = device_of(model, require_tensor(example))
             x = tree_map_only(Tensor, methodcaller("to", device), example)
             with evaluating(model):
                 elapsed = _timed(model, x, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypedDict
 
@@ -15,14 +16,13 @@ from torch.optim import Optimizer
 
 from companion._checks import at_least, one_of, whole_number
 from companion._registry import Registry
+from companion._weights import matrices, memory, multiplies, warn_of_the_rest
 from companion.features import Layers, find_layers, unwrap
 from companion.pruning._criteria import CRITERIA, top
 from companion.pruning._densities import DENSITIES, number_kept, uniform, whole
 from companion.pruning._plain import refuse_computed
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 METHODS: Registry[type] = Registry("method")  # sparse training methods, by the name that people type
-PRUNABLE: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)
 
 
 class Options(TypedDict, total=False):
@@ -48,16 +48,20 @@ class Masks:
         optimizer: any; it must hold the weights. None for pruning without training.
         masks: layer → bool tensor of the weight's shape; None for all ones.
         layers: which (see `companion.features.find_layers`); by default every convolution and linear layer, stem, 1×1
-            shortcuts and attention's projections included. Biases and norms are never pruned.
+            shortcuts and attention's projections included. Biases and norms are never pruned. A weight that several
+            modules share is masked and counted once, under the first of their names among the layers.
         dense: layers that keep all their weights, yet count in the sparsity ("linear" for a dense classifier).
-        grain: "weight", or "row" for whole rows w[i] (a filter, an output unit), scored by their L2 norm and counted
-            each as one.
+        grain: "weight", or "row" for whole rows w[i] (a filter, an output unit; an input of a transposed convolution or
+            of GPT-2's `Conv1D`), scored by their L2 norm and counted each as one.
         seed: of the random choices; they follow from it and the number of steps alone, alike on all ranks and devices.
 
     Raises:
         ValueError: no layer, unknown names, an optimizer without the weights, masks of other layers or shapes, weights
-            that are computed from other parameters; a method that grows by gradient on a layer that has none; random
-            masks on weights that are sparse already.
+            that are computed from other parameters, or of several parameters in one memory; a method that grows by
+            gradient on a layer that has none; random masks on weights that are sparse already.
+
+    A warning names layers with weights that the default leaves out, and modules beside `layers`, such as embeddings,
+    whose weights are masked because they are a layer's, too.
 
     >>> model = nn.Sequential(nn.Linear(2, 2))
     >>> masks = Masks(model, None, {"0": torch.eye(2, dtype=torch.bool)})
@@ -74,7 +78,7 @@ class Masks:
         optimizer: Optimizer | None,
         masks: Mapping[str, Tensor] | None = None,
         *,
-        layers: Layers = PRUNABLE,
+        layers: Layers = multiplies,
         dense: Layers | None = None,
         grain: Literal["weight", "row"] = "weight",
         seed: int = 0,
@@ -83,7 +87,11 @@ class Masks:
         self.model, self.optimizer = unwrap(model), optimizer
         self.grain, self.seed, self.steps, self.active = grain, seed, 0, True
         self.weights = _weights(self.model, layers)
-        self.dense = frozenset(() if dense is None else _weights(self.model, dense).keys() & self.weights.keys())
+        kept = [] if dense is None else [id(weight) for weight in _weights(self.model, dense).values()]
+        self.dense = frozenset(name for name, weight in self.weights.items() if id(weight) in kept)
+        if layers is multiplies:
+            warn_of_the_rest(self.model, find_layers(self.model, layers), type(self).__name__)
+        self._warn_of_shared(layers)
         if optimizer is not None:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             missing = [name for name, weight in self.weights.items() if id(weight) not in held]
@@ -108,6 +116,27 @@ class Masks:
             if any(not torch.equal(mask.cpu() != 0, masks[name].cpu() != 0) for name, mask in self.masks.items()):
                 raise ValueError('grain="row" and masks that cut through rows: leave grain at "weight"')
             self.keep({name: mask.flatten() != 0 for name, mask in self._masks.items()})
+
+    def _warn_of_shared(self, layers: Layers) -> None:
+        chosen = find_layers(self.model, layers)
+        beside = {name: [o for o in others if o not in chosen] for name, others in self._shared().items()}
+        beside = {name: others for name, others in beside.items() if others and name not in self.dense}
+        if beside:
+            warnings.warn(
+                f"layers share their weights with modules that are masked, too: {beside}; to spare those, leave the "
+                "layers out by layers=, or name them in dense=",
+                stacklevel=3,
+            )
+
+    def _shared(self) -> dict[str, list[str]]:
+        """layer → the other modules that hold its weight."""
+        named = {name: id(weight) for name, weight in self.weights.items()}
+        holders: dict[int, list[str]] = {owner: [] for owner in named.values()}
+        for module_name, module in self.model.named_modules():
+            for name, _, parameter in matrices(module_name, module):
+                if name not in self.weights:
+                    holders.get(id(parameter), []).append(module_name)
+        return {name: holders[owner] for name, owner in named.items()}
 
     # -- in the training loop
     def step(self) -> None:
@@ -286,14 +315,17 @@ class Masks:
         return alive / sum(sizes.values())
 
     def report(self) -> pd.DataFrame:
-        """One row a layer: `shape`, `weights`, `alive` (weights), `density`, and `explored`, the share of the weights
-        that have been alive at any time (the rate R_s of Liu et al. 2021, arXiv 2102.02887)."""
-        rows = []
+        """One row a layer: `shape`, `weights`, `alive` (weights), `density`; `explored`, the share of the weights that
+        have been alive at any time (the rate R_s of Liu et al. 2021, arXiv 2102.02887); and `shared`, the other modules
+        that have the same weight."""
+        rows, shared = [], self._shared()
         for name, weight in self.weights.items():
             size, share = weight.numel(), self.alive[name] / self._masks[name].numel()
             explored = float((self._seen[name] | (self._masks[name] != 0)).float().mean())
-            rows.append((name, tuple(weight.shape), size, round(share * size), share, explored))
-        columns = ["layer", "shape", "weights", "alive", "density", "explored"]
+            rows.append(
+                (name, tuple(weight.shape), size, round(share * size), share, explored, ", ".join(shared[name]))
+            )
+        columns = ["layer", "shape", "weights", "alive", "density", "explored", "shared"]
         return pd.DataFrame(rows, columns=columns).set_index("layer")
 
     def __repr__(self) -> str:
@@ -349,16 +381,22 @@ def from_rank_zero(tensor: Tensor) -> Tensor:
 
 def _weights(model: nn.Module, layers: Layers) -> dict[str, nn.Parameter]:
     """layer → its weight ("layer.in_proj_weight" and the like under another name); a shared one comes once."""
-    found: dict[str, nn.Parameter] = {}
+    found: dict[int, tuple[str, nn.Parameter]] = {}
     chosen = find_layers(model, layers)
     refuse_computed(model, chosen)
-    for name, module in chosen.items():
-        for key, parameter in module.named_parameters(recurse=False):
-            if key.endswith("weight") and parameter.ndim > 1 and not any(parameter is p for p in found.values()):
-                found[name if key == "weight" else f"{name}.{key}"] = parameter
+    for layer, module in chosen.items():
+        for name, _, parameter in matrices(layer, module):
+            found.setdefault(id(parameter), (name, parameter))
     if not found:
         raise ValueError(f"layers={layers!r}: none of them has a weight with two dimensions or more")
-    return found
+    places: dict[Any, str] = {}
+    for name, parameter in found.values():
+        if (other := places.setdefault(memory(parameter), name)) != name:
+            raise ValueError(
+                f"{other} and {name} are different parameters in one memory, and would be masked twice: share the "
+                "parameter itself (b.weight = a.weight), or copy it"
+            )
+    return dict(found.values())
 
 
 def updates_in(steps: float, every: int) -> int:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 
+from companion._weights import memory, multiplies, outputs_first, warn_of_the_rest
 from companion.features import Layers, find_layers
 from companion.regularizers.base import PENALTIES, BasePenalty, Strength, check_strengths, strength_at
 
 
-def weight_of(name: str, module: nn.Module) -> Tensor | None:
+def _keys(module: nn.Module) -> Iterable[str]:
+    """What a layer calls its weights."""
+    if isinstance(module, nn.MultiheadAttention):
+        return "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"
+    if isinstance(module, nn.RNNBase):
+        return [key for key in module._flat_weights_names if key.startswith("weight")]
+    return ("weight",)
+
+
+def weight_of(name: str, module: nn.Module, key: str = "weight") -> Tensor | None:
     """The weight that the module's next forward pass multiplies by, with its gradient; None where it has none.
 
     A parameter itself, else computed from those that it is made of: `torch.nn.utils.parametrize` (weight norm, spectral
@@ -21,56 +33,58 @@ def weight_of(name: str, module: nn.Module) -> Tensor | None:
     Raises:
         ValueError: a weight that something else computes in each forward pass.
     """
-    weight = getattr(module, "weight", None)
-    if isinstance(weight, nn.Parameter) or weight is None or nn.utils.parametrize.is_parametrized(module, "weight"):
+    weight = getattr(module, key, None)
+    if isinstance(weight, nn.Parameter) or weight is None or nn.utils.parametrize.is_parametrized(module, key):
         return weight
     # The attribute is what the last forward pass left: as old as that, and its graph is used up.
     for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, BasePruningMethod) and hook._tensor_name == "weight":
+        if isinstance(hook, BasePruningMethod) and hook._tensor_name == key:
             return hook.apply_mask(module)
-        if isinstance(hook, WeightNorm) and hook.name == "weight":
+        if isinstance(hook, WeightNorm) and hook.name == key:
             return hook.compute_weight(module)
     raise ValueError(
-        f"the weight of layer {name!r} ({type(module).__name__}) is no parameter, and what computes it is unknown; use "
+        f"the {key} of layer {name!r} ({type(module).__name__}) is no parameter, and what computes it is unknown; use "
         "torch.nn.utils.parametrizations, or leave the layer out by layers="
     )
 
 
 class _OnWeights(BasePenalty):
-    """A penalty on the weights of convolutions and linear layers (or of `layers`), as the next forward pass uses them:
-    pruned by a mask, normalised, or parametrised otherwise. A weight that several layers share counts once.
+    """A penalty on the weights of convolutions and linear layers, attention's projections included (or of `layers`), as
+    the next forward pass uses them: pruned by a mask, normalised, or parametrised otherwise. A weight that several
+    layers share counts once. A warning names layers with weights that the default leaves out.
 
     Raises:
         ValueError: a negative strength; no layer with a weight, or a weight of unknown origin, which is named.
     """
 
-    kinds: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    kinds: Layers = multiplies
     shown = ("strength", "layers")
 
     def __init__(self, model: nn.Module, strength: Strength, layers: Layers | None = None) -> None:
         super().__init__()
         check_strengths(strength=strength)
         self.strength = strength
-        self._modules = find_layers(model, self.kinds if layers is None else layers)
-        found = list(self._modules)
-        self._modules = {name: self._modules[name] for name in self.weights}
-        if not self._modules:
-            raise ValueError(f"none of the layers {found} has a weight")
+        self._modules = find_layers(model, type(self).kinds if layers is None else layers)
+        if layers is None and type(self).kinds is multiplies:
+            warn_of_the_rest(model, self._modules, type(self).__name__)
+        if not self.weights:
+            raise ValueError(f"none of the layers {list(self._modules)} has a weight")
 
     @property
     def layers(self) -> list[str]:
         """The penalised layers."""
-        return list(self._modules)
+        return list(self.weights)
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """Layer → its weight now."""
+        """Layer → its weight now, a row for each of its outputs ("layer.in_proj_weight" for attention's)."""
         found, seen = {}, set()
         for name, module in self._modules.items():
-            weight = weight_of(name, module)
-            if weight is not None and id(weight) not in seen:
-                found[name] = weight
-                seen.add(id(weight))
+            for key in _keys(module):
+                weight = weight_of(name, module, key)
+                if weight is not None and memory(weight) not in seen:
+                    seen.add(memory(weight))
+                    found[name if key == "weight" else f"{name}.{key}"] = outputs_first(module, weight)
         return found
 
     def term(self, weight: Tensor) -> Float[Tensor, ""]:

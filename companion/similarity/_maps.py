@@ -79,7 +79,7 @@ def cka_map(
     if exact and kernel != "linear":
         raise ValueError(f"estimator='exact' needs kernel='linear', not {kernel!r}")
     # Bare models: a wrapper's forward may talk to other ranks, which may have fewer batches.
-    nets = [unwrap(net) for net in (model, other) if net is not None]
+    nets = [unwrap(model)] if other is None else [unwrap(model), unwrap(other)]
     chosen = [layers, layers if other_layers is None else other_layers]
     metric: MinibatchCKA | ExactCKA | None = None
     with evaluating(*nets), ExitStack() as stack:

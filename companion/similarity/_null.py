@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion._checks import between, whole_number
+from companion._progress import progress
 from companion.similarity._cka import _conclude, _hsics, _matrices, _rows
 from companion.similarity._kernels import Kernel
 
@@ -143,7 +144,7 @@ def _against_null(
         n = round(a.shape[1] ** 0.5)
         generator = torch.Generator().manual_seed(seed)
         draws = []
-        for start in range(0, permutations, step := max(1, BATCH // n**2)):
+        for start in progress(range(0, permutations, step := max(1, BATCH // n**2)), "permutations"):
             number = min(step, permutations - start)
             orders = torch.stack([torch.randperm(n, generator=generator) for _ in range(number)]).to(a.device)
             shuffled = (k.view(n, n)[orders[:, :, None], orders[:, None, :]].flatten(1) for k in b)

@@ -101,7 +101,7 @@ _PUT_IN: dict[str, Any] = {
 
 
 def _resize(module: Any, bias: bool | None) -> None:
-    """Fresh parameters and buffers of the sizes that the module now says."""
+    """Parameters and buffers of the sizes that the module now says, fresh ones where they had another."""
     if bias is None:
         for key, tensor in (*module.named_parameters(), *module.named_buffers()):
             if tensor.ndim:
@@ -109,15 +109,15 @@ def _resize(module: Any, bias: bool | None) -> None:
         return
     rows = module.out_features if isinstance(module, nn.Linear) else module.out_channels
     columns = module.in_features if isinstance(module, nn.Linear) else module.in_channels // module.groups
-    old_bias = module.bias if module.bias is not None else module.weight
     _replace(module, "weight", module.weight, (rows, columns, *module.weight.shape[2:]))
-    module.register_parameter("bias", None)
     if bias:
-        _replace(module, "bias", old_bias, (rows,))
+        _replace(module, "bias", module.weight if module.bias is None else module.bias, (rows,))
+    else:
+        module.register_parameter("bias", None)
 
 
 def _replace(module: nn.Module, key: str, like: torch.Tensor, shape: tuple[int, ...]) -> None:
-    fresh = like.new_zeros(shape)
-    setattr(
-        module, key, nn.Parameter(fresh, requires_grad=like.requires_grad) if isinstance(like, nn.Parameter) else fresh
-    )
+    if like.shape != shape:  # else it is left, for another module may share it
+        fresh = like.new_zeros(shape)
+        trained = isinstance(like, nn.Parameter)
+        setattr(module, key, nn.Parameter(fresh, requires_grad=like.requires_grad) if trained else fresh)

@@ -187,9 +187,14 @@ _WITHOUT_SCALE = (("running_mean", -1), ("running_var", 1))
 
 # -------------------------------------------------------------------------------------------------- numbers in float64
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """name → parameter or buffer; what is shared, under all its names."""
-    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    return dict(named)
+    """name → parameter or buffer; one that modules share, under all its names, and a module that is used twice, once:
+    `functional_call` would put it back only once."""
+    return {
+        f"{name}.{key}" if name else key: tensor
+        for name, module in model.named_modules()
+        for key, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
 
 
 def _doubled(tensor: Tensor) -> Tensor:
@@ -384,8 +389,10 @@ def _at(channels: Bool[Tensor, " channels"], places: Tensor) -> Tensor:
 def _kept(
     parameter: nn.Parameter, rows: Bool[Tensor, " rows"], columns: Bool[Tensor, " columns"] | None = None
 ) -> nn.Parameter:
+    cut = [(axis, left) for axis, left in enumerate((rows, columns)) if left is not None and not left.all()]
+    if not cut:
+        return parameter  # itself, which another module may share
     values = parameter.detach()
-    for axis, left in enumerate((rows, columns)):
-        if left is not None and not left.all():
-            values = values.index_select(axis, left.nonzero().flatten().to(values.device))
+    for axis, left in cut:
+        values = values.index_select(axis, left.nonzero().flatten().to(values.device))
     return nn.Parameter(values, requires_grad=parameter.requires_grad)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from companion._checks import between
+from companion._weights import multiplies
 from companion.features import Layers
-from companion.pruning._masks import METHODS, PRUNABLE, Masks, from_rank_zero
+from companion.pruning._masks import METHODS, Masks, from_rank_zero
 
 
 def surrogate(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -32,7 +33,7 @@ def surrogate(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 class DST(Masks):
     """Dynamic sparse training with trainable thresholds (Liu et al. 2020, arXiv 2005.06870).
 
-    Each row i of a weight (a filter, an output unit) has a threshold t_i, 0 at the start. The network computes with::
+    Each row w_i of a weight (see `Masks` on rows) has a threshold t_i, 0 at the start. The network computes with::
 
         w̃_ij = w_ij · S(|w_ij| − t_i),   S the unit step,
 
@@ -71,7 +72,7 @@ class DST(Masks):
         *,
         alpha: float,
         floor: float = 0.01,
-        layers: Layers = PRUNABLE,
+        layers: Layers = multiplies,
     ) -> None:
         super().__init__(model, optimizer, layers=layers)
         between(0, math.inf, open_low=True, open_high=True, alpha=alpha)

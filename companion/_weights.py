@@ -1,0 +1,62 @@
+"""The matrices that layers multiply by: which a layer has, how they lie, who else holds them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Container, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NO_PRODUCT = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm)  # their weights are looked up, or scale
+
+
+def transposed_linear(module: nn.Module) -> bool:
+    """Whether it is the linear layer of GPT-2 in `transformers`, whose weight is (inputs, outputs)."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def multiplies(name: str, module: nn.Module) -> bool:
+    """Whether it is a convolution, a linear layer, or an attention with its projections."""
+    return isinstance(module, (*CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)) or transposed_linear(module)
+
+
+def matrices(name: str, module: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """A layer's own weights with two dimensions or more: what to call each, its key in the layer, and itself."""
+    for key, parameter in module.named_parameters(recurse=False):
+        if "weight" in key and parameter.ndim > 1:
+            yield name if key == "weight" else f"{name}.{key}", key, parameter
+
+
+def outputs_first(module: Any, weight: Tensor) -> Tensor:
+    """The layer's weight with a row for each output unit or filter.
+
+    >>> outputs_first(layer := nn.ConvTranspose2d(4, 6, 3, groups=2), layer.weight).shape
+    torch.Size([6, 2, 3, 3])
+    """
+    if transposed_linear(module):
+        return weight.T
+    if isinstance(module, CONVOLUTIONS[3:]):
+        return weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
+    return weight
+
+
+def memory(tensor: Tensor) -> tuple[Any, ...]:
+    """What two tensors have in common that are one and the same numbers in memory."""
+    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.numel()
+
+
+def warn_of_the_rest(model: nn.Module, chosen: Container[str], what: str) -> None:
+    """Name the layers with weights that a choice of layers by their kind passes over."""
+    rest = {
+        name: type(module).__name__
+        for name, module in model.named_modules()
+        if name not in chosen and not isinstance(module, NO_PRODUCT) and any(True for _ in matrices(name, module))
+    }
+    if rest:
+        warnings.warn(
+            f"{what} leaves out {rest}, which are no convolution, linear or attention layers: if they matter, choose "
+            "by layers=",
+            stacklevel=3,
+        )

@@ -1,0 +1,142 @@
+"""Write the page *In one page* from the records: a report of what was reproduced, for those who read nothing else.
+
+python scripts/summary.py
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+
+from results import (
+    CLAIMS,
+    ROOT,
+    anchor,
+    answer,
+    counted,
+    deciding,
+    effect_of,
+    judgements,
+    listed,
+    number,
+    power,
+    runs,
+    scale,
+    table,
+)
+
+from companion._files import write_aside
+from companion.experiments import EXPERIMENTS, replay
+from companion.experiments.claims import Judgement
+from companion.experiments.records import Record
+
+PAGE = ROOT / "book" / "summary.md"
+
+TEXT = """\
+# In one page
+
+A report of what we tried to reproduce and what came out, for those who read nothing else. Its numbers are computed
+from the [records](running.md); the tests write the page anew and compare.
+
+## Scope
+
+Two papers make a network sparse through its features. *CKA-SR* {{cite:p}}`ni2023identity` adds the similarity of
+layers to the loss, so that each layer gets an identity of its own. *FFR* {{cite:p}}`wu2021flow,wu2023flow` penalises
+the length and the curvature of the path that an image's features draw from layer to layer. We had the appendix and the
+released code of CKA-SR, and of FFR the abstracts; what we train as FFR is our reading of them. We tested what the
+papers say, and asked what neither does: do the two oppose each other?
+
+## Result
+
+{answer}
+```{{figure}} _static/claims.png
+:alt: The forest plot of page “The claims, one by one”, described there.
+:width: 480px
+
+Of {total} claims {tally}.
+Every test, in units of δ, the smallest effect that we count as one; to the right lies what the claim says. Triangles
+are decided, squares are too small to count, open circles are undecided.
+```
+
+## The claims
+
+{claims}
+
+Each is explained, with all its tests, on [a page of its own](results.md).
+
+## How it was done
+
+{how}
+
+A comparison is paired: two losses, the same seed. Its direction is judged after Holm's correction within a claim, its
+size by two one-sided tests against a margin δ. What was expected stands on [pages](hypotheses.md) that were committed
+before the runs. The code of both penalties is in the package `companion`, a few lines each, and tested against closed
+forms.
+
+## What was easy
+
+- Both penalties are one more term of any loss. CKA-SR's released code and appendix give β, the number of examples and
+  the layers.
+- The quantities that they penalise can be measured exactly, so one can ask of every run whether its penalty acted.
+
+## What was hard
+
+- At the strengths that were chosen first CKA-SR hardly acted: no claim about it was put to the test by those runs. A
+  third round began with the strengths that do act.
+- FFR's equations were not available to us. Three readings, length, curvature and both, were trained.
+- Gains as small as the published ones need many seeds: the table says how many.
+- What a penalty seems to gain once weights are out depends on how weights are ranked. A placebo of the same size is the
+  control that decides; its runs have begun.
+
+## Limits
+
+Small networks, short trainings, mostly at half the resolution; CIFAR and a part of Tiny ImageNet. What the published
+recipes give at full size is not known to us: {gaps} registered experiments at tier `paper` lack records. Intervals
+cover what another seed changes, and neither other test images nor another recipe. We have not asked the authors.
+"""
+
+
+def told(judged: Judgement) -> str:
+    """The numbers behind a verdict: the clearest test that is decided, or the range of all that ran."""
+    ran = [t for t in judged.tests if t.ran and t.difference is not None]
+    if judged.decided:
+        clearest = min(judged.decided, key=lambda t: t.p)
+        return f"{clearest.test.title}: {effect_of(clearest)}"
+    if not ran:
+        return judged.text or "–"
+    measured = ran[0].test.measured
+    ordered = sorted((t.difference for t in ran if t.difference), key=lambda one: one.value)
+    low, high = (number(one, measured.digits) for one in (ordered[0], ordered[-1]))
+    return f"{low} to {high} {measured.unit}" if len(ordered) > 1 else f"{low} {measured.unit}"
+
+
+def core_hours(made: Iterable[Record]) -> float:
+    return sum(one.provenance["wall_seconds"] * one.provenance["threads"] for one in made) / 3600
+
+
+def page() -> str:
+    """The page's text."""
+    rows = [
+        [f"{{ref}}`{place} <{anchor(place)}>`", claim.text, f"**{one.verdict}**", told(one), deciding(one) or "–"]
+        for place, (claim, one) in enumerate(zip(CLAIMS, judgements(), strict=True), 1)
+    ]
+    everything = [record for name, e in EXPERIMENTS.items() for tier in e.tiers for record in replay(name, tier)]
+    gaps = sum("paper" in e.tiers and bool(replay(name, "paper").missing) for name, e in EXPERIMENTS.items())
+    devices = {record.provenance["accelerator"] or "processors alone" for record in everything}
+    how = (
+        f"{scale().replace('All of it is small: ', 'It is small: ')} Together they took {core_hours(runs()):,.0f} "
+        f"core-hours; all {len(everything)} recorded runs took {core_hours(everything):,.0f}, on "
+        f"{listed(sorted(devices))}. {power()}"
+    )
+    return TEXT.format(
+        answer=answer(),
+        total=len(CLAIMS),
+        tally=counted([one.verdict for one in judgements()]),
+        claims=table(["", "claim", "verdict", "numbers", "what would decide it"], [4, 30, 14, 34, 18], rows),
+        how=textwrap.fill(how, 118),
+        gaps=gaps,
+    )
+
+
+if __name__ == "__main__":
+    write_aside(PAGE, page())
