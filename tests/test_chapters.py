@@ -132,6 +132,12 @@ def test_the_core_path_is_marked(page: str) -> None:
     assert {name for mark, _, name in linked if mark} == CORE
 
 
+@every_cut_chapter
+def test_a_chapter_of_the_core_path_says_so(path: Path) -> None:
+    facts = [line for line in cells_of(path)[0].source.splitlines() if line][1]
+    assert ("minutes to read · core path ·" in facts) == (path.stem in CORE)
+
+
 @pytest.mark.xfail(bool(UNCUT), reason="chapters wait for their cut", strict=False)
 def test_the_book_is_no_longer_than_42000_words_and_its_core_path_than_20000() -> None:
     lengths = {path.stem: words(prose(cells_of(path))) for path in CHAPTERS}
