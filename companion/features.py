@@ -300,7 +300,8 @@ def find_layers(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
                 )
     if not chosen:
         kinds = sorted({type(module).__name__ for module in modules.values()})
-        raise ValueError(f"layers={layers!r} chooses no layer of {kind}; it is made of {kinds}")
+        shown = getattr(layers, "__name__", None) or given(layers)
+        raise ValueError(f"layers={shown} chooses no layer of {kind}; it is made of {kinds}")
     return {name: module for name, module in modules.items() if name in chosen}
 
 

@@ -72,11 +72,8 @@ def test_a_chapter_opens_with_a_question_and_a_picture(path: Path) -> None:
 UNCUT: set[str] = {
     "01_sparsity",
     "06_identity_layers",
-    "07_information",
-    "08_bottleneck",
     "11_cifar_identity",
     "12_cifar_flow",
-    "14_identity_meets_flow",
     "16_at_scale",
 }
 every_cut_chapter = pytest.mark.parametrize(

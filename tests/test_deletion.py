@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -173,3 +174,20 @@ def test_what_the_chapter_says_of_its_orders() -> None:
         assert all(right[s][gone] > np.mean([r[gone] for r in random]) for s in ("damage", "cka", "step", "influence"))
     assert all(right[score][15] < min(r[15] for r in random) for score in ("step", "influence"))
     assert all(right[score][12] > np.mean([r[12] for r in random]) for score in ("damage", "cka"))
+
+
+def test_what_the_chapter_says_of_every_set() -> None:
+    """Least loss finds the most accurate sets up to three blocks, the order by CKA those of four and five."""
+    (subsets,) = replay("block_subsets")
+    found = subsets.measures["subsets"]
+    table = replay("block_effects").one(method="resnet20").measures["effects"]
+    order = sorted(table["step"], key=lambda name: -table["cka"][name])
+
+    def place(gone: Iterable[str]) -> int:
+        return sum(2 ** found["blocks"].index(name) for name in gone)
+
+    for count in range(1, 6):
+        sets = list(map(place, itertools.combinations(table["step"], count)))
+        least, most = min(sets, key=found["chosen_loss"].__getitem__), max(found["refreshed"][at] for at in sets)
+        assert (found["refreshed"][least] == most) == (count <= 3)
+        assert (found["refreshed"][place(order[:count])] == most) == (count >= 3)

@@ -2,8 +2,8 @@
 
 `tests/exercises/NN_name.py` names the wrong answers of one chapter: `WRONG = {label: {mistake: answer}}`. An answer is
 Python source that defines anew what the solution defines, run after it with the notebook's imports and with what the
-exercise uses; or a pair `(old, new)`: the solution with this piece of its source replaced. `RIGHT`, of the same form and
-optional, holds other answers that must pass.
+exercise uses; or a pair `(old, new)`: the solution with this piece of its source replaced. `RIGHT`, of the same form
+and optional, holds other answers that must pass.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ says, `experiments.statistics.conclude`.
 
 Three hypotheses were first judged by a norm that says nothing about the size of a filter: see `MISJUDGED`.
 
-Chapter *Identity meets flow* shows all verdicts.
+Page *The claims, one by one* shows all verdicts.
 """
 
 from __future__ import annotations

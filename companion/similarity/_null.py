@@ -101,7 +101,8 @@ def cka_null_map(
     holds for all pairs at once (Westfall & Young 1993).
 
     Returns:
-        (layer of xs, layer of ys) → value, p, p_best, mean, high, as in `Null`.
+        (layer of xs, layer of ys) → value, p, p_best, mean, high, as in `Null`; `.attrs["high_best"]` is the quantile
+        of `level` of the largest permuted value of any pair.
 
     Raises:
         ValueError: see `cka_null`; a single layer without `ys`.
@@ -118,10 +119,13 @@ def cka_null_map(
     others = None if ys is None else {f"other {name}": y for name, y in ys.items()}
     found = _against_null(xs, others, permutations, unbiased, kernel, level, seed)
     pairs = [(a, b) for i, a in enumerate(xs) for b in ([*xs][i + 1 :] if ys is None else ys)]
-    return pd.DataFrame(
+    high_best = float(found.pop("high_best"))
+    table = pd.DataFrame(
         {name: column.cpu().numpy() for name, column in found.items()},
         pd.MultiIndex.from_tuples(pairs, names=["layer", "other_layer"]),
     )
+    table.attrs = {"high_best": high_best}
+    return table
 
 
 def _against_null(
@@ -132,7 +136,7 @@ def _against_null(
     kernel: Kernel,
     level: float,
     seed: int,
-) -> dict[str, Float[Tensor, " pairs"]]:
+) -> dict[str, Float[Tensor, "..."]]:
     between(1, float("inf"), permutations=whole_number(permutations=permutations))
     between(0, 1, open_low=True, open_high=True, level=level)
     given = _matrices({**xs, **(ys or {})})
@@ -164,4 +168,5 @@ def _against_null(
             "p_best": p(null.amax(0, keepdim=True)),
             "mean": null.mean(1),
             "high": null.quantile(level, dim=1, interpolation="higher"),
+            "high_best": null.amax(0).quantile(level, interpolation="higher"),
         }
