@@ -14,6 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from repository import colab_link, opened, repository, setup_cell
 
 import notebooks
+from companion._files import write_aside
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -167,7 +168,7 @@ def write(root: Path, name: str) -> Path:
             new_markdown_cell("```{solution-end}\n```"),
         ]
     cells.append(new_markdown_cell(REFERENCES))
-    nbformat.write(new_notebook(cells=cells), path)
+    write_aside(path, nbformat.writes(new_notebook(cells=cells)) + "\n")
     notebooks.run(path)
     wrong = "".join(
         f'    "ex-{label}-{number}": {{\n'
@@ -176,7 +177,7 @@ def write(root: Path, name: str) -> Path:
         for number, (_, _, right, answers) in enumerate(EXERCISES, start=1)
     )
     title = f'"""Wrong answers to the exercises of chapter {int(name[:2])}, by their mistake."""'
-    table.write_text(f"{title}\n\nWRONG = {{\n{wrong}}}\n")
+    write_aside(table, f"{title}\n\nWRONG = {{\n{wrong}}}\n")
     return path
 
 

@@ -70,7 +70,6 @@ def test_a_chapter_opens_with_a_question_and_a_picture(path: Path) -> None:
 # ------------------------------------------------------------------------------------- as long as a reader has patience
 # Chapters that still wait for their cut.
 UNCUT: set[str] = {
-    "10_filter_pruning",
     "11_cifar_identity",
     "12_cifar_flow",
     "16_at_scale",
@@ -125,6 +124,12 @@ def test_the_core_path_is_marked(page: str) -> None:
     listed = re.findall(r"file: notebooks/(\w+)", (ROOT / "_toc.yml").read_text())
     assert {name: int(number) for _, number, name in linked} == {name: int(name[:2]) for name in listed}
     assert {name for mark, _, name in linked if mark} == CORE
+
+
+@every_cut_chapter
+def test_a_chapter_of_the_core_path_says_so(path: Path) -> None:
+    facts = [line for line in cells_of(path)[0].source.splitlines() if line][1]
+    assert ("minutes to read · core path ·" in facts) == (path.stem in CORE)
 
 
 @pytest.mark.xfail(bool(UNCUT), reason="chapters wait for their cut", strict=False)
