@@ -205,8 +205,9 @@ class MinibatchCKA(_LayerPairs):
             return sums
         for part in groups(len(xs[0]), self.group):
             n, place = part.stop - part.start, (part, part) if self.kernel == "precomputed" else part
-            a, b = (_rows([x[place] for x in side], self.unbiased, self.kernel) if side else None for side in (xs, ys))
-            cross, own, other = _hsics(a, b)
+            a, b = ([x[place] for x in side] for side in (xs, ys))
+            rows = _rows(b, self.unbiased, self.kernel) if b else None
+            cross, own, other = _hsics(_rows(a, self.unbiased, self.kernel), rows)
             for name, value in (("cross", cross), ("own", own), ("other", other[: len(ys)])):
                 sums[name] = sums.get(name, 0) + n * value
         return sums
