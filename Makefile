@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help book serve test test-quick test-all test-package test-kernels test-notebooks test-pages lint links colab offline pdf \
-	notebooks api status benchmark requirements repository release clean
+	notebooks chapter api status benchmark requirements repository release clean
 
 # The first Python that is new enough; `make book PYTHON=/path/to/python` chooses another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -89,6 +89,9 @@ links: $(INSTALLED) ## check every address elsewhere that the book points to (ne
 
 notebooks: $(INSTALLED) ## run the notebooks and store their outputs (NOTEBOOKS=notebooks/...)
 	$(OFFLINE) $(BIN)/python scripts/notebooks.py $(NOTEBOOKS)
+
+chapter: $(INSTALLED) ## write the skeleton of a new chapter (NAME=17_name)
+	$(BIN)/python scripts/chapter.py $(or $(NAME),$(error Name it: make chapter NAME=17_name))
 
 colab: $(COLAB)/.installed ## run every notebook with the packages that Colab has (NOTEBOOKS=notebooks/...)
 	OMP_NUM_THREADS=1 $(COLAB)/bin/python scripts/colab.py $(NOTEBOOKS)

@@ -32,6 +32,7 @@ def between(low: float, high: float, *, open_low: bool = False, open_high: bool 
     ValueError: sparsity=1.0 must lie in [0, 1)
     """
     for name, value in values.items():
+        _require_number(name, value)
         inside = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
         if not inside:
             raise ValueError(
@@ -47,6 +48,7 @@ def at_least(low: float, **values: float) -> None:
     ValueError: every=0 must be at least 1
     """
     for name, value in values.items():
+        _require_number(name, value)
         if not value >= low:
             raise ValueError(f"{name}={value!r} must be at least {low}")
 
@@ -64,7 +66,24 @@ def whole_number(**values: Any) -> int:
             raise TypeError
         return operator.index(value)
     except TypeError:
-        raise ValueError(f"{name}={value!r} must be a whole number") from None
+        raise ValueError(f"{name}={given(value)} must be a whole number") from None
+
+
+def _require_number(name: str, value: Any) -> None:
+    try:
+        float(value - 0)  # text is refused, too
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name}={given(value)} must be a number") from None
+
+
+def given(value: Any) -> str:
+    """What was given, on one line of a message.
+
+    >>> given("0.5"), given([[0.5, 0.25]] * 100)
+    ("'0.5'", 'a list')
+    """
+    shown = repr(value)
+    return shown if len(shown) <= 60 and "\n" not in shown else f"a {type(value).__name__}"
 
 
 @contextmanager

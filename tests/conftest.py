@@ -18,6 +18,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+import yaml
 from jaxtyping import install_import_hook
 
 # Before anything of the package is imported.
@@ -29,7 +30,13 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 HTML = ROOT / "_build" / "html"
-PAGES = sorted(path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html") if "_static" not in path.parts)
+# Old addresses: pages that only lead on.
+MOVED = yaml.safe_load((ROOT / "_config.yml").read_text())["sphinx"]["config"]["redirects"]
+PAGES = sorted(
+    path.relative_to(HTML).as_posix()
+    for path in HTML.rglob("*.html")
+    if "_static" not in path.parts and path.relative_to(HTML).with_suffix("").as_posix() not in MOVED
+)
 
 # Small tensors gain nothing from threads, and where processes share the cores threads that wait for each other make
 # them many times slower; `make test-kernels` takes two.

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import runpy
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pytest
+import test_chapters
+import test_exercises
 import torch
 from conftest import ROOT
 from torch import nn
+
+from scripts import chapter
 
 IMPORTS = """
 from collections.abc import Mapping
@@ -85,3 +92,29 @@ def test_a_chapters_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     matplotlib.use("agg")
     names(4)
     assert re.fullmatch(r"[+−]\d\.\d\d ± \d\.\d\d undecided\n", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_the_skeleton_of_a_chapter_passes_the_tests_of_a_chapter(tmp_path: Path) -> None:
+    for folder in ("notebooks", "tests/exercises"):
+        (tmp_path / folder).mkdir(parents=True)
+    path = chapter.write(tmp_path, "99_a_new_one")
+    of_a_chapter = [
+        check for check in vars(test_chapters).values() if getattr(check, "__name__", "").startswith("test_")
+    ]
+    run = [check for check in of_a_chapter if list(inspect.signature(check).parameters) == ["path"]]
+    assert len(run) >= 12
+    for check in run:
+        check(path)
+    table = runpy.run_path(str(tmp_path / "tests" / "exercises" / "99_a_new_one.py"))["WRONG"]
+    assert sorted(table) == sorted(test_exercises.labels(path))
+    for label, answers in table.items():
+        exercise = test_exercises.exercise(path, label)
+        exercise.take()
+        for answer in answers.values():
+            with pytest.raises(AssertionError):
+                exercise.take(answer)
+    with pytest.raises(ValueError, match="it is there"):
+        chapter.write(tmp_path, "99_a_new_one")
+    with pytest.raises(ValueError, match="such as 17_name"):
+        chapter.write(tmp_path, "anew")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -208,6 +209,13 @@ def test_weights_that_are_computed_count_as_what_they_are(how: str) -> None:
 def test_a_model_without_parameters_is_refused() -> None:
     with pytest.raises(ValueError, match="no parameter"):
         cost(nn.Sequential(nn.ReLU()), torch.randn(1, 2))
+
+
+def test_an_example_without_tensors_is_refused_on_one_line() -> None:
+    for given, shown in ((np.zeros((64, 9)), "a ndarray"), ([np.zeros(500)], "a list"), ((1, 3), r"\(1, 3\)")):
+        for measure in (cost, latency):
+            with pytest.raises(ValueError, match=rf"^example={shown} holds no tensor; give a batch"):
+                measure(nn.Linear(2, 2), given)
 
 
 # -------------------------------------------------------------------------------------------------------------- latency

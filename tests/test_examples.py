@@ -28,6 +28,7 @@ WITHOUT = {
         *("pruning.FilterReport", "pruning.FineTuning", "training.Place", "experiments.Outcome"),
         *("experiments.ImageTask", "experiments.distributions.Task", "widgets.Parts"),
     },
+    "needs Lightning, a recipe shows it": {"training.lightning_log"},
     "works in Google Colab alone": {"experiments.notebook.keep_on_drive"},
     "arguments that every method takes: a signature refers to it": {"pruning.Options"},
     "its other half's example shows it": {"training.load_checkpoint"},

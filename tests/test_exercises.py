@@ -1,9 +1,9 @@
 """Every exercise's test takes the chapter's solution and refuses answers that are wrong.
 
 `tests/exercises/NN_name.py` names the wrong answers of one chapter: `WRONG = {label: {mistake: answer}}`. An answer is
-Python source, run after the solution in the notebook's names, so that it defines anew what the solution defines; or a
-pair `(old, new)`: the solution with this piece of its source replaced. `RIGHT`, of the same form and optional, holds
-other answers that must pass.
+Python source that defines anew what the solution defines, run after it with the notebook's imports and with what the
+exercise uses; or a pair `(old, new)`: the solution with that piece of its source replaced. `RIGHT`, of this form and
+optional, holds other answers that must pass.
 """
 
 from __future__ import annotations
@@ -108,8 +108,9 @@ def exercise(path: Path, label: str) -> Exercise:
     given = [*earlier, *asked]
     everything = [*given, *solved[: solved.index(calls[-1])]]
     chosen = needed(everything, frozenset().union(*(one.needs for one in calls)))
+    imports = {number for number, one in enumerate(given) if one.source.startswith(("import ", "from "))}
     names: dict[str, Any] = {"__name__": path.stem}
-    for number in chosen:
+    for number in sorted(imports.union(chosen)):
         if number < len(given):
             exec(everything[number].source, names)
     solution = "\n\n".join(everything[number].source for number in chosen if number >= len(given))

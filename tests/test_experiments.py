@@ -32,6 +32,7 @@ from companion.experiments import (
     quantities,
     records,
     registry,
+    speed,
 )
 from companion.experiments.__main__ import main
 from companion.experiments.distributions import known_information
@@ -735,6 +736,18 @@ def test_a_precision_is_chosen_on_the_command_line_and_a_foreign_block_is_left(t
     assert "random+cka_sr_0.1-0.9-seed200: left: " in seen.out and "bfloat16" in seen.out
     assert "1 of 2 runs are recorded" in seen.err
     assert [path.name for path in tmp_path.glob("*/*/*.json")] == ["random-0.9-seed200.json"]
+
+
+@pytest.mark.slow
+def test_the_fastest_precision_is_measured_said_and_recorded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(speed, "fastest", lambda device: "bfloat16")
+    options = ["--methods", "none", "--seeds", "0", "--precision", "auto", "--results", str(tmp_path), "--quiet"]
+    monkeypatch.setenv("COMPANION_WORK", str(tmp_path / "work"))
+    assert main(["run", "dense_penalties", "--tier", "smoke", *options]) == 0
+    assert "precision: bfloat16, the faster one on this" in capsys.readouterr().err
+    record = experiments.replay("dense_penalties", "smoke", results=tmp_path, some=True).one(method="none", seed=0)
+    assert record.provenance["how"]["precision"] == "bfloat16"
+    assert "precision" not in record.run.settings
 
 
 # ------------------------------------------------------------------------------------------- a light start, and imports

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import weakref
@@ -11,14 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import TensorDataset
 
+from companion import cka, cka_interval
 from companion.features import (
     REDUCERS,
     FeatureTap,
@@ -640,6 +646,100 @@ def test_sequence_first_layers_give_examples_first(tokens: int) -> None:
     batch_first = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
     batch_first.load_state_dict(layer.state_dict())
     torch.testing.assert_close(extract(Tokens(batch_first, True), x, "layer")["layer"], expected.flatten(1))
+
+
+def test_what_sequence_first_layers_are_made_of_is_sequence_first_too() -> None:
+    x = torch.randn(6, 6, 16)  # as many tokens as examples
+    layer = nn.TransformerEncoderLayer(16, 2, 32).eval()
+    batch_first = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    batch_first.load_state_dict(layer.state_dict())
+    names = ["layer.linear1", "layer.norm2", "layer"]
+    found = extract(Tokens(layer, False), x, names)
+    for name, expected in extract(Tokens(batch_first, True), x, names).items():
+        torch.testing.assert_close(found[name], expected)
+
+
+@settings(max_examples=30)
+@given(
+    examples=st.integers(1, 6),
+    tokens=st.integers(1, 6),
+    kind=st.sampled_from([nn.LSTM, nn.GRU, nn.RNN, nn.MultiheadAttention, nn.TransformerEncoderLayer]),
+    select=st.booleans(),
+    pooled=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_the_layout_of_sequences_changes_no_feature(
+    examples: int, tokens: int, kind: Any, select: bool, pooled: bool, seed: int
+) -> None:
+    """Whether a layer takes tokens or examples first, and whether or not there are as many of them."""
+    torch.manual_seed(seed)
+    x = torch.randn(examples, tokens, 8)
+    sizes = (8, 4) if issubclass(kind, nn.RNNBase) else (8, 2)
+    several = kind is nn.MultiheadAttention
+    features = []
+    for first in (False, True):
+        torch.manual_seed(seed)
+        layer = kind(*sizes, batch_first=first).eval()
+        model = Tokens(layer, first)
+        if several:
+            model.forward = functools.partial(lambda m, x: m.layer(*[x if m.first else x.transpose(0, 1)] * 3), model)
+        picks = kind in (nn.MultiheadAttention, nn.GRU, nn.RNN) or (kind is nn.LSTM and select)
+        chosen = (lambda output: output[0]) if picks else None
+        reduce = "average_pool" if pooled else "flatten"
+        features.append(extract(model, x, "layer", select=chosen, reduce=reduce)["layer"])
+    assert features[0].shape == (examples, features[1].shape[1])
+    torch.testing.assert_close(*features)
+
+
+def test_a_layout_that_nothing_tells_is_refused() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.linear = nn.MultiheadAttention(8, 2), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(self.attention(x, x, x)[0])
+
+    model = Tokens(Block(), False).eval()
+    turned = {"layer": lambda output: output.transpose(0, 1)}
+    for tokens, reason in ((5, r"\(5, 6, 8\) for 6 examples: dimension 0"), (6, "which dimension holds the examples")):
+        x = torch.randn(6, tokens, 8)
+        with pytest.raises(ValueError, match=reason):
+            extract(model, x, "layer")
+        found = extract(model, x, "layer", select=turned, reduce=None)["layer"]
+        torch.testing.assert_close(found, model(x).transpose(0, 1).detach())
+    weights = extract(model, x, "layer.attention", select=lambda output: output[1], reduce=None)["layer.attention"]
+    torch.testing.assert_close(weights, model.layer.attention(*[x.transpose(0, 1)] * 3)[1].detach())
+    tokens_first = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32))
+    with pytest.raises(ValueError, match=r"for 25 examples, for it takes \(tokens, examples, features\)"):
+        extract(tokens_first, torch.randn(25, 40, 16), "0")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [None, 3, "text", np.zeros((9, 4), "float32"), TensorDataset(torch.zeros(9, 4)), {"input": torch.zeros(9, 4)}],
+    ids=lambda data: type(data).__name__,
+)
+def test_what_is_no_data_is_refused_in_one_sentence(data: Any) -> None:
+    with pytest.raises(ValueError, match=r"^data is a \w+; give a tensor of examples or an iterable of batches"):
+        extract(nn.Sequential(nn.Linear(4, 2)), data, "0")
+    with pytest.raises(ValueError, match=r"^data is a \w+; give"):
+        list(batches(data))
+
+
+def test_other_kinds_of_arguments_are_refused_in_one_sentence() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 2)), torch.zeros(9, 4)
+    for call, message in (
+        (lambda: extract("resnet", x, "0"), "the model is 'resnet'; give a torch.nn.Module"),
+        (lambda: extract(np.zeros((9, 9)), x, "0"), "the model is a ndarray; give a torch.nn.Module"),
+        (lambda: extract(model, x, None), "layers=None: choose by name, by type"),
+        (lambda: extract(model, x, "0", batch_size="4"), "batch_size='4' must be a whole number"),
+        (lambda: extract(model, x, "0", batch_size=np.zeros((3, 3))), "batch_size=a ndarray must be a whole number"),
+        (lambda: cka(x, x, kernel=["rbf"]), r"kernel=\['rbf'\] is unknown"),
+        (lambda: cka_interval(torch.randn(9, 4), torch.randn(9, 4), level="0.9"), "level='0.9' must be a number"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            call()
 
 
 def test_rows_that_are_not_examples_are_refused_with_the_remedy() -> None:

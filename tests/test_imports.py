@@ -18,6 +18,7 @@ LIBRARY = [path for path in sorted(PACKAGE.rglob("*.py")) if "experiments" not i
 ORDER = [  # a part imports only parts before it
     ("_checks",),
     ("_registry", "_files", "_ranks", "_weights"),
+    ("_progress",),
     ("features",),
     ("blocks",),
     ("similarity", "flow"),

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from companion.information import estimators, mutual_information
@@ -105,3 +107,37 @@ def test_bins_that_are_never_filled_are_said() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mutual_information(x[:, :1], y[:, :1], "binning")
+
+
+@pytest.mark.parametrize("name", ["gaussian", "renyi", "mixed", "dv"])
+def test_classes_that_are_taken_for_numbers_are_said(name: str) -> None:
+    x, labels, _ = pair("ross", related=True, n=200)
+    options = {"steps": 1, "batch": 16} if name in OPTIONS else {}
+    with pytest.warns(UserWarning, match=f"y is one column of integers or classes, and '{name}' goes by how far"):
+        mutual_information(x, labels, name, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mutual_information(x, labels.double() + 0.01 * torch.rand(200), name, **options)
+
+
+@settings(max_examples=30)
+@given(
+    name=st.sampled_from(["binning", "gaussian", "ksg", "ksg2", "mixed", "ross", "discrete"]),
+    exponents=st.lists(st.floats(-6, 6), min_size=2, max_size=2),
+    seed=st.integers(0, 99),
+)
+def test_units_order_and_names_change_nothing(name: str, exponents: list[float], seed: int) -> None:
+    """The unit of a column, the order of the examples and of the columns, and what classes are called."""
+    generator = torch.Generator().manual_seed(seed)
+    x, e = torch.randn(2, 120, 2, generator=generator, dtype=torch.float64)
+    y, kinds = x + e, estimators()[name]
+    classes, order = (y[:, 0] > 0).long() + (y[:, 1] > 1).long(), torch.randperm(120, generator=generator)
+    factors = 10.0 ** torch.tensor(exponents, dtype=torch.float64)
+    if kinds["y"] == "discrete":
+        y, other = classes, torch.tensor([7, -1, 30])[classes]
+    else:
+        y, other = y, (y * factors).flip(1)
+    x = (x[:, 0] > 0).long() if kinds["x"] == "discrete" else x
+    changed = 5 - 3 * x if kinds["x"] == "discrete" else x.flip(1) * factors
+    value = float(mutual_information(x, y, name))
+    assert float(mutual_information(changed[order], other[order], name)) == pytest.approx(value, abs=1e-8)

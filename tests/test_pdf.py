@@ -217,6 +217,6 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         pdf.main()
 
 
-def test_workflow_and_contributing_install_the_same_packages() -> None:
-    for name in (".github/workflows/weekly.yml", "CONTRIBUTING.md"):
+def test_workflows_and_contributing_install_the_same_packages() -> None:
+    for name in (".github/workflows/weekly.yml", ".github/workflows/release.yml", "CONTRIBUTING.md"):
         assert pdf.PACKAGES in " ".join((ROOT / name).read_text().split()), name

@@ -193,6 +193,19 @@ def test_layers_that_the_default_passes_over_are_named(build: Any) -> None:
     assert list(chosen.weights) == ["reader.weight_ih_l0", "reader.weight_hh_l0", "pair"]
 
 
+def test_large_parameters_of_other_names_are_named_and_small_ones_are_not() -> None:
+    class Experts(nn.Module):
+        def __init__(self, experts: int) -> None:
+            super().__init__()
+            self.up, self.router = nn.Parameter(torch.randn(experts, 8, 8)), nn.Linear(8, 8)
+
+    with pytest.warns(UserWarning, match=r"leaves out \{'experts': 'Experts'\}"):
+        RandomPruning(nn.ModuleDict({"experts": Experts(4), "head": nn.Linear(8, 8)}), None, 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RandomPruning(nn.ModuleDict({"positions": Experts(1), "head": nn.Linear(8, 99)}), None, 0.5)
+
+
 # ------------------------------------------------------------------------------------------------------------ filters
 def test_a_smaller_network_shares_what_the_large_one_shares() -> None:
     torch.manual_seed(0)
@@ -234,3 +247,25 @@ def test_shared_layers_are_held_and_stay_shared(shared: str) -> None:
     }
     assert same[shared]
     assert report.after.parameters_dense == sum(p.numel() for p in smaller.parameters())
+
+
+def test_wrapped_layers_are_not_passed_over() -> None:
+    wrapper = pytest.importorskip("torch.distributed.algorithms._checkpoint.checkpoint_wrapper")
+    model = Language()
+    model.up = wrapper.checkpoint_wrapper(model.up)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        masks = RandomPruning(torch.compile(model), None, 0.5, dense="head")
+        assert set(masks.weights) == {"head", "up", "down"} == set(L1(torch.compile(model), 1.0).layers)
+    assert masks.report().shared["head"] == "embed"
+
+
+def test_the_row_for_padding_does_not_count_as_pruned() -> None:
+    model = Language()
+    model.embed = nn.Embedding(WORDS, WIDTH, padding_idx=0)  # 1 of 20 rows is zero
+    model.head.weight = model.embed.weight
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        assert RandomPruning(model, None, 0.5).density() == pytest.approx(0.5, abs=0.01)
+        with pytest.raises(ValueError, match="were sparse already"):
+            RandomPruning(model, None, 0.9)

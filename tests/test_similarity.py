@@ -1271,6 +1271,40 @@ def test_cka_map_of_two_models(device: torch.device) -> None:
     assert abs(same - cka_map(one, x, nn.Conv2d)).to_numpy().max() < 1e-12
 
 
+def test_groups_are_smaller_batches(device: torch.device) -> None:
+    """Groups of 8 in batches of 32 are batches of 8; 20 examples are two groups of 10, those of two models too."""
+    one, two = small_net(0).eval().to(device), small_net(1).eval().to(device)
+    x = gaussian(96, 3, 4, 4, dtype=torch.float32)
+    for options in ({}, {"kernel": "rbf"}, {"other": two}):
+        grouped = cka_map(one, x, nn.Conv2d, batch_size=32, group=8, **options)
+        small = cka_map(one, x, nn.Conv2d, batch_size=8, **options)
+        torch.testing.assert_close(torch.tensor(grouped.to_numpy()), torch.tensor(small.to_numpy()), rtol=0, atol=1e-6)
+        assert grouped.attrs == small.attrs | {"group": 8}
+    features = {"x": gaussian(20, 5), "y": gaussian(20, 5, seed=1)}
+    grouped, halves = MinibatchCKA("xy", group=8), MinibatchCKA("xy")
+    grouped.update(features)
+    for part in (slice(10), slice(10, 20)):
+        halves.update({name: v[part] for name, v in features.items()})
+    torch.testing.assert_close(grouped.compute(), halves.compute(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_groups_estimate_the_same_and_vary_as_they_should() -> None:
+    """Where layers are independent Var HSIC₁ = C/(n(n − 3)), so m groups of g raise it n(n − 3)/(m·g(g − 3)) times;
+    where they are strongly dependent the term that groups leave alone rules."""
+    n, g, draws = 64, 16, 400
+    for rho, low, high in ((0.0, 3.3, 6.6), (0.9, 0.9, 1.3)):  # 4.69 for independent ones, ± 4 standard errors
+        pairs = [list(correlated(n, 6, rho, seed=draw)) for draw in range(draws)]
+        metrics = [MinibatchCKA("xy", group=group) for group in (None, g)]
+        found = torch.tensor(
+            [[float(metric._sums(pair, [])["cross"][0, 1]) / n for metric in metrics] for pair in pairs]
+        )
+        ratio = found[:, 1].var() / found[:, 0].var()
+        assert low < ratio < high, (rho, ratio)
+        shift = found[:, 1] - found[:, 0]
+        assert abs(shift.mean()) < 4 * shift.std() / math.sqrt(draws)
+
+
 def test_cka_map_reducers_and_repeated_calls() -> None:
     net = small_net().eval()
     model = nn.Sequential(net[0], net[2], net[3], nn.ReLU(inplace=True), net[5], net[6])
@@ -1305,6 +1339,10 @@ def test_bad_maps() -> None:
         ({"reduce": "mean"}, "reduce='mean' is unknown"),
         ({"layers": "9"}, "no layer of Sequential matches '9'"),
         ({"batch_size": 3}, "batch_size=3 must be at least 4"),
+        ({"group": 3}, "group=3 must be at least 4"),
+        ({"group": 8.0}, "group=8.0 must be a whole number"),
+        ({"group": 8, "unbiased": False}, "group=8 needs unbiased=True"),
+        ({"group": 8, "estimator": "exact"}, "compares all examples with each other; group=8"),
         ({"data": x[:3]}, "3 examples in all; HSIC needs at least 4"),
         ({"data": x[:0]}, "0 examples in all"),
         ({"data": []}, "data holds no batch"),

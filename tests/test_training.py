@@ -6,9 +6,11 @@ import copy
 import json
 import math
 import warnings
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,7 @@ from companion.training import (
     sgd,
 )
 from companion.training import loop as training_loop
+from companion.training import precision as fastest
 from companion.training.measuring import autocast
 
 
@@ -132,6 +135,83 @@ def test_a_gpu_that_emulates_bfloat16_computes_in_float32(monkeypatch: pytest.Mo
     assert compute((7, 5)) == torch.float32  # T4
     assert compute((8, 0)) == compute((9, 0)) == torch.bfloat16  # A100, H200
     assert autocast(torch.device("cpu"), "bfloat16").fast_dtype == torch.bfloat16
+
+
+# ---------------------------------------------------------------------------------------------- the fastest precision
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Steps take as long as is said; returns the precisions that were tried, one for each step."""
+
+    def say(**takes: float) -> list[str]:
+        tried: list[str] = []
+
+        def seconds(step: Any, device: torch.device) -> float:
+            step()
+            tried.append(step.__defaults__[0])
+            return takes[tried[-1]]
+
+        monkeypatch.setattr(fastest, "seconds", seconds)
+        monkeypatch.setattr(fastest, "_CHOSEN", {})
+        return tried
+
+    return say
+
+
+@pytest.mark.parametrize(("slow", "fast"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_auto_takes_what_was_faster_once_and_says_so(
+    slow: str, fast: str, timed: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tried = timed(**{slow: 2.0, fast: 1.0})
+    one, other = net(), net()
+    other.load_state_dict(one.state_dict())
+    torch.manual_seed(5)
+    history = train(one, data(), precision="auto", progress=True, seed=None)
+    assert f"precision: {fast}, the faster one here for Sequential" in capfd.readouterr().err
+    assert tried.count(slow) == tried.count(fast) == 1 + fastest.STEPS
+    torch.manual_seed(5)
+    plain = train(other, data(), precision=fast, seed=None)
+    assert torch.equal(weights(one), weights(other))  # the measuring left no trace: weights, statistics, random state
+    assert [epoch["precision"] for epoch in history] == [fast] * 2 and "precision" not in plain[0]
+    train(net(), data(), precision="auto")
+    assert len(tried) == 2 * (1 + fastest.STEPS)
+    linear = nn.Linear(4, 2)  # of another class, another measurement
+    train(linear, [(torch.randn(5, 4), torch.zeros(5).long())], precision="auto")
+    assert len(tried) == 4 * (1 + fastest.STEPS)
+
+
+def test_auto_goes_on_in_the_precision_that_it_began_with(timed: Any, tmp_path: Any) -> None:
+    timed(float32=2.0, bfloat16=1.0)
+
+    def stop(record: dict[str, Any]) -> None:
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    whole = net()
+    start = copy.deepcopy(whole.state_dict())
+    train(whole, data(), precision="auto")
+    broken = net()
+    broken.load_state_dict(start)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, data(), precision="auto", checkpoint=tmp_path / "run.pt", on_epoch=stop)
+    timed(float32=1.0, bfloat16=2.0)  # another process, on a busy machine
+    again = net()
+    history = train(again, data(), precision="auto", checkpoint=tmp_path / "run.pt")
+    assert torch.equal(weights(again), weights(whole))
+    assert [epoch["precision"] for epoch in history] == ["bfloat16"] * 2
+
+
+def test_what_auto_compares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float16, which needs its loss scaled, only where CUDA has no bfloat16 of its own."""
+    cuda = torch.device("cuda")
+    for capability, second in (((7, 5), "float16"), ((8, 0), "bfloat16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, answer=capability: answer)
+        assert fastest.candidates(cuda) == ["float32", second]
+    assert fastest.candidates(torch.device("cpu")) == ["float32", "bfloat16"]
+    assert fastest.candidates(torch.device("mps")) == ["float32"]
+    with pytest.raises(ValueError, match="precision='fast' is unknown"):
+        train(net(), data(), precision="fast")
+    with pytest.raises(ValueError, match="precision='auto': one of"):
+        evaluate(net(), data(), precision="auto")
 
 
 def test_float16_scales_the_loss_and_skips_a_step_that_overflows(device: torch.device) -> None:
@@ -561,7 +641,7 @@ def test_weights_that_overflow_in_the_last_step_are_not_saved(tmp_path: Any) -> 
         ({"accumulate": 1.5}, "accumulate=1.5"),
         ({"checkpoint_every": -1}, "checkpoint_every=-1"),
         ({"clip": 0.0}, "clip=0.0"),
-        ({"precision": "half"}, "float32, bfloat16, float16"),
+        ({"precision": "half"}, "'float32', 'bfloat16', 'float16', 'auto'"),
         ({"penalty": [3]}, "penalty=3"),
         ({"penalty": lambda: 0.5}, "returned 0.5: a scalar tensor"),
         ({"penalty": lambda: torch.zeros(2)}, "a scalar tensor"),
@@ -572,6 +652,56 @@ def test_weights_that_overflow_in_the_last_step_are_not_saved(tmp_path: Any) -> 
 def test_refuses_nonsense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train(net(), data(), **options)
+
+
+X = torch.zeros(5, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("batches", "shown"),
+    [
+        (TensorDataset(X, torch.zeros(5)), r"shape \(1, 8, 8\), shape \(\)"),
+        ([(X.numpy(), np.zeros(5))], "ndarray, ndarray"),
+        ([{"x": X, "y": torch.zeros(5)}], "dict"),
+        ([X], r"shape \(5, 1, 8, 8\)"),
+        ([(X, X, X)], "shape"),
+    ],
+    ids=["a dataset", "arrays", "a dict", "no target", "three parts"],
+)
+def test_what_is_no_batch_is_refused_in_one_sentence(batches: Any, shown: str) -> None:
+    for run in (lambda: train(net(), batches), lambda: evaluate(net(), batches)):
+        with pytest.raises(ValueError, match=rf"^a batch must be \(x, y\), two tensors.*not \({shown}"):
+            run()
+
+
+def test_what_is_no_model_or_optimizer_is_refused() -> None:
+    for model, optimizer, message in (
+        (None, sgd(net()), "fit takes a module and an optimizer, not None"),
+        (net(), "adam", "not a Sequential and 'adam'"),
+        (nn.ReLU(), sgd(net()), "ReLU has no parameters to train"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(model, data(), optimizer, epochs=1, progress=False)
+
+
+def test_as_many_tokens_as_classes_have_no_accuracy_but_under_cross_entropy() -> None:
+    """(examples, classes, tokens) and (examples, tokens, classes) are then of one shape."""
+
+    class Words(nn.Module):
+        def __init__(self, classes: int) -> None:
+            super().__init__()
+            self.out = nn.Linear(4, classes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(x)  # tokens first
+
+    def loss(outputs: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs.flatten(0, 1), y.flatten())
+
+    batch = torch.randn(5, 6, 4), torch.randint(6, (5, 6))
+    assert "accuracy" not in evaluate(Words(6), [batch], loss=loss)
+    assert "accuracy" not in evaluate(Words(7), [batch], loss=loss)
+    assert "accuracy" in evaluate(Words(6), [batch])
 
 
 def test_refuses_a_loader_without_batches_and_a_scheduler_without_a_clock() -> None:

@@ -21,7 +21,6 @@ from companion.features import (
     _channels,
     _first_tensor,
     _require_features,
-    _sequence_first,
     batches,
     evaluating,
     float64,
@@ -148,7 +147,7 @@ class _Effects(FeatureTap):
         if len(tensor) < 2 * MINIMUM:
             raise ValueError(f"intervals need at least {2 * MINIMUM} examples; got {len(tensor)}")
         last = self._last if self._last is not None and self._last[0]() is given and self._last[1] == version else None
-        if x.ndim == 3 and _sequence_first(module):
+        if x.ndim == 3 and name in self._turned:
             x = x.transpose(0, 1)
         if len(x) != len(tensor):
             raise ValueError(

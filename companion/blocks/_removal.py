@@ -14,6 +14,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from companion._checks import between, one_of, whole_number
+from companion._progress import progress
 from companion.blocks._effects import block_effects
 from companion.blocks._names import find_blocks
 from companion.features import (
@@ -168,7 +169,7 @@ def remove_blocks(
     def scores(gone: list[str]) -> pd.Series:
         """Smallest goes first."""
         if callable(score):
-            return pd.Series({name: -score(without([*gone, name])) for name in left})
+            return pd.Series({name: -score(without([*gone, name])) for name in progress(left, "blocks")})
         if isinstance(score, str):
             network = without(gone) if gone else model
             sign = -1 if score in ("cka", "cosine") else 1
@@ -177,7 +178,7 @@ def remove_blocks(
         return pd.Series({name: score[name] for name in left}, dtype=float)
 
     order: dict[str, float] = {}
-    while len(order) < count:
+    for _ in progress(range(count if greedy else 1), "removal"):
         ranked = scores([*order]).sort_values(kind="stable")
         for name in ranked.index[: 1 if greedy else count]:
             order[name] = ranked[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -81,7 +81,7 @@ def _check_classes(folder: Path, classes: set[str]) -> None:
 
 @dataclass(eq=False)
 class ImageNetLoader(Epochs):
-    """Batches of photographs, decoded by worker processes or on the device, normalised there by ImageNet's constants.
+    """Batches of photographs, decoded by worker processes or on the device, and normalised there.
 
     Training images are cropped at random to `size` (Szegedy et al. 2015, area 8 to 100 %) and mirrored with probability
     ½, in the order of torch's `DistributedSampler`; evaluation images are resized to size·256/224 and cropped in the
@@ -96,6 +96,7 @@ class ImageNetLoader(Epochs):
         workers: worker processes that read, and decode or not; 0: this process does it.
         decode: "workers" by Pillow, or "device" by torchvision's JPEG decoder, which on a GPU decodes a batch at once;
             files that it cannot decode, and torchvision without it, fall back to Pillow.
+        mean, std: see `Normalize`; ImageNet's, which torchvision's networks expect, unless others are given.
         seed, device, dtype, channels_last, rank, world_size: as for `DeviceLoader`.
 
     Attributes:
@@ -112,6 +113,8 @@ class ImageNetLoader(Epochs):
     size: int = 224
     workers: int = 4
     decode: Literal["workers", "device"] = "workers"
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         check_ranks(self.batch_size, self.rank, self.world_size)
@@ -123,7 +126,7 @@ class ImageNetLoader(Epochs):
                 f"batch_size={self.batch_size}; {self.folder.root} has {len(self.folder)} images, not one batch"
             )
         self.device = torch.device(self.device)
-        self.normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD, self.device, self.dtype, self.channels_last)
+        self.normalize = Normalize(self.mean, self.std, self.device, self.dtype, self.channels_last)
 
     def __len__(self) -> int:
         """Number of this rank's batches of a whole epoch, whatever `start` is."""

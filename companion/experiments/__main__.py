@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         help="only every n-th run, from the i-th: for a job array",
     )
     run.add_argument(
-        "--precision", choices=("float32", "bfloat16", "float16"), help="instead of the registry's; see `pace`"
+        "--precision",
+        choices=("float32", "bfloat16", "float16", "auto"),
+        help="instead of the registry's; auto: what `pace` finds the faster",
     )
     run.add_argument("--data", type=Path, default=None, help="data root (default: COMPANION_DATA)")
     run.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -117,12 +119,12 @@ def _run(arguments: argparse.Namespace, root: Path) -> int:
                 )
             place = _place(arguments, arguments.device or here.device)
             attempts = ((run, functools.partial(attempt, run, place, root)) for run in runs)
-            return _report(runs, attempts, root, speaks=here.rank == 0)
+            return _report(runs, attempts, root, bar=not arguments.quiet, speaks=here.rank == 0)
     place = _place(arguments, arguments.device or Workplace().device)
     with executors.open_executor(arguments.executor, arguments.jobs) as executor:
         waiting = {executor.submit(attempt, run, place, root): run for run in runs}
         finished = ((waiting[future], future.result) for future in as_completed(waiting))
-        return _report(runs, finished, root)
+        return _report(runs, finished, root, bar=not arguments.quiet)
 
 
 def _chosen(arguments: argparse.Namespace) -> list[Run]:
@@ -138,16 +140,29 @@ def _chosen(arguments: argparse.Namespace) -> list[Run]:
 
 
 def _place(arguments: argparse.Namespace, device: torch.device) -> Workplace:
-    how = {"precision": arguments.precision} if arguments.precision else {}
+    precision = arguments.precision
+    if precision == "auto":
+        from companion.experiments import speed
+
+        precision = speed.fastest(device)
+        print(f"precision: {precision}, the faster one on this {device.type}", file=sys.stderr)
+    how = {"precision": precision} if precision else {}
     return Workplace(device=device, data=arguments.data, progress=not arguments.quiet, how=how)
 
 
 def _report(
-    runs: Sequence[Run], attempts: Iterable[tuple[Run, Callable[[], Attempt]]], root: Path, speaks: bool = True
+    runs: Sequence[Run],
+    attempts: Iterable[tuple[Run, Callable[[], Attempt]]],
+    root: Path,
+    *,
+    bar: bool,
+    speaks: bool = True,
 ) -> int:
     """Say what became of every run as it ends; the exit status is 0 if all have a record."""
+    from companion._progress import progress
+
     recorded_now = 0
-    for run, made in attempts:
+    for run, made in progress(attempts, "runs", len(runs)) if bar and len(runs) > 1 else attempts:
         found = made()
         recorded_now += found.record is not None
         if not speaks:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from companion.features import as_tensor
+from companion.features import as_tensor, float64
 from companion.information.estimates import ESTIMATORS, Estimate, continuous, is_discrete, rounding_share, scale
 
 
@@ -34,7 +36,8 @@ def mutual_information(
             classes where the estimator takes continuous variables.
 
     Warns:
-        UserWarning: y is a linear function of x, or x of y: the true information of continuous variables is infinite.
+        UserWarning: y is a linear function of x, or x of y: the true information of continuous variables is infinite;
+            or the estimator takes one column of classes for numbers.
 
     >>> x = torch.randn(500, 1, generator=torch.Generator().manual_seed(0))
     >>> y = x + torch.randn(500, 1, generator=torch.Generator().manual_seed(1))
@@ -48,9 +51,27 @@ def mutual_information(
             x, y = y, x
     measure = ESTIMATORS[estimator]
     scale(unit)  # refused before anything is computed
+    if estimator in BY_DISTANCE:
+        x, y = _numbers(x, "x", estimator), _numbers(y, "y", estimator)
     if ESTIMATORS.facts[estimator]["finite"] and not any(classes):
         _warn_if_infinite(x, y)
     return measure(x, y, unit=unit, **options)
+
+
+BY_DISTANCE = ("gaussian", "renyi", "mixed", "infonce", "nwj", "dv")  # those that do not refuse classes themselves
+
+
+def _numbers(values: Any, name: str, estimator: str) -> Any:
+    """Integers as floats; of one column, which looks like classes, it is said."""
+    if not is_discrete(values):
+        return values
+    if math.prod(np.shape(values)[1:]) == 1:
+        warnings.warn(
+            f"{name} is one column of integers or classes, and {estimator!r} goes by how far apart their numbers are: "
+            "for classes use estimator='ross' or 'discrete', counts give as floats",
+            stacklevel=3,
+        )
+    return float64(as_tensor(values, name))
 
 
 def estimators() -> dict[str, dict[str, str]]:

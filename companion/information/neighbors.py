@@ -30,6 +30,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from companion._checks import at_least, one_of, whole_number
+from companion._progress import progress
 from companion.information.estimates import (
     ESTIMATORS,
     Estimate,
@@ -61,7 +62,7 @@ def _blocks(x: Float[Tensor, "n d"], block: int | None) -> Iterator[slice]:
     """Runs of rows, so that a block of distances fits."""
     n = len(x)
     size = block or max(1, BLOCK.get(x.device.type, BLOCK["cpu"]) // n)
-    for start in range(0, n, size):
+    for start in progress(range(0, n, size), "neighbours"):
         yield slice(start, min(start + size, n))
 
 

@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion._checks import one_of
+from companion._checks import at_least, one_of, whole_number
+from companion._progress import progress
 from companion.information.estimates import ESTIMATORS, Estimate, TooFewExamplesError, continuous, estimate, same_rows
 
 
@@ -138,6 +139,7 @@ def variational_bound(
     ('lower', True)
     """
     one_of(bound=(bound, BOUNDS))
+    at_least(1, steps=whole_number(steps=steps))
     x, y = continuous(x).detach(), continuous(y, "y").detach()
     same_rows(x, y)
     n, value_of = len(x), BOUNDS[bound]
@@ -163,7 +165,7 @@ def variational_bound(
             return value_of(critic(x[batches], y[batches]).double())
 
     best, kept, waited = -math.inf, copy.deepcopy(critic.state_dict()), 0
-    for step in range(1, steps + 1):
+    for step in progress(range(1, steps + 1), "training a critic"):
         rows = fit[torch.randint(len(fit), (batch,), generator=generator).to(x.device)]
         loss = -value_of(critic(x[rows], y[rows]))
         optimizer.zero_grad()

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 
 from companion._weights import memory
 from companion.features import device_of, evaluating, hooked, unwrap
-from companion.pruning._inputs import as_input, call, tensors_of, whole_kernels
+from companion.pruning._inputs import as_input, call, require_tensor, tensors_of, whole_kernels
 from companion.pruning._plain import plain
 
 
@@ -263,7 +263,7 @@ def latencies(
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(-warmup, repeats):
         for name, model in list(models.items())[:: 1 if turn % 2 else -1]:
-            device = device_of(model, tensors_of(example)[0])
+            device = device_of(model, require_tensor(example))
             x = tree_map_only(Tensor, methodcaller("to", device), example)
             with evaluating(model):
                 elapsed = _timed(model, x, device)

@@ -13,6 +13,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 
+from companion._checks import given
+
 
 def call(model: nn.Module, example: Any, values: dict[str, Tensor] | None = None) -> Any:
     """model(x), model(x, y) for a tuple, model(name=x) for a mapping; with other `values` of parameters and buffers."""
@@ -50,16 +52,22 @@ def tensors_of(value: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in tensors_of(part)]
 
 
+def require_tensor(example: Any) -> Tensor:
+    """The first tensor in an example; a refusal where there is none."""
+    if found := tensors_of(example):
+        return found[0]
+    raise ValueError(
+        f"example={given(example)} holds no tensor; give a batch of inputs, such as torch.randn(1, 3, 32, 32)"
+    )
+
+
 def as_input(model: nn.Module | Tensor, example: Any) -> Any:
     """The example as plain tensors on the device of the model (or of a tensor), those of numbers with its type.
 
     Raises:
         ValueError: there is no tensor in it.
     """
-    if not tensors_of(example):
-        raise ValueError(
-            f"example={example!r} holds no tensor; give a batch of inputs, such as torch.randn(1, 3, 32, 32)"
-        )
+    require_tensor(example)
     like = model if isinstance(model, Tensor) else next(iter(model.parameters()), torch.empty(0))
 
     def fitted(tensor: Tensor) -> Tensor:

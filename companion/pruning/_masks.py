@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from companion._checks import at_least, one_of, whole_number
 from companion._registry import Registry
 from companion._weights import matrices, memory, multiplies, warn_of_the_rest
-from companion.features import Layers, find_layers, unwrap
+from companion.features import Layers, bare_name, find_layers, unwrap
 from companion.pruning._criteria import CRITERIA, top
 from companion.pruning._densities import DENSITIES, number_kept, uniform, whole
 from companion.pruning._plain import refuse_computed
@@ -90,7 +90,7 @@ class Masks:
         kept = [] if dense is None else [id(weight) for weight in _weights(self.model, dense).values()]
         self.dense = frozenset(name for name, weight in self.weights.items() if id(weight) in kept)
         if layers is multiplies:
-            warn_of_the_rest(self.model, find_layers(self.model, layers), type(self).__name__)
+            warn_of_the_rest(self.model, find_layers(self.model, layers).values(), type(self).__name__)
         self._warn_of_shared(layers)
         if optimizer is not None:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -132,10 +132,10 @@ class Masks:
         """layer → the other modules that hold its weight."""
         named = {name: id(weight) for name, weight in self.weights.items()}
         holders: dict[int, list[str]] = {owner: [] for owner in named.values()}
-        for module_name, module in self.model.named_modules():
-            for name, _, parameter in matrices(module_name, module):
+        for layer, module in self.model.named_modules():
+            for name, _, parameter in matrices(bare_name(layer), module):
                 if name not in self.weights:
-                    holders.get(id(parameter), []).append(module_name)
+                    holders.get(id(parameter), []).append(bare_name(layer))
         return {name: holders[owner] for name, owner in named.items()}
 
     # -- in the training loop
@@ -286,8 +286,11 @@ class Masks:
 
     def _sparse_already(self, name: str, weight: Tensor) -> bool:
         """More zeros than chance leaves in a fresh weight, yet not all of it: someone has pruned it."""
-        alive = (self._masks[name] != 0).expand(weight.shape)
-        return 0.01 < float(((weight == 0) & alive).float().mean()) < 1
+        zero = (weight == 0) & (self._masks[name] != 0).expand(weight.shape)
+        for module in self.model.modules():  # the row of an embedding that stands for padding is zero from the start
+            if isinstance(module, nn.Embedding) and module.weight is weight and module.padding_idx is not None:
+                zero[module.padding_idx] = False
+        return 0.01 < float(zero.float().mean()) < 1
 
     def _units(self, weight: Tensor) -> Tensor:
         """What has one mask value: a view with the mask's shape."""
@@ -388,7 +391,7 @@ def _weights(model: nn.Module, layers: Layers) -> dict[str, nn.Parameter]:
         for name, _, parameter in matrices(layer, module):
             found.setdefault(id(parameter), (name, parameter))
     if not found:
-        raise ValueError(f"layers={layers!r}: none of them has a weight with two dimensions or more")
+        raise ValueError(f"{list(chosen)}: none of these layers has a weight with two dimensions or more")
     places: dict[Any, str] = {}
     for name, parameter in found.values():
         if (other := places.setdefault(memory(parameter), name)) != name:

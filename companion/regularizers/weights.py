@@ -66,7 +66,7 @@ class _OnWeights(BasePenalty):
         self.strength = strength
         self._modules = find_layers(model, type(self).kinds if layers is None else layers)
         if layers is None and type(self).kinds is multiplies:
-            warn_of_the_rest(model, self._modules, type(self).__name__)
+            warn_of_the_rest(model, self._modules.values(), type(self).__name__)
         if not self.weights:
             raise ValueError(f"none of the layers {list(self._modules)} has a weight")
 

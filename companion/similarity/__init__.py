@@ -11,7 +11,7 @@ Few examples and many features is the usual case, and there the biased value is 
 example the same features (to the unbiased value: every example but one), has no CKA; it is **defined as 0** in its own
 row and column, with gradient 0. The same means: but for rounding in the dtype of the features, on any processor and in
 batches of any size; what a network makes of rounding later, such as a batch norm that divides it by √ε, is not seen.
-Chapter *Feature similarity* derives everything here.
+Chapters *Feature similarity* and *Estimating CKA well* derive everything here.
 
 All functions compute in float32 (float64 for float64 features), whatever autocast says, and sum in float64; features
 are centred first, so a common offset changes nothing.

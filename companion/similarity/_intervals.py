@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion._checks import at_least, between, one_of
+from companion._progress import progress
 from companion.features import float64
 from companion.similarity._cka import _above, _centered, _conclude, _hsics, _matrices, _ratio
 from companion.similarity._kernels import MINIMUM, Kernel, _kernel_matrix, u_center
@@ -79,7 +80,8 @@ def cka_interval(
             between(MINIMUM, n, open_high=True, size=size)
             at_least(2, subsamples=subsamples)
             generator = torch.Generator().manual_seed(seed)
-            subsets = (torch.randperm(n, generator=generator)[:size].to(wholes[0][0].device) for _ in range(subsamples))
+            turns = progress(range(subsamples), "subsamples")
+            subsets = (torch.randperm(n, generator=generator)[:size].to(wholes[0][0].device) for _ in turns)
             pairs = ([_above(u_center(k[s][:, s]), least).view(1, -1) for k, least in wholes] for s in subsets)
             draws = torch.stack([_ratio(*_hsics(*pair)) for pair in pairs])
             error = float((draws - value).square().mean().sqrt()) * math.sqrt(size / (n - size))

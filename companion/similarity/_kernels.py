@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from companion._checks import given
 from companion.features import _resolution
 from companion.similarity._fast import CenteredGram
 
@@ -101,9 +102,10 @@ def _kernel_matrix(
         if x.ndim != 2 or x.shape[0] != x.shape[1]:
             raise ValueError(f"a precomputed kernel matrix is (examples, examples); got shape {tuple(x.shape)}")
         return x, x.new_full((), _resolution(x.dtype) ** 2)
-    if not callable(kernel) and kernel not in KERNELS:
+    if not callable(kernel) and not (isinstance(kernel, str) and kernel in KERNELS):
         raise ValueError(
-            f"kernel={kernel!r} is unknown; use one of {[*KERNELS, 'precomputed']}, or a function of the feature matrix"
+            f"kernel={given(kernel)} is unknown; use one of {[*KERNELS, 'precomputed']}, or a function of the feature "
+            "matrix"
         )
     if x.ndim < 2:
         raise ValueError(f"features are (examples, features); got shape {tuple(x.shape)}")

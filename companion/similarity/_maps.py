@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from companion._checks import one_of
@@ -43,6 +44,7 @@ def cka_map(
     select: Select = None,
     forward: Forward = None,
     batch_size: int = 256,
+    group: int | None = None,
 ) -> pd.DataFrame:
     """CKA of all pairs of layers of one model, or of two on the same inputs, in one pass over the data.
 
@@ -56,6 +58,8 @@ def cka_map(
             `other` (default: as `layers`; of its own blocks where that is None).
         estimator: `"minibatch"` (any width, any kernel), or `"exact"` (linear, all examples at once, narrow features).
         reduce, select: see `features.FeatureTap`.
+        group: compare examples only inside groups of at least so many of a batch: faster, for the same estimand with a
+            larger variance, see `similarity.MinibatchCKA`. None: inside whole batches.
 
     Returns:
         a table, layers × layers, rows and columns in order of execution; `.attrs` tells the number of examples and the
@@ -65,25 +69,32 @@ def cka_map(
         ValueError: fewer than 4 examples, NaN or infinite features, unknown layers, kernel, estimator or reducer, rows
             that are not examples.
 
-    >>> import torch
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 3))
     >>> cka_map(model, torch.randn(100, 4), nn.Linear).round(2).loc["0", "0"]
     np.float64(1.0)
     """
     import pandas as pd
 
-    from companion.similarity._streaming import ExactCKA, MinibatchCKA
+    from companion.similarity._streaming import ExactCKA, MinibatchCKA, check_group, groups
 
     one_of(estimator=(estimator, ("minibatch", "exact")))
     exact = estimator == "exact"
     if exact and kernel != "linear":
         raise ValueError(f"estimator='exact' needs kernel='linear', not {kernel!r}")
+    if exact and group is not None:
+        raise ValueError(f"estimator='exact' compares all examples with each other; group={group} is for 'minibatch'")
+    check_group(group, unbiased)
+
+    def grams(x: Tensor) -> Tensor:
+        """The kernel matrix, of groups the blocks on its diagonal."""
+        return torch.block_diag(*[gram(x[part], kernel) for part in groups(len(x), group)])
+
     # Bare models: a wrapper's forward may talk to other ranks, which may have fewer batches.
-    nets = [unwrap(net) for net in (model, other) if net is not None]
+    nets = [unwrap(model)] if other is None else [unwrap(model), unwrap(other)]
     chosen = [layers, layers if other_layers is None else other_layers]
     metric: MinibatchCKA | ExactCKA | None = None
     with evaluating(*nets), ExitStack() as stack:
-        keep = None if exact else functools.partial(gram, kernel=kernel)
+        keep = None if exact else functools.partial(gram, kernel=kernel) if group is None else grams
         taps = [
             FeatureTap(net, find_blocks(net) if names is None else names, reduce=reduce, select=select, keep=keep)
             for net, names in zip(nets, chosen, strict=False)
@@ -98,7 +109,7 @@ def cka_map(
                 metric = (
                     ExactCKA(*taps, unbiased=unbiased)
                     if exact
-                    else MinibatchCKA(*taps, unbiased=unbiased, kernel="precomputed")
+                    else MinibatchCKA(*taps, unbiased=unbiased, kernel="precomputed", group=group)
                 )
                 metric = metric.to(next(iter(taps[0].values())).device)
             metric.update(*taps)
@@ -106,4 +117,6 @@ def cka_map(
         raise ValueError("data holds no batch")
     table = pd.DataFrame(metric.compute().cpu().numpy(), metric.layers, metric.other_layers or metric.layers)
     table.attrs = {"examples": metric.total, "estimator": estimator, "unbiased": unbiased, "kernel": str(kernel)}
+    if group is not None:
+        table.attrs["group"] = group
     return table

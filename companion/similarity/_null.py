@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion._checks import between, whole_number
+from companion._progress import progress
 from companion.similarity._cka import _conclude, _hsics, _matrices, _rows
 from companion.similarity._kernels import Kernel
 
@@ -100,7 +101,8 @@ def cka_null_map(
     holds for all pairs at once (Westfall & Young 1993).
 
     Returns:
-        (layer of xs, layer of ys) → value, p, p_best, mean, high, as in `Null`.
+        (layer of xs, layer of ys) → value, p, p_best, mean, high, as in `Null`; `.attrs["high_best"]` is the quantile
+        of `level` of the largest permuted value of any pair.
 
     Raises:
         ValueError: see `cka_null`; a single layer without `ys`.
@@ -117,10 +119,13 @@ def cka_null_map(
     others = None if ys is None else {f"other {name}": y for name, y in ys.items()}
     found = _against_null(xs, others, permutations, unbiased, kernel, level, seed)
     pairs = [(a, b) for i, a in enumerate(xs) for b in ([*xs][i + 1 :] if ys is None else ys)]
-    return pd.DataFrame(
+    high_best = float(found.pop("high_best"))
+    table = pd.DataFrame(
         {name: column.cpu().numpy() for name, column in found.items()},
         pd.MultiIndex.from_tuples(pairs, names=["layer", "other_layer"]),
     )
+    table.attrs = {"high_best": high_best}
+    return table
 
 
 def _against_null(
@@ -131,7 +136,7 @@ def _against_null(
     kernel: Kernel,
     level: float,
     seed: int,
-) -> dict[str, Float[Tensor, " pairs"]]:
+) -> dict[str, Float[Tensor, "..."]]:
     between(1, float("inf"), permutations=whole_number(permutations=permutations))
     between(0, 1, open_low=True, open_high=True, level=level)
     given = _matrices({**xs, **(ys or {})})
@@ -143,7 +148,7 @@ def _against_null(
         n = round(a.shape[1] ** 0.5)
         generator = torch.Generator().manual_seed(seed)
         draws = []
-        for start in range(0, permutations, step := max(1, BATCH // n**2)):
+        for start in progress(range(0, permutations, step := max(1, BATCH // n**2)), "permutations"):
             number = min(step, permutations - start)
             orders = torch.stack([torch.randperm(n, generator=generator) for _ in range(number)]).to(a.device)
             shuffled = (k.view(n, n)[orders[:, :, None], orders[:, None, :]].flatten(1) for k in b)
@@ -163,4 +168,5 @@ def _against_null(
             "p_best": p(null.amax(0, keepdim=True)),
             "mean": null.mean(1),
             "high": null.quantile(level, dim=1, interpolation="higher"),
+            "high_best": null.amax(0).quantile(level, interpolation="higher"),
         }

@@ -22,8 +22,9 @@ On many GPUs the same script runs under `torchrun`; each rank reads its slice of
         fit(model, loader, sgd(model, lr=0.4, weight_decay=1e-4), epochs=100, schedule=cosine(warmup=5),
             loss=nn.CrossEntropyLoss(label_smoothing=0.1), accumulate=2, precision="bfloat16", channels_last=True)
 
-`loop` holds `fit` and the sockets, `measuring` what a run measures, `optimizers` the optimizers and learning-rate
-schedules, `checkpoints` what survives a kill.
+`loop` holds `fit` and the sockets, `measuring` what a run measures, `precision` which number format is fastest,
+`optimizers` the optimizers and learning-rate schedules, `checkpoints` what survives a kill, `logs` what shows a penalty
+in other loops.
 
 Page *Running experiments* shows it at work.
 """
@@ -32,6 +33,7 @@ from __future__ import annotations
 
 from companion._ranks import Place, distributed, rank, world_size
 from companion.training.checkpoints import load_checkpoint, save_checkpoint, seed_everything
+from companion.training.logs import PenaltyLog, lightning_log
 from companion.training.loop import Penalty, Sparsity, fit
 from companion.training.measuring import History, evaluate
 from companion.training.optimizers import LRSchedule, adamw, cosine, multistep, one_cycle, sgd
@@ -40,6 +42,7 @@ __all__ = [
     "History",
     "LRSchedule",
     "Penalty",
+    "PenaltyLog",
     "Place",
     "Sparsity",
     "adamw",
@@ -47,6 +50,7 @@ __all__ = [
     "distributed",
     "evaluate",
     "fit",
+    "lightning_log",
     "load_checkpoint",
     "multistep",
     "one_cycle",

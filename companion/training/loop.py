@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -23,10 +24,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from companion._checks import at_least, whole_number
+from companion._checks import at_least, given, one_of, whole_number
 from companion._ranks import buffers_of_rank_zero, from_ranks, on_rank_zero, rank, world_size
 from companion.training.checkpoints import claim, random_state, save_checkpoint, seed_everything, set_random_state
 from companion.training.measuring import (
+    PRECISIONS,
     Accuracy,
     Batch,
     History,
@@ -34,12 +36,14 @@ from companion.training.measuring import (
     Meter,
     autocast,
     batch_sums,
+    checked,
     evaluate,
     full_precision,
     loss_of,
     move,
 )
 from companion.training.optimizers import LRSchedule
+from companion.training.precision import fastest_precision, of_checkpoint
 
 STEPS_BETWEEN_CHECKS = 25  # so often the device is asked for its losses: progress and NaN cost no wait in every step
 IN_THE_BAR = {"loss": "loss", "accuracy": "accuracy", "sparsity": "sparsity", "images/s": "images_per_second"}
@@ -114,7 +118,10 @@ def fit(
             of classes; anything else has no accuracy, and the history has none.
         precision, channels_last, compile: "bfloat16" and "float16" run the forward pass under autocast, "float16" with
             loss scaling and on CUDA only; a GPU that merely emulates bfloat16 (before Ampere, as Colab's T4) computes
-            in float32 instead. `compile` uses `torch.compile` where it finds a compiler.
+            in float32 instead. "auto" measures a few steps of a copy in float32 and in bfloat16 (float16 on such a
+            GPU), once for each model of device and class of model, says which was faster and takes that; the history
+            notes it as `precision`, and a run that is resumed keeps it. `compile` uses `torch.compile` where it finds a
+            compiler.
         clip, accumulate: Largest norm of the gradient; number of batches that make one step.
         unused_parameters: Under several ranks: whether some parameters have no part in some losses. Every rank needs as
             many batches.
@@ -151,7 +158,13 @@ def fit(
         seed_everything(seed + rank())
     if channels_last:
         model.to(memory_format=torch.channels_last)
-    batches, penalties = len(data), _named(penalty, sparsity)
+    auto = precision == "auto"
+    if auto:
+        before = on_rank_zero(lambda: of_checkpoint(checkpoint))
+        precision = before or fastest_precision(model, data, loss, channels_last)
+        if progress and rank() == 0:
+            tqdm.write(f"precision: {precision}, the faster one here for {type(model).__name__}", file=sys.stderr)
+    batches, penalties = len(data), named(penalty, sparsity)
     configuration = {  # what must agree for a checkpoint to be this run's
         "model": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters())} parameters",
         "optimizer": f"{type(optimizer).__name__} "
@@ -187,7 +200,8 @@ def fit(
                     run.save()
             run.check(bar)
             buffers_of_rank_zero(model)  # as DDP has it in training
-            record = {"epoch": run.epoch + 1, "lr": step.lr, **run.meter.means(), **_sparsity(sparsity)}
+            record: dict[str, Any] = {"epoch": run.epoch + 1, "lr": step.lr, **run.meter.means()}
+            record |= _sparsity(sparsity) | ({"precision": precision} if auto else {})
             if validation is not None:
                 how: dict[str, Any] = {"precision": precision, "channels_last": channels_last}
                 seen = evaluate(model, validation, loss=loss, accuracy=accuracy, **how)
@@ -250,7 +264,7 @@ class _State:
         if self.resumed is not None and self.batch > 0:
             set_random_state(self.resumed[1], self.data, self.device)
         self.resumed = None
-        while group := list(islice(stream, accumulate)):
+        while group := [checked(batch) for batch in islice(stream, accumulate)]:
             self.batch += len(group)
             yield group
         if self.batch == 0:
@@ -423,7 +437,7 @@ def _diverged(what: str, checkpoint: str | Path | None) -> FloatingPointError:
     )
 
 
-def _named(penalty: Penalty | Iterable[Penalty] | None, sparsity: Sparsity | None) -> dict[str, Penalty]:
+def named(penalty: Penalty | Iterable[Penalty] | None, sparsity: Sparsity | None) -> dict[str, Penalty]:
     """The penalties by name, the sparsity's own among them; the second of one name is NAME_2."""
     terms: list[Any] = [] if penalty is None else [penalty] if callable(penalty) else list(penalty)
     named: dict[str, Penalty] = {}
@@ -462,7 +476,13 @@ def _by_step(scheduler: LRScheduler) -> LRScheduler:
 def _refuse_nonsense(
     model: nn.Module, data: Any, optimizer: Optimizer, schedule: Any, clip: float | None, precision: str
 ) -> None:
-    autocast(next(model.parameters()).device, precision)  # refuses one that is unknown, or not for this device
+    if not isinstance(model, nn.Module) or not isinstance(optimizer, Optimizer):
+        raise ValueError(f"fit takes a module and an optimizer, not {given(model)} and {given(optimizer)}")
+    if not any(True for _ in model.parameters()):
+        raise ValueError(f"{type(model).__name__} has no parameters to train")
+    one_of(precision=(precision, [*PRECISIONS, "auto"]))
+    if precision != "auto":
+        autocast(next(model.parameters()).device, precision)  # refuses one that is not for this device
     lengths = from_ranks(len(data) if hasattr(data, "__len__") else 0)  # first, so that no rank waits for another
     if not min(lengths):
         raise ValueError(f"data={type(data).__name__} has no batch, or no length: give a DeviceLoader or a DataLoader")

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from companion._progress import progress
 from companion._ranks import world_size
 from companion.features import evaluating
 
@@ -26,7 +27,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 class History(list[dict[str, Any]]):
     """One record an epoch, of plain numbers: `epoch` (from 1), `lr` (of its last step), `loss` and `accuracy` (means
     over the training examples as they passed), `penalty_NAME`, `validation_loss`, `validation_accuracy`, `sparsity`,
-    `images_per_second` and `seconds` (of the training passes).
+    `images_per_second` and `seconds` (of the training passes), and `precision`, a word, where "auto" chose it.
 
     `penalty_NAME` is what the penalty added to the loss, a mean over all steps and ranks: of one that is computed every
     n-th step an n-th of its value, which `penalty.last` has. Targets that are no classes have no accuracy: see `fit`.
@@ -107,7 +108,7 @@ def evaluate(
     device = next(model.parameters()).device
     sums, examples = [], 0
     with evaluating(model):
-        for x, y in loader:
+        for x, y in map(checked, progress(loader, "evaluation")):
             x, y = move(x, device, channels_last), y.to(device, non_blocking=True)
             with autocast(device, precision):
                 outputs = full_precision(model(x))
@@ -129,6 +130,18 @@ def evaluate(
         raise ValueError("nothing to evaluate: the loader gave no example")
     found = {"loss": total_loss / everyone, "examples": int(everyone)}
     return found | {"accuracy": correct / answered} if answered else found
+
+
+def checked(batch: Any) -> Batch:
+    """The batch, if it is one."""
+    pair = tuple(batch) if isinstance(batch, tuple | list) else ()
+    if len(pair) != 2 or not all(isinstance(part, Tensor) and part.ndim for part in pair):
+        parts = [f"shape {tuple(p.shape)}" if isinstance(p, Tensor) else type(p).__name__ for p in pair or [batch]]
+        raise ValueError(
+            f"a batch must be (x, y), two tensors with a row for each example, not ({', '.join(parts)}); of a dataset "
+            "make batches by DataLoader(dataset, batch_size=64)"
+        )
+    return pair
 
 
 def move(x: Tensor, device: torch.device, channels_last: bool) -> Tensor:
@@ -178,7 +191,8 @@ def right_answers(
     """Which answers are right, and which of them count; None where there is no telling.
 
     By default those whose class has the largest output. That is known only of whole-number targets in the shape of the
-    outputs without their second dimension, that of two classes or more. A target that the loss ignores does not count.
+    outputs without their second dimension, that of two classes or more, and where a loss of another kind than
+    cross-entropy may have it otherwise, not at all. A target that the loss ignores does not count.
     """
     if accuracy is not None:
         right = accuracy(outputs, y)
@@ -187,6 +201,9 @@ def right_answers(
         return None
     if outputs.ndim < 2 or outputs.shape[1] < 2 or y.shape != outputs.shape[:1] + outputs.shape[2:]:
         return None
+    of_classes = loss is nn.functional.cross_entropy or isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)
+    if outputs.ndim == 3 and outputs.shape[1] == outputs.shape[2] and not of_classes:
+        return None  # (examples, tokens, classes) has this shape, too
     return outputs.detach().argmax(1) == y, y != getattr(loss, "ignore_index", -100)
 
 

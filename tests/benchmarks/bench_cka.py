@@ -11,8 +11,8 @@ the largest over all pairs against float64, from the same float32 features, of t
 HSIC summed over batches, ours weighted by their examples, the others' batches all alike, pytorch-cka's value clamped to
 [0, 1]. The second error is that of a network in which an in-place ReLU follows each of the layers.
 
-Aims: at most 1.4 times the forward pass; within 5 % of pytorch-cka or faster; at least 8 times faster than torch_cka;
-peak memory below both; errors of at most 1e-6.
+Aims: at most 1.5 times the forward pass, 1.2 times with groups of 64 examples inside each batch; at most .95 times
+pytorch-cka; at least 8 times faster than torch_cka; peak memory below both; errors of at most 1e-6.
 """
 
 from __future__ import annotations
@@ -83,6 +83,10 @@ def companion(model: nn.Module, data: Batches) -> Tensor:
     return torch.tensor(cka_map(model, data, LAYERS).to_numpy())
 
 
+def by_groups(model: nn.Module, data: Batches) -> Tensor:
+    return torch.tensor(cka_map(model, data, LAYERS, group=64).to_numpy())
+
+
 def by_pytorch_cka(model: nn.Module, data: Batches) -> Tensor:
     device = data[0][0].device
     names = list(find_layers(model, LAYERS))
@@ -102,6 +106,7 @@ def by_torch_cka(model: nn.Module, data: Batches) -> Tensor:
 METHODS: dict[str, Callable[[nn.Module, Batches], Tensor | None]] = {
     "forward pass": forward,
     "companion": companion,
+    "groups of 64": by_groups,
     "pytorch-cka": by_pytorch_cka,
     "torch_cka": by_torch_cka,
 }
@@ -220,14 +225,16 @@ def main() -> None:
 
     ratios = {
         "companion / forward pass": ratio("companion", "forward pass"),
+        "groups of 64 / forward pass": ratio("groups of 64", "forward pass"),
         "companion / pytorch-cka": ratio("companion", "pytorch-cka"),
         "torch_cka / companion": ratio("torch_cka", "companion"),
     }
     peers = min(memory["pytorch-cka"], memory["torch_cka"])
     worst = max(found["companion"] for found in error.values())
     verdicts = {
-        "at most 1.4 × the forward pass": (ratios["companion / forward pass"]["median"], 1.4, "<="),
-        "at most 1.05 × pytorch-cka": (ratios["companion / pytorch-cka"]["median"], 1.05, "<="),
+        "at most 1.5 × the forward pass": (ratios["companion / forward pass"]["median"], 1.5, "<="),
+        "groups at most 1.2 × the forward": (ratios["groups of 64 / forward pass"]["median"], 1.2, "<="),
+        "at most 0.95 × pytorch-cka": (ratios["companion / pytorch-cka"]["median"], 0.95, "<="),
         "torch_cka at least 8 × ours": (ratios["torch_cka / companion"]["median"], 8, ">="),
         "peak memory below both, MiB": (memory["companion"], peers, "<"),
         "error at most 1e-6": (worst, 1e-6, "<="),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from companion._checks import between, one_of
+from companion._progress import progress
 from companion.features import Layers, evaluating, find_layers, unwrap
 from companion.pruning._cost import Cost, Latency, MacCounter, cost, counting, latencies
 from companion.pruning._inputs import as_input, call, first, tensors_of
@@ -433,9 +434,10 @@ def _noise(x: Tensor, generator: torch.Generator) -> Tensor:
 def _first(holds: Callable[[int], bool], most: int) -> int:
     """The smallest number from 0 to `most` for which it holds, if it goes on to hold; `most` is taken for granted."""
     low, high = -1, most
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
+    for _ in progress(range(most.bit_length()), "removal"):
+        if high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if holds(middle) else (middle, high)
     return high
 
 
