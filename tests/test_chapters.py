@@ -115,6 +115,7 @@ ONE_WORD = re.compile(r'^recorded = records_by\("replay"\)  # .*"run".*$', re.MU
 # The shortest way through the book: what `how_to_read.md` and README mark with ●.
 CORE = {
     *("01_sparsity", "02_similarity", "03_flow", "04_which_blocks"),
+    *("06_identity_layers", "09_feature_flow_regularization", "14_identity_meets_flow"),
 }
 
 
