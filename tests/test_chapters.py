@@ -71,7 +71,6 @@ def test_a_chapter_opens_with_a_question_and_a_picture(path: Path) -> None:
 # Chapters that still wait for their cut.
 UNCUT: set[str] = {
     "11_cifar_identity",
-    "12_cifar_flow",
     "16_at_scale",
 }
 every_cut_chapter = pytest.mark.parametrize(
