@@ -23,7 +23,9 @@ MYST = re.compile(r"\{[\w:-]+\}`|^[ ]*(?:`{3,}|:{3,})\{|^\([\w-]+\)=|^:[a-z]+: "
 
 # What the page has beside its prose: formulas, code and what it shows, the theme's own words, and what stands where an
 # explorable will be.
-BESIDES = "script, .math, .headerlink, .cell, .admonition-title, details > summary, .explorable > div"
+BESIDES = (
+    "span.section-number, script, .math, .headerlink, .cell, .admonition-title, details > summary, .explorable > div"
+)
 PROSE = "p, td, th, h1, h2, h3, h4, li:not(:has(p))"
 
 
