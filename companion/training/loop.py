@@ -440,16 +440,16 @@ def _diverged(what: str, checkpoint: str | Path | None) -> FloatingPointError:
 def named(penalty: Penalty | Iterable[Penalty] | None, sparsity: Sparsity | None) -> dict[str, Penalty]:
     """The penalties by name, the sparsity's own among them; the second of one name is NAME_2."""
     terms: list[Any] = [] if penalty is None else [penalty] if callable(penalty) else list(penalty)
-    named: dict[str, Penalty] = {}
+    found: dict[str, Penalty] = {}
     for term in terms:
         if not callable(term):
             raise ValueError(f"penalty={term!r}: a callable that returns a scalar, or a list of them")
-        alike = sum(_name(term) == _name(other) for other in named.values())
-        named[f"{_name(term)}_{alike + 1}" if alike else str(_name(term))] = term
+        alike = sum(_name(term) == _name(other) for other in found.values())
+        found[f"{_name(term)}_{alike + 1}" if alike else str(_name(term))] = term
     own: Penalty | None = getattr(sparsity, "penalty", None)
     if own is not None:
-        named[str(_name(sparsity))] = own
-    return named
+        found[str(_name(sparsity))] = own
+    return found
 
 
 def _name(thing: Any) -> str | None:
