@@ -79,19 +79,22 @@ WORDS_A_MINUTE = 100  # of a text with formulas, figures and code
 
 
 def words(text: str) -> int:
-    """Words of prose: without code, formulas, addresses, options of directives, and what roles name."""
+    """Words of prose as they are read: a formula in the line, a number, a name in code or what a role shows is one each.
+
+    Displayed formulas, code, addresses and options of directives are none.
+    """
     text = re.sub(
         r"^```(?:bash|python)$.*?^```$", " ", text, flags=re.DOTALL | re.MULTILINE
     )  # a shell's $ is no formula
-    text = re.sub(r"```\{math\}.*?```|\$\$.*?\$\$|\$[^$]*\$|^:\w+:[^\n]*$", " ", text, flags=re.DOTALL | re.MULTILINE)
-    text = re.sub(r"\{[a-z:]+\}`[^`]*`|\]\([^)]*\)|https?://\S+", " x ", text)
-    return len(re.findall(r"[^\W\d_]+(?:[’'-][^\W\d_]+)*", text))
+    text = re.sub(r"```\{math\}.*?```|\$\$.*?\$\$|^:\w+:[^\n]*$|\]\([^)]*\)", " ", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"\$[^$]*\$|\{[a-z:]+\}`[^`]*`|`[^`\n]+`|https?://\S+", " x ", text)
+    return len(re.findall(r"[^\W_]+(?:[’'.,-][^\W_]+)*", text))
 
 
 def test_words_counts_what_is_read() -> None:
     box = "```{prf:theorem} Short paths\n:label: thm-a\n\nLet $k_1 > 0$. The end's near.\n\n$$\na = b\n$$ (eq-a)\n```"
     assert words(f"## One\n\n{box}\n\nSee {{prf:ref}}`thm-a` [there](x.ipynb).") == 14
-    assert words("One.\n\n```bash\nrun --shard $TASK\n```\n\nTwo, $x$.") == 2
+    assert words("One.\n\n```bash\nrun --shard $TASK\n```\n\nTwo, $x$, `x` and 1.5.") == 6
 
 
 def text_without_exercises(path: Path) -> str:
