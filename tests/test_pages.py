@@ -258,9 +258,9 @@ def faint(page: Page) -> list[str]:
           const hidden = [...document.querySelectorAll(".toggle-hidden")];
           for (const details of folded) details.open = true;
           for (const box of hidden) box.classList.remove("toggle-hidden");
-          const found = new Map();
+          const found = new Map(), seen = {opacityProperty: true, visibilityProperty: true};
           for (const element of document.querySelectorAll("body *")) {
-            if (!written(element) || !element.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
+            if (!written(element) || !element.checkVisibility(seen)) continue;
             if (element.closest("mjx-assistive-mml, script, .explorable")) continue;
             const look = getComputedStyle(element), below = ground(element);
             const size = parseFloat(look.fontSize), bold = parseInt(look.fontWeight) >= 700;
