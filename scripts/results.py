@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -761,8 +760,9 @@ def main() -> None:
     write_aside(PAGE, page())
     write_aside(INTRO, ANSWER.sub(lambda _: answer(), INTRO.read_text()))
     with plt.rc_context(plots.STYLE):
-        options: Any = {"format": "png", "dpi": 288, "metadata": {"Description": digest(drawn())}}
-        write_aside(PICTURE, lambda file: forest(drawn()).savefig(file, **options))
+        figure = forest(drawn())
+        said = {"Description": digest(drawn())} | plots.text_size(figure)
+        write_aside(PICTURE, lambda file: figure.savefig(file, format="png", dpi=288, metadata=said))
 
 
 if __name__ == "__main__":
