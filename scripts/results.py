@@ -332,7 +332,7 @@ def answer() -> str:
         f"change the features (CKA inside stages by {hardly.signed(3)}), nor the accuracy ({hosts.signed()} points). "
         f"Where it was strong enough to set layers apart (β = .1, CKA {apart.signed()}), accuracy fell ({lost.signed(1)} "
         "points).",
-        "- **Small weights: no more than without.** Under either penalty their share stays as it is, within "
+        "- **Small weights: no more than without.** At the strengths chosen their share stays as it is, within "
         f"{QUANTITIES['small weights'].delta} % of all weights. A group lasso, a penalty on the weights themselves, "
         f"adds {lasso.value:.0f}.",
         "- **Pruning: a gain, and not one of being different.** AugCKA-SR, the form of CKA-SR that compares every block "
