@@ -123,7 +123,7 @@ def test_page_is_light(name: str, seen: Visit) -> None:
     fetched = " ".join(seen.first_view)
     assert ("mathjax" in fetched) == formulas and ("searchindex.js" in fetched) == searches
     assert "fontawesome.js" not in fetched
-    assert sum(seen.first_view.values()) <= (3e6 if formulas else 1.6e6), seen.first_view
+    assert sum(seen.first_view.values()) <= (3e6 if formulas else 1.8e6), seen.first_view
     pictures = {given["src"] for tag, given in tags(HTML / name) if tag == "img" and "_images/" in given["src"]}
     assert sum(((HTML / name).parent / picture).stat().st_size for picture in pictures) <= 1.5e6, pictures
 
