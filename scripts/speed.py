@@ -28,11 +28,11 @@ HEAD = """\
 # Speed
 
 What the package costs beside what one would do without it. Every number is a ratio of two times that were taken one
-after the other in the same round, and the median of {rounds} rounds; beside it stand the lowest and the highest. Taken
-is the time of the process, not that of the clock on the wall, for other programs ran on the machine: they cannot lend
-their time, but they take a part of the caches, and that is most of the spread. The aims were set before these
-measurements; where one is missed, the line says so. On another processor the ratios differ: `make speed` measures them
-there and writes this page anew.
+after the other in the same round (for CKA the shorter of two turns each, for removal the shortest of three), and the
+median of {rounds} rounds; beside it stand the lowest and the highest. Taken is the time of the process, not that of the
+clock on the wall, because other programs ran on the machine; they still took a part of its caches, and that is most of
+the spread. The aims were set before these measurements; where one is missed, the line says so. On another processor the
+ratios differ: `make speed` measures them there and writes this page anew.
 
 {where}
 
@@ -76,10 +76,10 @@ CKA of all pairs as a multiple of the forward pass; points are medians of {round
 the highest.
 ```
 
-A kernel matrix costs n² products for each feature of a layer, a batch of n examples therefore n for each example: the
-ratio grows with the batch and with the number of layers, not with the number of batches. The work of a convolution
-grows with the square of the width, that of a kernel matrix with the width itself: the wider the network, the less CKA
-adds.
+The ratio grows with the number of layers and does not change with that of batches. The work of a convolution grows with
+the square of the width, that of a kernel matrix with the width itself: the wider the network, the less CKA adds. A
+kernel matrix costs n² products for each feature, a batch of n examples therefore n for each example; yet smaller
+batches are hardly cheaper here, since each brings the fixed costs of its matrices with it.
 """
 
 PARTS = (*TITLES, "growth")
