@@ -44,7 +44,7 @@ TITLES = {
 ## CKA of all pairs of layers
 
 ResNet-20, 512 noise images of 32 × 32 pixels in batches of 256; float32 features, float64 sums. `group=64` compares
-examples only inside groups: the same estimand with a larger variance, and so never the default.
+examples only inside groups: the same estimand with a larger variance, and therefore not the default.
 """,
     "steps": """\
 ## A training step with a penalty
@@ -153,9 +153,9 @@ def picture() -> Figure:
         axis.set_xscale("log")
         axis.set_xticks(at, [str(value) for value in at])
         axis.minorticks_off()
-        axis.set(xlabel=CURVES[name], ylim=(0, None))
+        axis.set(xlabel=CURVES[name])
         axis.axhline(1, color=plots.GREY, linewidth=0.8)
-    axes[0].set_ylabel("× the forward pass")
+    axes[0].set(ylabel="× the forward pass", ylim=(0, 1.05 * axes[0].get_ylim()[1]))  # of all four
     return figure
 
 
