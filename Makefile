@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help book serve test test-quick test-all test-package test-kernels test-notebooks test-pages lint links colab offline pdf \
-	notebooks chapter api status benchmark requirements repository release clean
+	notebooks chapter api status speed benchmark requirements repository release clean
 
 # The first Python that is new enough; `make book PYTHON=/path/to/python` chooses another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -106,10 +106,16 @@ pdf: $(INSTALLED) ## make the book's PDF by LaTeX; says what is missing
 api: $(INSTALLED) ## write the API pages from the package
 	$(BIN)/python scripts/api.py
 
-status: $(INSTALLED) ## write the pages that follow from the records: what ran, the claims, the summary
+status: $(INSTALLED) ## write the pages that follow from the records: what ran, the claims, the summary, the speed
 	$(BIN)/python scripts/status.py
 	$(BIN)/python scripts/results.py
 	$(BIN)/python scripts/summary.py
+	$(BIN)/python scripts/speed.py
+
+speed: $(INSTALLED) ## measure what the page Speed shows, five rounds, and write it (ten minutes)
+	$(BIN)/pip install --quiet -e '.[benchmark]'
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_speed.py
+	$(BIN)/python scripts/speed.py
 
 benchmark: $(INSTALLED) ## measure the package beside its peers
 	$(BIN)/pip install --quiet -e '.[benchmark]'

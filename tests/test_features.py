@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import itertools
@@ -39,6 +40,7 @@ from companion.features import (
     unwrap,
 )
 from companion.regularizers import CKASparsity
+from companion.similarity import gram
 
 
 def small_net() -> nn.Sequential:
@@ -968,3 +970,22 @@ def test_a_layer_that_another_one_bypasses() -> None:
     attention = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True))
     with pytest.raises(ValueError, match=r"none of the chosen layers ran.*out_proj"):
         extract(attention, torch.randn(6, 5, 16), "0.self_attn.out_proj")
+
+
+def test_features_are_copied_only_where_something_writes_to_them() -> None:
+    """On the CPU; and what a penalty differentiates is then still what the layer gave."""
+    torch.manual_seed(0)
+    found = {}
+    for inplace in (False, True):
+        net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=inplace), nn.Linear(8, 2)).train()
+        net.load_state_dict(found.get("weights", net.state_dict()))
+        found["weights"] = copy.deepcopy(net.state_dict())
+        with FeatureTap(net, "0", reduce=None, detach=False) as features:
+            x = torch.linspace(-1, 1, 20).view(5, 4)
+            loss = net(x).sum()
+            assert inplace or torch._C._is_cow_tensor(features["0"])
+            (loss + features["0"].square().sum() + gram(features["0"]).square().sum()).backward()
+        found[inplace] = [features["0"].detach(), *(p.grad for p in net.parameters())]
+    for one, other in zip(found[False], found[True], strict=True):
+        torch.testing.assert_close(one, other)
+    assert (found[True][0] < 0).any()

@@ -9,37 +9,53 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 64  # examples
+from companion.features import snapshot
+
+BLOCK, COLUMNS = 32, 512  # of K's rows, and of the features that stay in a processor's cache meanwhile
 
 
 class CenteredGram(torch.autograd.Function):
     """K = X̃X̃ᵀ of centred features X̃, with ‖X̃‖² and ‖mean‖².
 
-    Since K is symmetric, the backward pass ∂L/∂X̃ = (G + Gᵀ) X̃ is one product, where autograd would take two.
+    Since K is symmetric, a processor computes only its blocks on and above the diagonal, and the backward pass
+    ∂L/∂X̃ = (G + Gᵀ) X̃ is one product, where autograd would take two. X̃ is never written as a whole.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Float[Tensor, "n features"]) -> tuple[Tensor, Tensor, Tensor]:
-        mean = x.mean(0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-        centred = x - mean  # in the precision of the mean, without a copy of x in it
-        k = _upper_blocks(centred) if x.device.type == "cpu" and len(x) > 2 * BLOCK else centred @ centred.T
+        n, p = x.shape
+        in_parts = x.is_cpu and not torch.compiler.is_compiling()
+        block, ctx.columns = (BLOCK, COLUMNS) if in_parts else (max(n, 1), max(p, 1))
+        # In the precision of the mean, without a copy of x in it.
+        mean = x.new_empty(p, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+        k, centred = mean.new_zeros(n, n), _buffer(mean, n, ctx.columns)
+        products: list[tuple[Tensor, ...]] = []
+        for part, own in zip(x.split(ctx.columns, 1), mean.split(ctx.columns), strict=True):
+            if not products or len(own) < ctx.columns:
+                centred = centred[:, : len(own)]
+                products = [(k[i : i + block, i:], centred[i : i + block], centred[i:].T) for i in range(0, n, block)]
+            torch.sub(part, torch.mean(part, 0, dtype=own.dtype, out=own), out=centred)
+            for into, rows, columns in products:
+                into.addmm_(rows, columns)
         k = k.triu() + k.triu(1).T  # symmetric to the last bit
         spread, offset = k.trace(), mean.square().sum()
         ctx.mark_non_differentiable(spread, offset)
-        ctx.save_for_backward(centred)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(snapshot(x), mean)
         return k, spread, offset
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor, *_: Tensor) -> Tensor:
-        (centred,) = ctx.saved_tensors
+        x, mean = ctx.saved_tensors
         g = g + g.T
-        return (g - g.mean(0)) @ centred  # centring back: of the few columns of G, not of the many of the product
+        g = g - g.mean(0)  # centring back: of the few columns of G, not of the many of the product
+        back = torch.empty_like(x, dtype=mean.dtype, memory_format=torch.contiguous_format)
+        centred = _buffer(mean, len(x), ctx.columns)
+        for part, own, into in zip(*(each.split(ctx.columns, -1) for each in (x, mean, back)), strict=True):
+            torch.mm(g, torch.sub(part, own, out=centred[:, : len(own)]), out=into)
+        return back.to(x.dtype)
 
 
-def _upper_blocks(x: Float[Tensor, "n features"]) -> Float[Tensor, "n n"]:
-    """XXᵀ, only its blocks on and above the diagonal: 5/8 of the work for 256 examples."""
-    k = x.new_zeros(len(x), len(x))
-    for i in range(0, len(x), BLOCK):
-        k[i : i + BLOCK, i:] = x[i : i + BLOCK] @ x[i:].T
-    return k
+def _buffer(mean: Float[Tensor, " features"], n: int, columns: int) -> Float[Tensor, "n columns"]:
+    return mean.new_empty(n, min(columns, len(mean)))

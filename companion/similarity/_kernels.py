@@ -157,11 +157,12 @@ def u_center(k: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     >>> bool(k.diagonal().eq(0).all()), torch.allclose(k.sum(1), torch.zeros_like(k[0]))
     (True, True)
     """
-    n, zeros = len(k), k.new_zeros(len(k))
-    k = k.diagonal_scatter(zeros)
+    n, k = len(k), k.clone().fill_diagonal_(0)
     rows = k.sum(1) / (n - 2)
     total = rows.sum() / (n - 1)
-    return (k - rows[:, None] - (rows - total)[None, :]).diagonal_scatter(zeros)
+    k -= rows[:, None]
+    k -= (rows - total)[None, :]
+    return k.fill_diagonal_(0)
 
 
 def h_center(k: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:

@@ -141,8 +141,8 @@ def _against_null(
     between(0, 1, open_low=True, open_high=True, level=level)
     given = _matrices({**xs, **(ys or {})})
     with torch.no_grad():
-        a = _rows((given[name] for name in xs), unbiased, kernel)
-        b = a if ys is None else _rows((given[name] for name in ys), unbiased, kernel)
+        a = _rows([given[name] for name in xs], unbiased, kernel)
+        b = a if ys is None else _rows([given[name] for name in ys], unbiased, kernel)
         value = _conclude(*_hsics(a, b), xs, xs if ys is None else ys)
         a, b = (k / torch.where(k.any(1), k.norm(dim=1), 1)[:, None] for k in (a, b))
         n = round(a.shape[1] ** 0.5)
