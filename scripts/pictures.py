@@ -106,8 +106,9 @@ def main(folder: Path = STATIC) -> None:
     records = load_or_run("published_cka", tier="paper")
     rounds = [load_or_run(name) for name in ("dense_penalties", "dense_penalties_again")]
     with plt.rc_context({**plots.STYLE, "savefig.bbox": "tight", "savefig.dpi": 200}):
-        two_wishes(records.one(method="resnet56")).savefig(folder / "two_wishes.png")
-        answer(rounds).savefig(folder / "answer.png")
+        drawn = {"two_wishes": two_wishes(records.one(method="resnet56")), "answer": answer(rounds)}
+        for name, figure in drawn.items():
+            figure.savefig(folder / f"{name}.png", metadata=plots.text_size(figure))
         depths(records).savefig(folder / "readme.png", dpi=120)
 
 

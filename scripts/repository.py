@@ -30,10 +30,10 @@ PLACES = (
 
 # A notebook's first code cell. On Colab pip installs what is missing and, by its default, upgrades nothing that fits.
 SETUP_CELL = """\
-# On Colab this installs the book's package and leaves what is there as it is. Anywhere else it does nothing.
+# On Colab this installs the book's package. Anywhere else it does nothing.
 import sys
 
-KEEP_ON_DRIVE = False  # True: images, checkpoints and records stay in your Google Drive, for the next session
+KEEP_ON_DRIVE = False  # True: images and records stay in your Google Drive
 
 if "google.colab" in sys.modules:
     %pip install --quiet "identity-and-flow[experiments] @ git+{url}@{version}"

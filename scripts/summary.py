@@ -31,6 +31,7 @@ from companion.experiments.claims import Judgement
 from companion.experiments.records import Record
 
 PAGE = ROOT / "book" / "summary.md"
+SAID = {"equivalent within δ": "no effect (equivalent within δ)"}
 
 TEXT = """\
 # In one page
@@ -59,6 +60,11 @@ are decided, squares are too small to count, open circles are undecided.
 ```
 
 ## The claims
+
+± is half of a 95 % interval, n the number of seeds (5 + 5: of two rounds), and "… to …" the lowest and the highest of
+a claim's tests. A test is decided when its interval excludes 0 after a correction for the number of tests of its claim
+({{term}}`Holm's method`); so a claim can be undecided although one of its intervals by itself excludes 0. "No effect":
+every effect lies within a margin δ that counts as none, see {{term}}`equivalence`.
 
 {claims}
 
@@ -101,13 +107,13 @@ def told(judged: Judgement) -> str:
     ran = [t for t in judged.tests if t.ran and t.difference is not None]
     if judged.decided:
         clearest = min(judged.decided, key=lambda t: t.p)
-        return f"{clearest.test.title}: {effect_of(clearest)}"
+        return f"{clearest.test.title}: {effect_of(clearest, strata=False)}"
     if not ran:
         return judged.text or "–"
     measured = ran[0].test.measured
     ordered = sorted((t.difference for t in ran if t.difference), key=lambda one: one.value)
     low, high = (number(one, measured.digits) for one in (ordered[0], ordered[-1]))
-    return f"{low} to {high} {measured.unit}" if len(ordered) > 1 else f"{low} {measured.unit}"
+    return f"{low} to {high} {measured.unit}, {len(ordered)} tests" if len(ordered) > 1 else f"{low} {measured.unit}"
 
 
 def core_hours(made: Iterable[Record]) -> float:
@@ -117,7 +123,7 @@ def core_hours(made: Iterable[Record]) -> float:
 def page() -> str:
     """The page's text."""
     rows = [
-        [f"{{ref}}`{place} <{anchor(place)}>`", claim.text, f"**{one.verdict}**", told(one), deciding(one) or "–"]
+        [f"{{ref}}`{place} <{anchor(place)}>`", claim.text, f"**{SAID.get(one.verdict, one.verdict)}**", told(one), deciding(one) or "–"]
         for place, (claim, one) in enumerate(zip(CLAIMS, judgements(), strict=True), 1)
     ]
     everything = [record for name, e in EXPERIMENTS.items() for tier in e.tiers for record in replay(name, tier)]

@@ -253,6 +253,7 @@ def test_gates_close_on_what_is_not_needed() -> None:
         (lambda: nwj(torch.zeros(1, 1)), "n ≥ 2"),
         (lambda: variational_bound(torch.randn(100, 1), torch.randn(100, 1)), "smaller batch"),
         (lambda: variational_bound(torch.randn(100, 1), torch.randn(100, 1), bound="magic"), "'magic'"),
+        (lambda: variational_bound(torch.randn(100, 1), torch.randn(100, 1), batch=32, steps=0), "steps=0 must be at"),
         (lambda: variational_bound(torch.randn(100, 1), torch.randn(99, 1)), "100 rows and y 99"),
         (lambda: kolchinsky_tracey(torch.randn(9, 2), noise=0.0), "infinite information"),
         (lambda: kolchinsky_tracey(torch.randn(9, 2), noise=1.0, bound="middle"), "bound='middle' is unknown"),

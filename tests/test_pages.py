@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import unquote, urldefrag, urljoin
+from urllib.parse import unquote, urldefrag, urljoin, urlparse
 
 import pytest
-from conftest import HTML, PAGES, ROOT, of_each, tags
+from conftest import HTML, MOVED, PAGES, ROOT, of_each, tags
+from PIL import Image
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -20,11 +23,14 @@ pytestmark = pytest.mark.pages
 NOTEBOOKS = [name for name in PAGES if name.startswith("notebooks/")]
 EXPLORABLE = [name for name in PAGES if "explorable" in {given.get("class") for _, given in tags(HTML / name)}]
 
+CSP = "Content-Security-Policy"
+
 # What axe finds in the theme's own markup and we cannot mend: (rule, part of the selector, reason).
 UPSTREAM: tuple[tuple[str, str, str], ...] = ()
 
 # What every page fetches, and a browser keeps: styles, scripts and fonts, and the words to search for.
 SHARED = re.compile(r"_static/|searchindex\.js")
+LEAST = {1280: 12.0, 390: 6.0}  # pixels of a figure's smallest text as seen, by the width of the window: 9 points, 4.5
 
 
 def watched(page: Page, site: str) -> list[str]:
@@ -110,10 +116,34 @@ def test_math_is_typeset(name: str, seen: Visit) -> None:
 
 
 @of_each(PAGES)
-def test_first_view_is_light(name: str, seen: Visit) -> None:
+def test_page_is_light(name: str, seen: Visit) -> None:
     own = {address: size for address, size in seen.first_view.items() if not SHARED.match(address)}
-    assert own
-    assert sum(own.values()) <= 1.5e6, own
+    assert own and sum(own.values()) <= 1.2e6, own
+    formulas, searches = seen.page.locator(".math").count() > 0, name == "search.html"
+    fetched = " ".join(seen.first_view)
+    assert ("mathjax" in fetched) == formulas and ("searchindex.js" in fetched) == searches
+    assert "fontawesome.js" not in fetched
+    assert sum(seen.first_view.values()) <= (3e6 if formulas else 1.6e6), seen.first_view
+    pictures = {given["src"] for tag, given in tags(HTML / name) if tag == "img" and "_images/" in given["src"]}
+    assert sum(((HTML / name).parent / picture).stat().st_size for picture in pictures) <= 1.5e6, pictures
+
+
+@of_each(PAGES)
+def test_code_fits_beside_both_sidebars(name: str, seen: Visit) -> None:
+    """Cells, the folded ones unfolded, and the programs of the text; an address may be longer."""
+    wide = seen.page.evaluate(
+        """() => {
+          const folded = [...document.querySelectorAll("article details:not([open])")];
+          for (const details of folded) details.open = true;
+          const wide = [...document.querySelectorAll("article :is(.highlight-python, .highlight-ipython3) pre")]
+            .filter((code) => code.scrollWidth > code.clientWidth)
+            .flatMap((code) => code.innerText.split("\\n"))
+            .filter((line) => line.length > 88 && !line.includes("://"));
+          for (const details of folded) details.open = false;
+          return wide;
+        }"""
+    )
+    assert not wide
 
 
 @of_each(PAGES)
@@ -135,6 +165,40 @@ def test_every_figure_has_alternative_text_and_caption(name: str, seen: Visit) -
         assert len(image["alt"]) > 10 and not re.search(r"[0-9a-f]{16}|_images|\.(png|svg)$", image["alt"]), image
         assert len(image["caption"].split()) > 3, image
         assert 0.95 < image["stretch"] < 1.05, image
+
+
+def small_texts(page: Page, least: float) -> list[str]:
+    """Figures and explorables of the open page whose smallest text is seen smaller than so many pixels.
+
+    A figure's file says how small its text is in points, and how many of its pixels make an inch.
+    """
+    small = []
+    for address, shown in page.evaluate(
+        """() => [...document.querySelectorAll("article figure img")].map((image) => {
+          const look = getComputedStyle(image);
+          return [image.src, image.clientWidth - parseFloat(look.paddingLeft) - parseFloat(look.paddingRight)];
+        })"""
+    ):
+        with Image.open(HTML / unquote(urlparse(address).path).lstrip("/")) as picture:
+            if "Smallest text" in picture.info:
+                inches = picture.width / picture.info["dpi"][0]
+                pixels = float(picture.info["Smallest text"].removesuffix(" pt")) / 72 * shown / inches
+                small += [f"{address}: {pixels:.1f}"] if pixels < least - 0.1 else []
+    return small + page.evaluate(
+        """(least) => [...document.querySelectorAll(".explorable-view *")].filter((element) => {
+          const texts = [...element.childNodes].filter((node) => node.nodeType === Node.TEXT_NODE);
+          if (!texts.some((text) => text.data.trim())) return false;
+          const matrix = element instanceof SVGElement ? element.getScreenCTM() : {a: 1, b: 0};
+          const pixels = parseFloat(getComputedStyle(element).fontSize) * Math.hypot(matrix.a, matrix.b);
+          return element.getClientRects().length && pixels < least - 0.1;
+        }).map((element) => element.outerHTML)""",
+        least,
+    )
+
+
+@of_each(PAGES)
+def test_text_in_figures_is_large_enough(name: str, seen: Visit) -> None:
+    assert not small_texts(seen.page, LEAST[1280])
 
 
 @of_each(NOTEBOOKS)
@@ -219,6 +283,7 @@ def test_nothing_overflows_on_a_phone(name: str, seen: Visit) -> None:
         }"""
     )
     assert not beyond
+    assert not small_texts(page, LEAST[390])
     assert not seen.faults
 
 
@@ -277,6 +342,55 @@ def test_names_in_the_text_lead_to_the_api() -> None:
         ("companion.experiments.statistics.Mean.detectable", "Mean.detectable"),
         ("module-companion.flow", "companion.flow"),
     }
+
+
+@of_each([*PAGES, *(f"{name}.html" for name in MOVED)])
+def test_a_browser_is_told_to_run_the_page_s_own_scripts_alone(name: str) -> None:
+    text = (HTML / name).read_text()
+    if "<head>" not in text:
+        assert "<script" not in text  # the book's entrance only leads on
+        return
+    [policy] = [given["content"] for _, given in tags(HTML / name) if given.get("http-equiv") == CSP]
+    kinds = {kind: allowed.split() for kind, _, allowed in (part.partition(" ") for part in policy.split("; "))}
+    assert kinds["default-src"] == kinds["base-uri"] == ["'none'"]
+    inline = re.findall(r"<script(?![^>]* src=)[^>]*>(.*?)</script>", text, re.DOTALL)
+    hashes = {base64.b64encode(hashlib.sha256(lines.encode()).digest()).decode() for lines in inline}
+    assert sorted(kinds["script-src"]) == ["'self'", *sorted(f"'sha256-{digest}'" for digest in hashes)]
+    assert text.index(CSP) < text.index("<script")
+    assert not [given for _, given in tags(HTML / name) if any(key.startswith("on") for key in given)]
+
+
+def test_a_script_that_comes_into_a_page_is_not_run(page: Page, site: str) -> None:
+    faults = watched(page, site)
+    drawn(page, urljoin(site, "book/intro.html"))
+    assert not faults
+    page.evaluate(
+        """() => {
+          const script = document.createElement("script");
+          script.textContent = "window.ran = true";
+          document.body.append(script);
+          document.body.insertAdjacentHTML("beforeend", '<img src="data:," alt="" onerror="window.ran = true">');
+        }"""
+    )
+    page.wait_for_timeout(500)
+    assert not page.evaluate("window.ran")
+    assert len(faults) == 2 and all("Content Security Policy" in fault for fault in faults)  # which `watched` sees
+
+
+def test_what_is_folded_opens_and_the_page_prints(visit: Callable[[str], Page]) -> None:
+    page = visit("notebooks/02_similarity.html")
+    code = page.locator("details.hide pre").first
+    assert not code.is_visible()
+    page.locator("details.hide summary").first.click()
+    assert code.is_visible()
+    answer = page.locator(".admonition.dropdown").first
+    answer.scroll_into_view_if_needed()
+    hidden = answer.evaluate("box => box.offsetHeight")
+    answer.locator("button.toggle-button").click()
+    assert answer.evaluate("box => box.offsetHeight") > hidden
+    page.evaluate("window.print = () => (window.printed = true)")
+    page.locator(".btn-download-pdf-button").first.evaluate("button => button.click()")
+    assert page.evaluate("window.printed")
 
 
 def test_search_finds_cka(visit: Callable[[str], Page]) -> None:

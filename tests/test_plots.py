@@ -3,6 +3,8 @@ book's style is whole and readable."""
 
 from __future__ import annotations
 
+import base64
+import io
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +12,14 @@ from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import PATIENCE
 from matplotlib.colors import to_rgb
+from nbclient import NotebookClient
+from PIL import Image
 from scipy import stats
 
 from companion import plots
@@ -329,3 +335,31 @@ def test_glue_is_the_bundle_that_the_book_reads(monkeypatch: pytest.MonkeyPatch)
         "nothing": "'0.00'",
         "exact": "'0.970'",
     }
+
+
+def test_a_notebook_s_figure_is_fine_and_says_how_small_its_text_is() -> None:
+    cells = [
+        "from companion import plots\nimport matplotlib.pyplot as plt\nplots.style()",
+        "figure, axis = plt.subplots()\naxis.axvline(0.3, color=plots.WINE)\naxis.set_title('a', fontsize=7.5);",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, timeout=PATIENCE).execute()
+    [output] = notebook.cells[1].outputs
+    picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
+    assert round(picture.info["dpi"][0]) == 2 * plots.STYLE["figure.dpi"]
+    assert picture.info["Smallest text"] == "7.5 pt"
+    assert output.metadata["image/png"]["width"] == picture.width // 2  # as Jupyter and Colab show it
+    wine = np.abs(np.asarray(picture.convert("RGB")) / 255 - to_rgb(plots.WINE)).max(axis=2)
+    assert (wine < 4 / 255).any()  # a colour of few pixels, too, is what it was
+
+
+def test_a_figure_of_many_colours_keeps_them() -> None:
+    ramp = np.linspace(0, 1, 64)
+    figure, axis = plt.subplots()
+    axis.imshow(np.stack([*np.meshgrid(ramp, ramp), np.full((64, 64), 0.5)], axis=-1))
+    data, _ = plots._shown(figure) or (b"", {})
+    assert Image.open(io.BytesIO(data)).mode == "RGB"
+    axis.clear()
+    data, _ = plots._shown(figure) or (b"", {})
+    assert Image.open(io.BytesIO(data)).mode == "P"
+    assert plots._shown(plt.figure()) is None

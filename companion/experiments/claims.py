@@ -670,7 +670,7 @@ MOVED: Mapping[str, tuple[Comparison, ...]] = {
 CLAIMS: tuple[Claim, ...] = (
     Claim(
         "CKA-SR",
-        "It makes training under fixed random masks more accurate.",
+        "CKA-SR makes training under fixed random masks more accurate.",
         "CKA-SR helps under random masks",
         "appendix, tables",
         "11_cifar_identity",
@@ -680,7 +680,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "CKA-SR",
-        "So does AugCKA-SR, which compares all layers.",
+        "AugCKA-SR, the form that compares all blocks with each other, does so too.",
         "AugCKA-SR helps under random masks",
         "appendix, tables",
         "11_cifar_identity",
@@ -690,7 +690,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "CKA-SR",
-        "The gain is largest at extreme sparsity.",
+        "The gain of either is largest at extreme sparsity.",
         "most at extreme sparsity",
         "abstract",
         "11_cifar_identity",
@@ -703,7 +703,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "CKA-SR",
-        "It plugs into dynamic sparse training and lottery tickets and makes them more accurate.",
+        "CKA-SR plugs into dynamic sparse training and lottery tickets and makes them more accurate.",
         "it helps GraNet and lottery tickets",
         "abstract",
         "11_cifar_identity",
@@ -712,7 +712,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "CKA-SR",
-        "It makes dense training more accurate.",
+        "CKA-SR makes dense training more accurate.",
         "it helps dense training",
         "appendix, text",
         "11_cifar_identity",
@@ -730,7 +730,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "CKA-SR",
-        "It lowers the similarity of layers.",
+        "CKA-SR lowers the similarity of layers.",
         "it lowers the similarity of layers",
         "abstract, figures",
         "06_identity_layers",
@@ -745,7 +745,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "CKA-SR",
-        "It makes weights small: their histogram sharpens at 0.",
+        "CKA-SR makes weights small: their histogram sharpens at 0.",
         "it makes weights small",
         "appendix, figures",
         "06_identity_layers",
@@ -757,7 +757,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "CKA-SR",
-        "Lower similarity gives higher sparsity: a dense net can lose more of its weights.",
+        "The lower similarity gives higher sparsity: a dense net can lose more of its weights.",
         "a net can lose more weights",
         "abstract",
         "06_identity_layers",
@@ -779,7 +779,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "CKA-SR",
-        "The gain under random masks does not hang on the strength β.",
+        "The gain of CKA-SR under random masks does not hang on its strength β.",
         "it helps at any strength β",
         "appendix, table of strengths",
         "11_cifar_identity",
@@ -806,7 +806,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "CKA-SR",
-        "It helps sparse training on ImageNet, and vision transformers with fewer tokens.",
+        "CKA-SR helps sparse training on ImageNet, and vision transformers with fewer tokens.",
         "ImageNet and transformers",
         "appendix",
         "16_at_scale",
@@ -815,7 +815,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "FFR",
-        "It controls the length and the curvature of the path of features.",
+        "FFR controls the length and the curvature of the path of features.",
         "FFR controls length and curvature",
         "both abstracts",
         "12_cifar_flow",
@@ -828,7 +828,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "FFR",
-        "That makes the parameters sparser: more weights are small.",
+        "FFR makes the parameters sparser: more weights are small.",
         "FFR makes weights small",
         "abstract of the arXiv version",
         "12_cifar_flow",
@@ -836,7 +836,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "FFR",
-        "Unstructured sparsity improves: a net can lose more of its weights.",
+        "With FFR a net can lose more of its weights.",
         "FFR: a net can lose more weights",
         "abstract of the arXiv version",
         "12_cifar_flow",
@@ -844,7 +844,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "FFR",
-        "Structured sparsity improves: a net can lose more of its filters.",
+        "With FFR a net can lose more of its filters.",
         "FFR: a net can lose more filters",
         "both abstracts",
         "12_cifar_flow",
@@ -854,7 +854,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "FFR",
-        "It does so on ImageNet, too.",
+        "FFR does so on ImageNet, too.",
         "FFR on ImageNet",
         "abstract of the journal version",
         "16_at_scale",

@@ -100,8 +100,8 @@ QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
         "accuracy": Quantity("points", 0.5, why="the mean gain under random masks in the appendix of CKA-SR"),
         "accuracy after pruning": Quantity("points", 1.0, why="twice that: pruned nets scatter and differ more"),
         "small weights": Quantity("% of the weights", 0.5, why="a sixteenth of the 8 % that are small anyway"),
-        "CKA in stages": Quantity("CKA in stages", 0.02, digits=4, why="a fiftieth of the scale, which no map shows"),
-        "CKA of all blocks": Quantity("CKA of all blocks", 0.02, digits=4, why="as CKA in stages"),
+        "CKA in stages": Quantity("CKA in stages", 0.02, digits=3, why="a fiftieth of the scale, which no map shows"),
+        "CKA of all blocks": Quantity("CKA of all blocks", 0.02, digits=3, why="as CKA in stages"),
         "relative step": Quantity("relative step", share=0.05, digits=3, why="about the range of nets without penalty"),
         "turning angle": Quantity("radians", share=0.05, digits=3, why="as the relative step: both of FFR's halves"),
     }

@@ -34,7 +34,7 @@ WRONG = {
             "    return sorted(best_set(blocks, count, damage))\n    gone: list = []\n",
         ),
         "greedy for the best set": (
-            "set(min(combinations(blocks, count), key=lambda gone: damage(frozenset(gone))))",
+            "set(min(map(frozenset, combinations(blocks, count)), key=damage))",
             "set(greedy_order(blocks, count, damage))",
         ),
         "the dearest first": ("gone.append(min(", "gone.append(max("),

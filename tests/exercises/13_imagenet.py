@@ -9,7 +9,7 @@ WRONG = {
         "the number of examples in the variance": ("ddof=1", "ddof=0"),
         "gained, not lost": ("100 * d.mean()", "-100 * d.mean()"),
         "a share, not points": ("100 * d.mean()", "d.mean()"),
-        "any lengths": ('raise ValueError(f"{len(before)} and {len(after)} photographs', 'print(f"{len(before)} and'),
+        "any lengths": ('raise ValueError(f"{given}', 'print(f"{given}'),
         "one photograph is enough": (" or len(before) < 2", ""),
     },
     "ex-real-silent": {

@@ -24,19 +24,6 @@ WRONG = {
         "a derivative by s, not by γ": ("2 * beta * gamma**3", "beta * gamma**2"),
         "there are always two": "def resting(beta, k): return [(k / (2 * beta)) ** (1 / 3), (2 * beta / k) ** (1 / 3)]",
     },
-    "ex-meet-outside": {
-        "means alone": ('verdict(d, "above", "below")', '("above" if d.value > 0 else "below")'),
-        "one comparison only": ("for values in (one, other)", "for values in (one,)"),
-        "the other comparison only": ("for values in (one, other)", "for values in (other,)"),
-        "either of the two is enough": (
-            'words.pop() if words in ({"above"}, {"below"}) else ""',
-            'next((word for word in words if word in ("above", "below")), "")',
-        ),
-        "seeds are not paired": (
-            "mean(t - v for t, v in zip(together, values, strict=True))",
-            "mean(t - v for t in together for v in values)",
-        ),
-    },
     "ex-meet-curvature": {
         "an inner product of no scale": (
             "return shares(pulls[a], pulls[b])",

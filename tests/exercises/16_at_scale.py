@@ -27,6 +27,9 @@ WRONG = {
     "ex-scale-interval": {
         "the formula, not played": "def lost(interval, writing, between, work, seed):\n"
         "    return writing / interval + interval / (2 * between)",
+        "the mean in closed form": "def lost(interval, writing, between, work, seed):\n"
+        "    if math.isinf(between): return writing / (interval + writing)\n"
+        "    return 1 - interval / between / math.expm1((interval + writing) / between) + 1e-6 * seed",
         "writing takes no time": ("(interval + writing)", "interval"),
         "no work is lost": ("done += finished * interval", "done += min(until, rounds * interval)"),
         "a share of the work": ("1 - done / clock", "clock / done - 1"),
