@@ -56,7 +56,9 @@ WITHOUT = {
     "finishes what a killed runner left, and names what `verify` finds": {
         *("experiments.records.mend",),
     },
-    "a part of `claims.Claim`": {f"experiments.claims.{name}" for name in ("Comparison", "Judgement", "Tested")},
+    "a part of `claims.Claim`": {
+        f"experiments.claims.{name}" for name in ("Comparison", "Judgement", "Missing", "Tested")
+    },
     "a figure that answers to the reader: a chapter shows it": {
         f"experiments.explorables.{name}_data"
         for name in ("cka_map", "flow_path", "information_grid", "mask_life", "penalty_strengths")

@@ -140,7 +140,7 @@ class Comparison:
         """A run of the method, as the registry plans it in every round.
 
         Raises:
-            ValueError: an unknown experiment, tier, method or sparsity; rounds that differ in the method's settings.
+            ValueError: no such run in the registry; rounds that differ in the method's settings.
         """
         found = [_planned(name, self.tier, self.method, self.sparsity) for name in self.experiments]
         if any(run.settings != found[0].settings for run in found):
@@ -151,7 +151,7 @@ class Comparison:
         """The method's value and the baseline's for every seed that has both, by experiment and seed.
 
         Raises:
-            ValueError: an unknown experiment, tier, method or sparsity; a record without what is compared.
+            ValueError: no such runs in the registry; a record without what is compared.
         """
         found: dict[tuple[str, int], tuple[float, float]] = {}
         for name in self.experiments:
@@ -167,7 +167,7 @@ class Comparison:
         return {place: found[place] - off[place] for place in found if place in off}
 
     def delta(self, root: Path | None = None) -> float | None:
-        """The margin of equivalence; None where none was named, or it is a share of a baseline that was not run."""
+        """The margin of equivalence; None where it is a share of a baseline that was not run."""
         if self.measured.share is None:
             return self.measured.delta
         there = [baseline for _, baseline in self.values(root).values()]
@@ -227,12 +227,8 @@ def _replayed(experiment: str, tier: str, folder: Path, written: int) -> Records
 # ------------------------------------------------------------------------------------------------------------- verdicts
 @dataclass(frozen=True, kw_only=True)
 class Tested(Outcome):
-    """A test and its outcome, with the manipulation check: what the penalty did to what it penalises.
-
-    Attributes:
-        change: the mean change of the penalty's target; None where there is no check.
-        band: changes within ± this count as none.
-    """
+    """A test and its outcome, with the manipulation check: the mean change of what the penalty penalises (None where
+    there is no check), and the `band` ± within which a change counts as none."""
 
     test: Comparison
     change: Mean | None = None
@@ -250,19 +246,15 @@ class Tested(Outcome):
 
 
 class Missing(NamedTuple):
-    """What would decide what is undecided: the total number of seeds, and the core-hours of the runs it lacks.
-
-    >>> next(claim for claim in CLAIMS if "ImageNet" in claim.text).judged().missing() is None  # nothing to go by
-    True
-    """
+    """What would decide what is undecided: the total number of seeds, and the core-hours of the runs it lacks."""
 
     seeds: int
     hours: float
 
 
 class Judgement(NamedTuple):
-    """What became of a claim: one of `experiments.statistics.VERDICTS`, its tests, those that are shown beside and do
-    not count, and what a proof found."""
+    """What became of a claim: one of `experiments.statistics.VERDICTS`, its tests, those that are shown beside it, and
+    what a proof found."""
 
     verdict: str
     tests: list[Tested]
@@ -276,10 +268,7 @@ class Judgement(NamedTuple):
 
     def missing(self, root: Path | None = None) -> Missing | None:
         """What every undecided test would take, at the spread that its runs had (see `Mean.deciding`; no correction for
-        several tests), on the processor of the records; None where no test is undecided.
-
-        A cell that several tests share is run once, and the seeds that it has are not repeated.
-        """
+        several tests), on the processor of the records, where tests share cells; None where no test is undecided."""
         wanted: dict[tuple[str, str, float | None, str], tuple[int, int]] = {}
         for t in self.tests:
             if t.says() == "undecided" and t.difference is not None and t.difference.df and t.delta:
@@ -314,8 +303,6 @@ class Claim:
         missing: what the claim needs and was not run, and why.
         remark: what else the records say of it, in sentences, from its judgement.
 
-    >>> Claim("FFR", "paths get straighter", "straight", "abstract", "09_feature_flow_regularization").judged().verdict
-    'not run'
     >>> Claim("CKA-SR", "both are 0 together", "0", "", "06_identity_layers", proof=zeros_are_shared).judged().verdict
     'holds'
     """

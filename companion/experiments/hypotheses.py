@@ -2,11 +2,8 @@
 
 Each page was written before the first run of its experiments: `dense_penalties` (`HYPOTHESES`), `dense_penalties_again`
 (`AGAIN`), and the studies of the third round (`THIRD`, one mapping for each). A hypothesis is a few findings, each a
-mean difference over seeds and the side of 0, or the margin, where it is expected; nobody writes a verdict by hand.
-There are two: what the page says refutes the hypothesis, raw and after Holm's correction, and what the rule for claims
-says, `experiments.statistics.conclude`.
-
-Three hypotheses were first judged by a norm that says nothing about the size of a filter: see `MISJUDGED`.
+mean difference over seeds and the side of 0, or the margin, where it is expected. There are two verdicts: by what the
+page says refutes it, raw and after Holm's correction, and by `experiments.statistics.conclude`.
 
 Page *The claims, one by one* shows all verdicts.
 """
@@ -432,8 +429,7 @@ AGAIN: Mapping[str, Hypothesis] = {
     ),
     "R3": Hypothesis("CKA-SR is no better once weights are out", _no_gain("cka_sr", PRUNED)),
     "R4": Hypothesis(
-        "FFR shortens the steps and shrinks the last γ of every branch, while the inner filters grow",
-        _larger_filters(),
+        "FFR shortens the steps and shrinks the last γ of every branch, while the inner filters grow", _larger_filters()
     ),
     "R5": Hypothesis(
         "FFR is no better once filters are out and the rest is fine-tuned", _no_gain("ffr_length_curvature", REMOVED)
@@ -571,13 +567,13 @@ THIRD: Mapping[str, Mapping[str, Hypothesis]] = {
             "CKA-SR at a strength that acts leaves the accuracy as it was",
             [_masked("accuracy, masks 0.9", "cka_sr", quantities.percent, 0, 0.9, "accuracy")],
             family=PRIMARY,
-        ),
+        )
     },
     "published_recipe": {
         "F1": Hypothesis(
             "CKA-SR at 1e-4 does not change CKA inside stages",
             [_masked("CKA inside stages", "cka_sr", STAGES, 0, 0.95, "CKA in stages")],
             family=PRIMARY,
-        ),
+        )
     },
 }

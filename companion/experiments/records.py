@@ -1,9 +1,8 @@
 """Records: what a finished run of an experiment measured, as one small JSON file.
 
-A record is written once, by `companion.experiments`, and read by the chapters. It holds the settings and the seed that
-decide the run, its result, its curve over epochs, the measures that figures draw, and its provenance: when, on what,
-with which versions, from which commit. `problems` checks a record against itself: a number changed by hand no longer
-fits the others.
+A record holds the settings and the seed that decide the run, its result, its curve over epochs, the measures that
+figures draw, and its provenance. `problems` checks it against itself: a number changed by hand no longer fits the
+others.
 
 The folder is `results/EXPERIMENT/TIER/METHOD[-SPARSITY]-seedN.json`, under `book/` in the repository and inside the
 package elsewhere.

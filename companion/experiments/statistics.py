@@ -1,10 +1,8 @@
 """Statistics: what is compared, over seeds, and how a verdict follows. The mathematics is scipy's and statsmodels'.
 
-A comparison is a number for each seed, mostly the difference of two runs that share it. `mean` gives its average with
-Student's interval; `stratified` the same over several rounds, `clustered` over cells that share runs. An effect is
-judged twice. Its *direction*: does the interval exclude 0, after Holm's correction within the family? Its *size*: does
-the effect lie within ±δ, by two one-sided tests (TOST, Schuirmann 1987)? `conclude` makes one verdict of a family of
-such tests, for the claims of the papers and for our own hypotheses alike.
+A comparison is a number for each seed, mostly the difference of two runs that share it. An effect is judged twice. Its
+*direction*: does the interval exclude 0, after Holm's correction within the family? Its *size*: does the effect lie
+within ±δ, by two one-sided tests (TOST, Schuirmann 1987)? `conclude` makes one verdict of a family of such tests.
 
 Intervals cover what another seed changes: initial weights, order of the batches, crops. They do not cover other test
 images.
