@@ -132,21 +132,14 @@ def _normal() -> list[Task]:
 
 
 # ----------------------------------------------------------------------------------------- bijections of one side each
-def _uniform(z: Tensor) -> Tensor:
-    return torch.special.ndtr(z)
-
-
-def _half_cube(z: Tensor) -> Tensor:
-    return z.sign() * z.abs() ** 1.5
-
-
-def _wiggly(z: Tensor) -> Tensor:
-    return z + 0.4 * z.sin() + 0.2 * (1.7 * z + 1).sin() + 0.03 * (3.3 * z - 2.5).sin()
-
-
-def _bimodal(z: Tensor) -> Tensor:
-    """Pushes values away from 0: two bumps with a gap between."""
-    return z + 2 * torch.tanh(4 * z)
+BENT: dict[str, Callable[[Tensor], Tensor]] = {
+    "uniform": torch.special.ndtr,
+    "asinh": torch.asinh,
+    "half-cube": lambda z: z.sign() * z.abs() ** 1.5,
+    "exponential": torch.exp,
+    "wiggly": lambda z: z + 0.4 * z.sin() + 0.2 * (1.7 * z + 1).sin() + 0.03 * (3.3 * z - 2.5).sin(),
+    "bimodal": lambda z: z + 2 * torch.tanh(4 * z),  # two bumps with a gap between
+}
 
 
 def _spiral(z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
@@ -157,20 +150,10 @@ def _spiral(z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return torch.cat([*turned, z[:, 2:]], 1)
 
 
-BENT: dict[str, Callable[[Tensor], Tensor]] = {
-    "uniform": _uniform,
-    "asinh": torch.asinh,
-    "half-cube": _half_cube,
-    "exponential": torch.exp,
-    "wiggly": _wiggly,
-    "bimodal": _bimodal,
-}
-
-
-def _bend(task: Task, name: str, f: Callable[[Tensor], Tensor], g: Callable[[Tensor], Tensor]) -> Task:
+def _bend(task: Task, name: str, f: Callable[[Tensor], Tensor]) -> Task:
     def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         x, y = task.draw(n, generator)
-        return f(x), g(y)
+        return f(x), f(y)
 
     return Task(f"{name} of {task.name}", "bent", task.truth, task.p, task.q, draw)
 
@@ -180,11 +163,12 @@ def _bent() -> list[Task]:
     plain, three = normal["normal 1×1, ρ = 0.75"], normal["normal 3×3, 2 pairs of ρ = 0.8"]
     five, wide = normal["normal 5×5, 2 pairs of ρ = 0.8"], normal["normal 25×25, 2 pairs of ρ = 0.8"]
     return [
-        *(_bend(plain, name, f, f) for name, f in BENT.items()),
-        _bend(normal["normal 1×1, ρ = 0.9"], "uniform", _uniform, _uniform),
-        *(_bend(three, name, BENT[name], BENT[name]) for name in ("uniform", "half-cube")),
-        *(_bend(task, "spiral", _spiral, _spiral) for task in (three, five)),
-        *(_bend(wide, name, f, f) for name, f in (("half-cube", _half_cube), ("spiral", _spiral))),
+        *(_bend(plain, name, f) for name, f in BENT.items()),
+        _bend(normal["normal 1×1, ρ = 0.9"], "uniform", BENT["uniform"]),
+        *(_bend(three, name, BENT[name]) for name in ("uniform", "half-cube")),
+        *(_bend(task, "spiral", _spiral) for task in (three, five)),
+        _bend(wide, "half-cube", BENT["half-cube"]),
+        _bend(wide, "spiral", _spiral),
     ]
 
 
