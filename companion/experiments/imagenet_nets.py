@@ -39,8 +39,16 @@ SHARES = (0.1, 0.25)  # of every block's filters
 OF_A_BLOCK = 0.5
 
 
-def seen(run: Run, place: Workplace) -> tuple[nn.Module, ImageNetLoader, Tensor]:
-    """The network of a run, its photographs in an order drawn at random, of as many classes as there are, and labels.
+class Seen(NamedTuple):
+    """A network, and what of the photographs it sees."""
+
+    model: nn.Module
+    loader: ImageNetLoader
+    labels: Tensor
+
+
+def seen(run: Run, place: Workplace) -> Seen:
+    """The network of a run, and its photographs in an order drawn at random, of as many classes as there are.
 
     Raises:
         ValueError: an unknown data set; fewer photographs than the run wants.
@@ -71,7 +79,7 @@ def seen(run: Run, place: Workplace) -> tuple[nn.Module, ImageNetLoader, Tensor]
     loader = ImageNetLoader(folder, BATCH, size=s["size"], mean=mean, std=std, device=place.device, **options)
     if computing["channels_last"]:
         model = model.to(memory_format=torch.channels_last)
-    return model.to(place.device).eval(), loader, torch.tensor([label for _, label in folder.samples])
+    return Seen(model.to(place.device).eval(), loader, torch.tensor([label for _, label in folder.samples]))
 
 
 @torch.no_grad()
