@@ -2,7 +2,7 @@
 
 Each is a folder of `book/explorables`: an ES module with `render({ model, el })`, its style, its data and a picture of
 its first frame. `explorable` shows one in a live notebook by anywidget; a page of the book runs the same module without
-a kernel. Chapter *Feature similarity* has one, and four others.
+a kernel. Chapter *Feature similarity* has one, and six others.
 """
 
 from __future__ import annotations

@@ -94,6 +94,9 @@ def data(name: str) -> dict[str, Any]:
         names = tagged(ROOT / "notebooks" / "03_flow.ipynb", "flow-path")
         images, labels = (names[key][names["chosen"]] for key in ("images", "labels"))
         return explorables.flow_path_data(images, labels, names["shadows"], FIRST_PATH)
+    if name == "cka_epochs":
+        names = tagged(ROOT / "notebooks" / "06_identity_layers.ipynb", "cka-epochs")
+        return explorables.cka_epochs_data(names["lives"])
     names = tagged(ROOT / "notebooks" / "05_sparse_training.ipynb", "mask-life")
     return explorables.mask_life_data(names["lives"], names["ink"])
 

@@ -16,7 +16,7 @@ from sphinx.transforms import SphinxTransform
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.texescape import escape
-from sphinx_exercise.nodes import exercise_enumerable_node, solution_node
+from sphinx_exercise.nodes import exercise_enumerable_node, exercise_latex_number_reference, solution_node
 from sphinx_proof.nodes import NODE_TYPES, proof_node
 
 if TYPE_CHECKING:
@@ -234,6 +234,15 @@ def depart_box(self: LaTeXTranslator, node: nodes.Element) -> None:
     self.no_latex_floats -= 1
 
 
+def visit_reference_to_exercise(self: LaTeXTranslator, node: nodes.Element) -> None:
+    """A link to an exercise in words of its own; the extension would name a target that no page has."""
+    docname = self.builder.env.sphinx_exercise_registry[node["refid"]]["docname"]  # type: ignore[attr-defined]
+    self.body.append(
+        rf"\hyperref[{label(docname, node['refid'])}]{{{escape(node.astext(), self.config.latex_engine)}}}"
+    )
+    raise nodes.SkipNode
+
+
 def visit_of_page(self: LaTeXTranslator, node: nodes.Element) -> None:
     """Labels are those of the page again."""
     self.curfilestack.append(node["docname"])
@@ -251,6 +260,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.setup_extension("sphinx_proof")
     for boxed in (*NODE_TYPES.values(), exercise_enumerable_node):
         app.add_node(boxed, override=True, latex=(visit_box, depart_box))
+    app.add_node(exercise_latex_number_reference, override=True, latex=(visit_reference_to_exercise, None))
     app.add_node(of_page, latex=(visit_of_page, depart_of_page))
     app.add_transform(HtmlIntoLatex)
     app.add_post_transform(Arrange)

@@ -327,15 +327,17 @@ def answer() -> str:
     points = (
         "**What came out**, in short trainings of small networks, by our reading of FFR, of which we had the abstracts "
         "(± is a 95 % interval over seeds, a point is one image in a hundred):",
-        "- **Accuracy of sparse training: no gain was seen.** At the strength that was chosen first CKA-SR did not even "
-        f"change the features (CKA inside stages by {hardly.signed(3)}), nor the accuracy ({hosts.signed()} points). "
-        f"Where it was strong enough to set layers apart (β = .1, CKA {apart.signed()}), accuracy fell ({lost.signed(1)} "
-        "points).",
-        "- **Small weights: no more than without.** Under either penalty their share stays as it is, within "
+        "- **Accuracy of sparse training: no gain was seen.** At the strength that was chosen first CKA-SR did not "
+        f"even change the features (CKA inside stages by {hardly.signed(3)}), nor the accuracy "
+        f"({hosts.signed()} points). "
+        f"Where it was strong enough to set layers apart (β = .1, CKA {apart.signed()}), accuracy fell "
+        f"({lost.signed(1)} points).",
+        "- **Small weights: no more than without.** At the strengths chosen their share stays as it is, within "
         f"{QUANTITIES['small weights'].delta} % of all weights. A group lasso, a penalty on the weights themselves, "
         f"adds {lasso.value:.0f}.",
-        "- **Pruning: a gain, and not one of being different.** AugCKA-SR, the form of CKA-SR that compares every block "
-        f"with every other, changes the whole net's accuracy by {cost.signed()} points. With nine weights in ten gone "
+        "- **Pruning: a gain, and not one of being different.** AugCKA-SR, the form of CKA-SR that compares every "
+        f"block with every other, changes the whole net's accuracy by {cost.signed()} points. With nine "
+        "weights in ten gone "
         f"the net is better than its twin, by {gain.signed()}; but so is one under FFR, which makes layers *more* "
         f"alike, by {rival.signed()}.",
         f"- **The two wishes do oppose each other, a little.** FFR shortens the steps from block to block by "

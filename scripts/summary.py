@@ -123,7 +123,13 @@ def core_hours(made: Iterable[Record]) -> float:
 def page() -> str:
     """The page's text."""
     rows = [
-        [f"{{ref}}`{place} <{anchor(place)}>`", claim.text, f"**{SAID.get(one.verdict, one.verdict)}**", told(one), deciding(one) or "–"]
+        [
+            f"{{ref}}`{place} <{anchor(place)}>`",
+            claim.text,
+            f"**{SAID.get(one.verdict, one.verdict)}**",
+            told(one),
+            deciding(one) or "–",
+        ]
         for place, (claim, one) in enumerate(zip(CLAIMS, judgements(), strict=True), 1)
     ]
     everything = [record for name, e in EXPERIMENTS.items() for tier in e.tiers for record in replay(name, tier)]

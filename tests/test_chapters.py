@@ -68,18 +68,11 @@ def test_a_chapter_opens_with_a_question_and_a_picture(path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------- as long as a reader has patience
-# Chapters that still wait for their cut.
-UNCUT: set[str] = {
-    "11_cifar_identity",
-}
-every_cut_chapter = pytest.mark.parametrize(
-    "path", [path for path in CHAPTERS if path.stem not in UNCUT], ids=lambda path: path.stem
-)
 WORDS_A_MINUTE = 100  # of a text with formulas, figures and code
 
 
 def words(text: str) -> int:
-    """Words of prose as they are read: a formula in the line, a number, a name in code or what a role shows is one each.
+    """Words of prose as they are read: a formula in the line, a number, a name in code, what a role shows: one each.
 
     Displayed formulas, code, addresses and options of directives are none.
     """
@@ -105,7 +98,7 @@ def is_folded(cell: NotebookNode) -> bool:
     return bool({"hide-input", "remove-input", "hide-cell", "remove-cell"} & set(cell.metadata.get("tags", [])))
 
 
-@every_cut_chapter
+@every_chapter
 def test_a_chapter_is_no_longer_than_4000_words_and_says_how_long_it_takes(path: Path) -> None:
     assert words(prose(cells_of(path))) <= 4000
     facts = [line for line in cells_of(path)[0].source.splitlines() if line][1]
@@ -132,20 +125,19 @@ def test_the_core_path_is_marked(page: str) -> None:
     assert {name for mark, _, name in linked if mark} == CORE
 
 
-@every_cut_chapter
+@every_chapter
 def test_a_chapter_of_the_core_path_says_so(path: Path) -> None:
     facts = [line for line in cells_of(path)[0].source.splitlines() if line][1]
     assert ("minutes to read · core path ·" in facts) == (path.stem in CORE)
 
 
-@pytest.mark.xfail(bool(UNCUT), reason="chapters wait for their cut", strict=False)
 def test_the_book_is_no_longer_than_42000_words_and_its_core_path_than_20000() -> None:
     lengths = {path.stem: words(prose(cells_of(path))) for path in CHAPTERS}
     assert sum(lengths.values()) <= 42_000, lengths
     assert sum(lengths[name] for name in CORE) <= 20_000, lengths
 
 
-@every_cut_chapter
+@every_chapter
 def test_one_visible_word_makes_the_records_of_a_chapter_anew(path: Path) -> None:
     code = [cell for cell in cells_of(path) if cell.cell_type == "code"]
     source = "\n".join(cell.source for cell in code)
@@ -158,7 +150,7 @@ def test_one_visible_word_makes_the_records_of_a_chapter_anew(path: Path) -> Non
     assert not others, f"records are read by `recorded(name)`: {others}"
 
 
-@every_cut_chapter
+@every_chapter
 def test_the_first_screen_has_question_picture_and_finding(path: Path) -> None:
     """The picture comes within 250 words, and no code is seen before it, except the one word where it shows records."""
     cells = cells_of(path)
@@ -169,7 +161,7 @@ def test_the_first_screen_has_question_picture_and_finding(path: Path) -> None:
     assert all(map(ONE_WORD.fullmatch, seen)), seen
 
 
-@every_cut_chapter
+@every_chapter
 def test_no_visible_cell_is_longer_than_30_lines(path: Path) -> None:
     cells = cells_of(path)
     end = next(number for number, cell in enumerate(cells) if re.search(r"^## Exercises", cell.source, re.MULTILINE))
@@ -181,7 +173,7 @@ def test_no_visible_cell_is_longer_than_30_lines(path: Path) -> None:
     assert not long, long
 
 
-@every_cut_chapter
+@every_chapter
 def test_a_chapter_leads_into_the_readers_own_network(path: Path) -> None:
     """Few lines of code that do it there, and when not to."""
     own = sections(path)["In your own network"]

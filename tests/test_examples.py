@@ -61,7 +61,7 @@ WITHOUT = {
     },
     "a figure that answers to the reader: a chapter shows it": {
         f"experiments.explorables.{name}_data"
-        for name in ("cka_map", "flow_path", "information_grid", "mask_life", "penalty_strengths")
+        for name in ("cka_epochs", "cka_map", "flow_path", "information_grid", "mask_life", "penalty_strengths")
     },
     "changes nothing but the look, or the text of a page: every chapter shows it": {"plots.glue", "plots.scale"},
 }

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from conftest import ROOT
-from test_chapters import CHAPTERS, UNCUT, cells_of, prose
+from test_chapters import cells_of, every_chapter, prose
 
 TABLES = sorted((ROOT / "tests" / "exercises").glob("*.py"))
 
@@ -140,7 +140,7 @@ def test_an_exercise_takes_right_answers_and_refuses_wrong_ones(table: Path, lab
             pytest.fail(f"accepted: {mistake}", pytrace=False)
 
 
-@pytest.mark.parametrize("path", [path for path in CHAPTERS if path.stem not in UNCUT], ids=lambda path: path.stem)
+@every_chapter
 def test_every_exercise_of_a_chapter_has_wrong_answers(path: Path) -> None:
     table = ROOT / "tests" / "exercises" / f"{path.stem}.py"
     assert sorted(answers(table, "WRONG")) == sorted(labels(path))

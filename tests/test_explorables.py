@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import HTML, PATIENCE, ROOT, leave_math
@@ -20,6 +21,7 @@ from PIL import Image
 from companion.experiments import quantities, replay
 from companion.experiments.explorables import (
     block_sets_data,
+    cka_epochs_data,
     cka_map_data,
     flow_path_data,
     information_grid_data,
@@ -47,7 +49,7 @@ in_browser = pytest.mark.pages
 
 # ----------------------------------------------------------------------------------------------- what they are made of
 def test_every_explorable_stands_in_a_chapter() -> None:
-    assert set(CHAPTERS) == set(NAMES) and len(NAMES) == 6
+    assert set(CHAPTERS) == set(NAMES) and len(NAMES) == 7
 
 
 @every
@@ -337,6 +339,45 @@ def test_paths_are_those_that_the_chapter_trains() -> None:
         np.testing.assert_allclose(np.mean(kept["angle"], 0), np.mean(net["angle"], 0), atol=8)
 
 
+# -- maps of CKA, epoch by epoch
+def life(*layers: str, epochs: int = 2) -> list[tuple[pd.DataFrame, float]]:
+    """Maps in which block i and block j have a CKA of 1 / (1 + i + j), and accuracies."""
+    places = np.arange(len(layers))
+    table = pd.DataFrame(1 / (1 + places[:, None] + places), layers, layers)
+    return [(table, 0.1 * epoch) for epoch in range(epochs)]
+
+
+def test_maps_over_epochs_are_rounded_and_averaged_inside_stages() -> None:
+    shown = cka_epochs_data({"a": life("layer1.0", "layer1.1", "layer2.0", "layer2.1")})
+    assert shown["stages"] == [["stage 1", 0, 2], ["stage 2", 2, 2]] and shown["state"] == {"epoch": 1}
+    (net,) = shown["nets"]
+    assert net["cka"][0][0] == [1, 0.5, 0.33, 0.25] and net["accuracy"] == [0, 10]
+    assert net["inside"] == [round((1 / 2 + 1 / 6) / 2, 2)] * 2
+
+
+def test_maps_over_epochs_that_do_not_fit_are_refused() -> None:
+    blocks = ("layer1.0", "layer1.1")
+    for lives in ({}, {"a": life(*blocks), "b": life(*blocks, epochs=3)}, {"a": life(*blocks), "b": life("layer1.0")}):
+        with pytest.raises(ValueError, match="give the same of all"):
+            cka_epochs_data(lives)
+    with pytest.raises(ValueError, match="no two are of one stage"):
+        cka_epochs_data({"a": life("layer1.0", "layer2.0")})
+
+
+@pytest.mark.slow
+def test_maps_over_epochs_are_those_that_the_chapter_trains() -> None:
+    made, stored = data("cka_epochs"), parts("cka_epochs").data
+    assert all(made[key] == stored[key] for key in ("layers", "stages", "state"))
+    for net, kept in zip(made["nets"], stored["nets"], strict=True):
+        assert kept["name"] == net["name"], "run: python scripts/explorables.py cka_epochs"
+        # Where training leads differs a little between processors; where it starts does not.
+        np.testing.assert_allclose(kept["cka"][0], net["cka"][0], atol=0.02)
+        np.testing.assert_allclose(kept["inside"], net["inside"], atol=0.15)
+        assert min(kept["accuracy"][-1], net["accuracy"][-1]) > 95
+    without, under = stored["nets"]
+    assert without["inside"][-1] > 0.9 > 0.4 > under["inside"][-1]
+
+
 # -------------------------------------------------------------------------------------------------- in a page from disk
 @pytest.fixture
 def opened(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]:
@@ -619,6 +660,29 @@ def test_masks_play_only_for_readers_who_want_motion(opened: Callable[..., Page]
     assert slider.input_value() == str(last) and play.inner_text() == "Play"  # it ends
 
 
+# -- maps of CKA while nets learn
+@in_browser
+def test_keys_move_through_the_epochs_of_maps(opened: Callable[..., Page]) -> None:
+    page, shown = opened("cka_epochs"), parts("cka_epochs").data
+    last, size = shown["state"]["epoch"], len(shown["layers"])
+
+    def told(epoch: int) -> str:
+        when = f"After epoch {epoch}" if epoch else "Before the training"
+        values = ", ".join(f"{net['inside'][epoch]:.2f} {net['name']}" for net in shown["nets"])
+        return f"{when}: mean CKA inside stages {values}."
+
+    assert sentence(page) == told(last) and page.locator(".explorable-maps rect").count() == 2 * size**2
+    page.locator("input").focus()
+    page.keyboard.press("Home")
+    assert sentence(page) == told(0)
+    starts = page.locator(".explorable-maps svg").evaluate_all(
+        "maps => maps.map((map) => [...map.querySelectorAll('rect')].map((cell) => cell.style.fill))"
+    )
+    assert starts[0] == starts[1] and len(set(starts[0])) > 5  # one start for both
+    page.keyboard.press("ArrowRight")
+    assert sentence(page) == told(1)
+
+
 # -- penalties
 def strong(penalty: int, strength: int) -> str:
     """How the sentence of the penalties must begin."""
@@ -645,16 +709,16 @@ def test_keys_choose_penalty_and_strength(opened: Callable[..., Page]) -> None:
         for strength, step in enumerate(entry["strengths"]):
             assert sentence(page).startswith(strong(penalty, strength))
             assert slider.get_attribute("aria-valuetext") == step["label"]
-            note = page.locator(".strengths-maps .explorable-note").nth(1).inner_text()
+            note = page.locator(".explorable-maps .explorable-note").nth(1).inner_text()
             assert abs(float(note.rpartition(" ")[2]) - neighbours(step["net"])) <= 0.0051
             page.keyboard.press("ArrowRight")
     fills = "cells => cells.map((cell) => cell.style.fill)"
-    maps = page.locator(".strengths-maps rect").evaluate_all(fills)
+    maps = page.locator(".explorable-maps rect").evaluate_all(fills)
     assert len(maps) == 2 * len(shown["layers"]) ** 2 and maps[: len(maps) // 2] != maps[len(maps) // 2 :]
     page.locator("select").select_option("0")
     assert slider.is_disabled()
     assert sentence(page).startswith(f"No penalty: {shown['none']['accuracy'][0]:.1f} % right")
-    maps = page.locator(".strengths-maps rect").evaluate_all(fills)
+    maps = page.locator(".explorable-maps rect").evaluate_all(fills)
     assert maps[: len(maps) // 2] == maps[len(maps) // 2 :]
 
 

@@ -81,6 +81,8 @@ Two is two.
 
 ## What follows
 
+{ref}`Two & no more <ex-two>` is behind us.
+
 Last words of the chapter.
 """
 
@@ -165,6 +167,8 @@ def test_theorem_and_exercise_stand_in_boxes_with_number_and_title(latex: str) -
     assert re.search(r"\\begin\{bookbox\}\{\}.*\n?.*Exercise 1\.1 \(Two\)", latex)
     assert re.search(r"\\sphinxstyleemphasis\{Proof\.\} By looking", latex)
     assert "Theorem 1.1" in after(latex, "Exercise 1.1 (Two)").partition("true of two")[0]
+    assert r"\hyperref[\detokenize{chapter:ex-two}]{Two \& no more}" in latex
+    assert r"\label{\detokenize{chapter:ex-two}}" in latex
 
 
 def test_an_explorable_is_its_picture_with_its_address(latex: str) -> None:

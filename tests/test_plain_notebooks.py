@@ -45,7 +45,12 @@ def book() -> SimpleNamespace:
         target=lambda label, here: f"#{label}",
         address=lambda page, anchor="": f"https://book/{page}.html" + (f"#{anchor}" if anchor else ""),
         cited=lambda key, form: f"[{key} ({form})](https://doi.org/{key})",
-        env=SimpleNamespace(domaindata={"math": {"objects": {"eq-one": ("notebooks/01_one", 9)}}}),
+        env=SimpleNamespace(
+            domaindata={
+                "math": {"objects": {"eq-one": ("notebooks/01_one", 9)}},
+                "std": {"terms": {"record": ("book/glossary", "term-record")}},
+            }
+        ),
     )
 
 
@@ -60,6 +65,7 @@ def book() -> SimpleNamespace:
         ("see {prf:ref}`thm-one`, {numref}`fig-one`", "see [Theorem 7.1](#thm-one), [Figure 7.3](#fig-one)"),
         ("by {eq}`eq-one`", "by [(9)](#equation-eq-one)"),
         ("{ref}`claim 9 <thm-one>`", "[claim 9](#thm-one)"),
+        ("{term}`Records <record>`", "[Records](https://book/book/glossary.html#term-record)"),
         ("[there](../book/notation.md#sums)", "[there](https://book/book/notation.html#sums)"),
         ("[elsewhere](https://a.b/c.md)", "[elsewhere](https://a.b/c.md)"),
         ("$$\nx\n$$ (eq-one)", '<a name="equation-eq-one" id="equation-eq-one"></a>\n\n$$\nx\n\\tag{9}\n$$'),
@@ -81,6 +87,7 @@ def book() -> SimpleNamespace:
         "reference",
         "equation's number",
         "link",
+        "term",
         "page",
         "elsewhere",
         "equation",

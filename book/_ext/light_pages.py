@@ -1,8 +1,9 @@
 """Every page loads only the scripts that it uses, and by its own policy a browser runs no others.
 
 The theme draws icons by a script of 1.5 MB though its style sheets hold the same icons as fonts, and loads the words to
-search for on pages that send their search to the search page. The few lines of script that it writes into a page are
-allowed by their hashes: nothing that comes into a page later is run.
+search for on pages that send their search to the search page. Sphinx loads the 1.2 MB that typeset formulas on a page
+without any, too, if pages below it have some. The few lines of script that stand in a page are allowed by their hashes:
+nothing that comes into it later is run.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
-NEEDLESS = re.compile(r'\s*<script[^>]* src="[^"]*\b_static/scripts/fontawesome\.js[^"]*"[^>]*></script>')
-SEARCHING = re.compile(
-    r'\s*<script[^>]* src="[^"]*\b(?:searchtools|language_data|searchindex)\.js[^"]*"[^>]*></script>'
-)
+SCRIPT = r'\s*<script[^>]* src="[^"]*\b(?:{})\.js[^"]*"[^>]*></script>'
+NEEDLESS = re.compile(SCRIPT.format("fontawesome"))
+SEARCHING = re.compile(SCRIPT.format("searchtools|language_data|searchindex"))
+TYPESETTING = re.compile(SCRIPT.format("tex-chtml"))
 HANDLER = re.compile(r' onclick="window\.print\(\)"')  # `book.js` listens in its place
 INLINE = re.compile(r"<script(?![^>]* src=)[^>]*>(.*?)</script>", re.DOTALL)
 META = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
@@ -39,6 +40,8 @@ def lightened(page: str, searches: bool) -> str:
     page = META.sub("", HANDLER.sub("", NEEDLESS.sub("", page)))
     if not searches:
         page = SEARCHING.sub("", page)
+    if 'class="math ' not in page:
+        page = TYPESETTING.sub("", page)
     hashes = {base64.b64encode(hashlib.sha256(lines.encode()).digest()).decode() for lines in INLINE.findall(page)}
     own = "".join(f" 'sha256-{digest}'" for digest in sorted(hashes))
     policy = "; ".join(f"{kind} {allowed}{own * (kind == 'script-src')}" for kind, allowed in POLICY.items())

@@ -110,8 +110,11 @@ class Chapter:
             entry = self.book.env.domaindata["py"]["objects"][name]
             shown = name.rpartition(".")[2] if content.startswith("~") else name
             return f"[`{shown}`]({self.book.address(entry.docname, entry.node_id)})"
-        named = re.fullmatch(r"(?P<text>.+?)\s*<(?P<label>[\w-]+)>", content, re.DOTALL)
+        named = re.fullmatch(r"(?P<text>.+?)\s*<(?P<label>[\w -]+)>", content, re.DOTALL)
         label = named["label"] if named else content
+        if role == "term":
+            page, place = self.book.env.domaindata["std"]["terms"][label.lower()]
+            return f"[{named['text'] if named else content}]({self.book.address(page, place)})"
         if role in ("prf:ref", "numref") or label in self.book.numbers:
             text = named["text"].replace("%s", self.book.numbers[label][1]) if named else self.book.number(label)
         elif role == "ref":

@@ -37,6 +37,25 @@ export function colourBar() {
   return create("p", { class: "explorable-bar", "aria-hidden": true }, "CKA 0", bar, "1");
 }
 
+/** A map of CKA between layers; thin gaps where a stage begins, their names below. */
+export function smallMap(layers, stages) {
+  const [title, said] = [create("strong"), create("p", { class: "explorable-note" })];
+  const place = (k) => 10 * k + 2 * stages.filter(([, first]) => first > 0 && first <= k).length;
+  const size = place(layers.length - 1) + 10;
+  const cells = layers.map((_, i) => layers.map((_, j) =>
+    create("svg:rect", { x: place(j), y: place(i), width: 10.2, height: 10.2 })));
+  const names = stages.filter(([, , length]) => length > 1).map(([label, first, length]) =>
+    create("svg:text", { x: place(first) + 5 * length, y: size + 11, "text-anchor": "middle" }, label));
+  const svg = create("svg:svg", { viewBox: `0 0 ${size} ${size + 14}`, role: "img" }, ...cells.flat(), ...names);
+  const show = (name, cka, note, label) => {
+    title.textContent = name;
+    said.textContent = note;
+    svg.setAttribute("aria-label", label);
+    cells.forEach((row, i) => row.forEach((cell, j) => { cell.style.fill = colour(cka[i][j]); }));
+  };
+  return { node: create("div", {}, create("p", {}, title), svg, said), show };
+}
+
 /** A menu of names: `choose` hears the number of the chosen one. */
 export function menu(label, names, choose) {
   const input = create("select", {}, ...names.map((name, k) => create("option", { value: k }, name)));

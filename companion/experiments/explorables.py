@@ -11,16 +11,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from companion.blocks import label, spans, stage_of
+from companion.blocks import label, same_stage, spans, stage_of
 from companion.experiments.distributions import correlated
 from companion.experiments.records import Record, packed
 from companion.experiments.titles import TITLES
 
 __all__ = [
     "block_sets_data",
+    "cka_epochs_data",
     "cka_map_data",
     "flow_path_data",
     "information_grid_data",
@@ -212,6 +214,47 @@ def information_grid_data(records: Iterable[Record]) -> dict[str, Any]:
             if method in shown
         ],
         "state": {"pairs": len(cells) // 2, "correlation": 2 * len(cells[0]) // 3},
+    }
+
+
+# --------------------------------------------------------------------------------------- maps of CKA, epoch by epoch
+def cka_epochs_data(lives: Mapping[str, Sequence[tuple[pd.DataFrame, float]]]) -> dict[str, Any]:
+    """Maps of CKA between the blocks of nets while they learn.
+
+    Args:
+        lives: net → the map and the accuracy (0 to 1) at the start and after every epoch; the same blocks and as many
+            epochs in all. The last epoch is shown first.
+
+    Returns:
+        plain JSON: `layers`, `stages`, and `nets`, each with its `name` and, epoch by epoch, its maps `cka`, their mean
+        over different blocks of a stage `inside`, and its `accuracy` in %.
+
+    Raises:
+        ValueError: no nets, other numbers of epochs or other blocks, no stage of two blocks.
+    """
+    counts = {len(life) for life in lives.values()}
+    blocks = {tuple(table.index) for life in lives.values() for table, _ in life}
+    if len(counts) != 1 or len(blocks) != 1:
+        raise ValueError(f"nets with {sorted(counts)} maps, of {len(blocks)} sets of blocks: give the same of all")
+    (layers,) = blocks
+    pairs = [
+        (a, b) for a, one in enumerate(layers) for b, other in enumerate(layers) if a < b and same_stage(one, other)
+    ]
+    if not pairs:
+        raise ValueError(f"of the layers {list(layers)} no two are of one stage; give maps of blocks")
+    return {
+        "layers": list(map(label, layers)),
+        "stages": [list(stage) for stage in spans(layers)],
+        "nets": [
+            {
+                "name": name,
+                "cka": [(table.round(2) + 0.0).to_numpy().tolist() for table, _ in life],
+                "inside": [round(float(np.mean([table.iat[pair] for pair in pairs])), 2) for table, _ in life],
+                "accuracy": [round(100 * accuracy, 1) for _, accuracy in life],
+            }
+            for name, life in lives.items()
+        ],
+        "state": {"epoch": max(counts) - 1},
     }
 
 

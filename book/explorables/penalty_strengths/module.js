@@ -1,5 +1,5 @@
 // Nets under penalties of three strengths, beside the net without one: CKA, paths, accuracy after pruning, scales.
-import { chooser, colour, colourBar, create, follow, mean, menu, range, slider, view } from "../explorable.js";
+import { chooser, colourBar, create, follow, mean, menu, range, slider, smallMap, view } from "../explorable.js";
 
 const [WIDTH, HEIGHT] = [320, 170]; // of a plot, in its own units
 const heading = (text) => create("p", {}, create("strong", {}, text));
@@ -11,26 +11,6 @@ function render({ model, el }) {
   const largest = (pick) => Math.max(...nets.flatMap(pick));
   const blocks = range(layers.length).filter((k) => layers[k].startsWith("layer"));
   const neighbours = (net) => mean(blocks.slice(1).map((k) => net.cka[k - 1][k]));
-
-  /** A map of CKA; thin gaps where a stage begins, their names below. */
-  function map() {
-    const [title, said] = [create("strong"), note()];
-    const place = (k) => 10 * k + 2 * stages.filter(([, first]) => first > 0 && first <= k).length;
-    const size = place(layers.length - 1) + 10;
-    const cells = layers.map((_, i) => layers.map((_, j) =>
-      create("svg:rect", { x: place(j), y: place(i), width: 10.2, height: 10.2 })));
-    const names = stages.filter(([, , length]) => length > 1).map(([label, first, length]) =>
-      create("svg:text", { x: place(first) + 5 * length, y: size + 11, "text-anchor": "middle" }, label));
-    const svg = create("svg:svg", { viewBox: `0 0 ${size} ${size + 14}`, role: "img" }, ...cells.flat(), ...names);
-    const show = (name, net) => {
-      const value = neighbours(net).toFixed(2);
-      title.textContent = name;
-      said.textContent = `CKA of neighbours: ${value}`;
-      svg.setAttribute("aria-label", `CKA between the layers, ${name}; neighbouring blocks ${value}`);
-      cells.forEach((row, i) => row.forEach((cell, j) => { cell.style.fill = colour(net.cka[i][j]); }));
-    };
-    return { node: create("div", {}, create("p", {}, title), svg, said), show };
-  }
 
   /** A plot with two marks at each label: hollow for the net without a penalty, filled for the chosen one. */
   function dots(title, what, labels, pick, limit) {
@@ -87,7 +67,11 @@ function render({ model, el }) {
   const sentence = create("p", { "aria-live": "polite" });
   const limit = 1.05 * largest((net) => [...net.inner, ...net.last]);
   const scales = "mean |γ| of the batch norm, block by block";
-  const [without, under] = [map(), map()];
+  const [without, under] = [smallMap(layers, stages), smallMap(layers, stages)];
+  const drawMap = (map, name, net) => {
+    const value = neighbours(net).toFixed(2);
+    map.show(name, net.cka, `CKA of neighbours: ${value}`, `CKA between the layers, ${name}; neighbouring blocks ${value}`);
+  };
   const parts = [
     path(),
     dots("Accuracy after pruning, %", "dense; weights gone; multiply-adds left (no fine-tuning)", model.get("pruned"),
@@ -103,7 +87,8 @@ function render({ model, el }) {
     menuOfPenalties.show(penalty + 1);
     strengths.show(strength, chosen ? label : "none");
     strengths.input.disabled = !chosen;
-    for (const part of [under, ...parts]) part.show(name, net);
+    drawMap(under, name, net);
+    for (const part of parts) part.show(name, net);
     const [now, then] = [net, none].map((one) => ({
       dense: one.accuracy[0].toFixed(1), pruned: one.accuracy[4].toFixed(1), cka: neighbours(one).toFixed(2), step: mean(one.steps).toFixed(2),
     }));
@@ -118,8 +103,8 @@ function render({ model, el }) {
   view(el, "penalty-strengths", [menuOfPenalties, strengths], sentence,
     create("p", { class: "explorable-legend" }, mark("none", 5.5, "no penalty"), mark("chosen", 4, "the chosen one")),
     create("div", { class: "explorable-panels" },
-      create("div", { class: "strengths-maps" }, without.node, under.node, colourBar()), ...parts.map(({ node }) => node)));
-  without.show("no penalty", none);
+      create("div", { class: "explorable-maps" }, without.node, under.node, colourBar()), ...parts.map(({ node }) => node)));
+  drawMap(without, "no penalty", none);
   follow(model, draw);
 }
 
