@@ -30,7 +30,6 @@ from companion.experiments.claims import (
     Claim,
     Comparison,
     Judgement,
-    Test,
     Tested,
     effect,
     penalty_of,
@@ -362,7 +361,7 @@ def named(method: str, ending: str) -> Mean:
         t.test: t.difference
         for judged in judgements()
         for t in judged.tests
-        if isinstance(t.test, Comparison) and t.test.method == method and t.test.title.endswith(ending)
+        if t.test.method == method and t.test.title.endswith(ending)
     }.values()
     return known(found)
 
@@ -410,7 +409,7 @@ def number(difference: Mean | None, digits: int, unit: str = "") -> str:
     return f"{difference.signed(digits)} {unit}".rstrip() if difference is not None else "not run"
 
 
-def seeds(test: Test) -> str:
+def seeds(test: Comparison) -> str:
     """5, or 5 + 5 in two rounds."""
     return " + ".join(str(n) for n in Counter(name for name, _ in test.differences()).values()) or "0"
 

@@ -48,7 +48,7 @@ WITHOUT = {
         f"experiments.quantities.{name}"
         for name in (
             *("percent", "after_pruning", "after_removal", "without_blocks", "block_damage", "pruned_on_average"),
-            *("sparsity_kept", "cka_of_blocks", "path_length", "path_angle"),
+            *("sparsity_kept", "cka_of_blocks", "cka_of_neighbours", "path_length", "path_angle"),
             *("straightness", "small_weights", "folded_norms", "raw_norms", "inner_scale", "inner_deviation"),
             *("branch_scale", "about_image", "about_label", "shared_information", "mean_cosine", "logarithm"),
         )
@@ -57,7 +57,7 @@ WITHOUT = {
         *("experiments.records.mend",),
     },
     "a part of `claims.Claim`": {
-        f"experiments.claims.{name}" for name in ("Comparison", "Contrast", "Judgement", "Tested")
+        f"experiments.claims.{name}" for name in ("Comparison", "Judgement", "Missing", "Tested")
     },
     "a figure that answers to the reader: a chapter shows it": {
         f"experiments.explorables.{name}_data"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -15,7 +16,7 @@ from PIL import Image
 from scipy import stats
 
 from companion.experiments import EXPERIMENTS, Experiment, Tier, claims, published, quantities, records
-from companion.experiments.claims import CLAIMS, Claim, Comparison, Contrast, Judgement
+from companion.experiments.claims import CLAIMS, Claim, Comparison, Judgement
 from companion.experiments.records import Record, Run
 from companion.experiments.statistics import QUANTITIES, VERDICTS, Mean, mean
 from scripts import forest, results, summary
@@ -218,7 +219,7 @@ def test_every_effect_is_recomputed_from_the_files(written):
     for judged in results.judgements():
         found = []
         for t in (*judged.tests, *judged.beside):
-            if isinstance(t.test, Contrast):
+            if t.test.less:
                 continue
             test, read = t.test, READ[t.test.quantity](t.test.title)
             centre, half, p = stratified(rounds(test.experiments, test.method, test.baseline, read, test.sparsity))
@@ -235,7 +236,7 @@ def test_every_effect_is_recomputed_from_the_files(written):
             near = pytest.approx((centre, half), abs=0.501 * 10 ** -QUANTITIES[test.quantity].digits)
             assert any(numbers == near for numbers in shown[title, test.measured.unit]), test.title
             checked += 1
-        if found and not any(isinstance(t.test, Contrast) for t in judged.tests):
+        if found and not any(t.test.less for t in judged.tests):
             family = len(judged.tests)
             assert [t.p for t in judged.tests] == pytest.approx(holm(found[:family]), rel=1e-5)
             assert [t.p for t in judged.beside] == pytest.approx(found[family:], rel=1e-5)
@@ -418,7 +419,7 @@ def test_rounds_are_pooled_by_experiment_and_seed(toy):
 
 
 def test_a_contrast_is_a_difference_of_differences(toy):
-    contrast = Contrast("more at .9", compared("good", 0.9), compared("good", 0.5))
+    contrast = dataclasses.replace(compared("good", 0.9), less=compared("good", 0.5))
     assert list(contrast.differences(toy).values()) == pytest.approx([6, 6, 6, 6])
     found = Claim("A", "b", "c", "d", "e", (contrast,)).judged(toy)
     assert found.verdict == "holds" and found.tests[0].difference.value == pytest.approx(6)
@@ -473,10 +474,8 @@ def test_every_claim_names_its_chapter_and_its_tests_are_registered():
         assert re.fullmatch(r"\d\d_[a-z_]+", claim.chapter) and claim.paper in ("CKA-SR", "FFR")
         assert claim.tests or claim.proof or claim.missing
         assert len(claim.label) <= 36  # it has to fit the figure
-        comparisons = [
-            c for t in (*claim.tests, *claim.beside) for c in ((t.first, t.second) if isinstance(t, Contrast) else (t,))
-        ]
-        for c in comparisons:
+        tests = (*claim.tests, *claim.beside)
+        for c in (*tests, *(t.less for t in tests if t.less)):
             assert c.quantity in QUANTITIES and claims.strength_of(c.run())
             for name, method in itertools.product(c.experiments, (c.method, c.baseline)):
                 assert any(

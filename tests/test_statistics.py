@@ -95,7 +95,7 @@ def test_arrays_series_and_generators_are_samples() -> None:
 
 def test_margins_and_levels_are_checked() -> None:
     for wrong in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match=r"give a margin δ above 0"):
+        with pytest.raises(ValueError, match=rf"within={wrong}"):
             mean([1.0, 2.0]).equivalent(wrong)
     for level in (0.0, 1.0, 95):
         with pytest.raises(ValueError, match=rf"level={level}"):

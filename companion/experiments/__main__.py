@@ -67,21 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--device", type=_device, help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     run.add_argument("--jobs", type=int, default=1, help="processes that share the runs, on this device")
     run.add_argument(
-        "--executor",
-        help=f"who makes the runs: {executors.NAMES}; or module:function, which returns an executor",
+        "--executor", help=f"who makes the runs: {executors.NAMES}; or module:function, which returns an executor"
     )
-    run.add_argument(
-        "--shard",
-        type=_shard,
-        default=(1, 1),
-        metavar="i/n",
-        help="only every n-th run, from the i-th: for a job array",
-    )
-    run.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16", "float16", "auto"),
-        help="instead of the registry's; auto: what `pace` finds the faster",
-    )
+    part = "only every n-th run, from the i-th: for a job array"
+    run.add_argument("--shard", type=_shard, default=(1, 1), metavar="i/n", help=part)
+    faster = "instead of the registry's; auto: what `pace` finds the faster"
+    run.add_argument("--precision", choices=("float32", "bfloat16", "float16", "auto"), help=faster)
     run.add_argument("--data", type=Path, default=None, help="data root (default: COMPANION_DATA)")
     run.add_argument("--quiet", action="store_true", help="no progress bars")
     pace = commands.add_parser("pace", help="images a second of a training step here, in float32 and in bfloat16")
@@ -94,10 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("index", help="enter records that came from elsewhere into the hash index")
     brought = commands.add_parser("import", help="check records that were made elsewhere, and add them")
     brought.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a record, best in its folder of results")
+    where = "folder of results (default: the repository's book/results)"
     for command in commands.choices.values():
-        command.add_argument(
-            "--results", type=Path, default=None, help="folder of results (default: the repository's book/results)"
-        )
+        command.add_argument("--results", type=Path, default=None, help=where)
     return parser
 
 
@@ -173,11 +163,11 @@ def _report(
         if found.record is not None and not found.said:
             outcome += f": {root / run.path}"
         print(f"{run}: {outcome}", flush=True)
+    complete = recorded_now == len(runs)
     if speaks:
-        complete = recorded_now == len(runs)
         told = f"{recorded_now} of {len(runs)} runs are recorded in {root}"
         print(told, file=sys.stdout if complete else sys.stderr)
-    return 0 if recorded_now == len(runs) else 1
+    return 0 if complete else 1
 
 
 def _each_tier() -> Iterator[tuple[Experiment, str]]:

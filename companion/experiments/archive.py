@@ -15,9 +15,6 @@ from companion.experiments.records import Record, Records, Run
 def recorded(run: Run, root: Path) -> Record | None:
     """The record of exactly this run (see `plan.identity`); None where it has not run, or ran with other settings.
 
-    Raises:
-        DamagedRecordError: the file that should hold it is no record.
-
     >>> run = registry.find("published_cka").runs("paper")[0]
     >>> recorded(run, records.results_root()).run == run
     True
@@ -63,10 +60,8 @@ def problems(root: Path) -> list[str]:
     listed = records.index(root)
     found = [f"{name}: listed in {records.INDEX}, but not there" for name in listed if not (root / name).exists()]
     found += [f"{name}: listed twice in {records.INDEX}" for name in records.listed_twice(root)]
-    found += [
-        f"{half.relative_to(root)}: in the making, or half a file that a kill left"
-        for half in sorted(root.rglob("*.part"))
-    ]
+    halves = sorted(half.relative_to(root) for half in root.rglob("*.part"))
+    found += [f"{half}: in the making, or half a file that a kill left" for half in halves]
     for path in sorted(root.glob("*/*/*.json")):
         shown = path.relative_to(root)
         digest = listed.get(shown.as_posix())
@@ -105,10 +100,8 @@ def _problems(record: Record, path: Path) -> list[str]:
 
 
 def other_block(run: Run, made: Mapping[str, Any], root: Path) -> str:
-    """Why a run of this provenance cannot stand beside the recorded ones of its seed; empty where it can.
-
-    All runs of a seed of an experiment in blocks are made alike, see `Experiment.blocks`.
-    """
+    """Why a run of this provenance cannot stand beside the recorded ones of its seed (see `Experiment.blocks`); empty
+    where it can."""
     experiment, here = registry.find(run.experiment), records.block(made)
     for other in experiment.runs(run.tier, [run.seed]) if experiment.blocks else ():
         if (there := recorded(other, root)) is not None and (block := records.block(there.provenance)) != here:
@@ -117,17 +110,11 @@ def other_block(run: Run, made: Mapping[str, Any], root: Path) -> str:
 
 
 def add(file: Path, root: Path) -> tuple[Path, bool]:
-    """Add a record that was made elsewhere, byte for byte.
-
-    It has to be in order as `problems` says, of a registered run, made by a commit without changes, and in experiments
-    in blocks alike to the others of its seed. Where a hash index lies beside it, the one of the folder of results that
-    it comes from, it has to be what was written.
-
-    Returns:
-        where it lies now, and whether it is new; a record that is there already stays.
+    """Add a record that was made elsewhere, byte for byte; returns where it lies now, and whether it is new.
 
     Raises:
-        ValueError: what is wrong with it, or that another record of its run is there.
+        ValueError: it is not in order (`problems`), of no registered run, made by no commit or one with changes, unlike
+            the others of its seed, not what the hash index of its own folder says, or another than what is there.
     """
     record = records.load(file)
     found = _problems(record, file)

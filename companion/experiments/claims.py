@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,11 +44,9 @@ __all__ = [
     "TARGETS",
     "Claim",
     "Comparison",
-    "Contrast",
     "Judgement",
     "Missing",
     "Pairs",
-    "Test",
     "Tested",
     "effect",
     "one_falls_with_the_other",
@@ -121,6 +119,7 @@ class Comparison:
         experiments: where it was run; several are rounds of the same comparison, on seeds of their own.
         reading: the number compared, see `companion.experiments.quantities`.
         quantity: what that number is, a key of `experiments.statistics.QUANTITIES`.
+        less: another comparison that is taken off, seed by seed: is an effect larger here than there?
     """
 
     title: str
@@ -131,6 +130,7 @@ class Comparison:
     quantity: str = "accuracy"
     sparsity: float | None = None
     tier: str = "laptop"
+    less: Comparison | None = None
 
     @property
     def measured(self) -> Quantity:
@@ -140,7 +140,7 @@ class Comparison:
         """A run of the method, as the registry plans it in every round.
 
         Raises:
-            ValueError: an unknown experiment, tier, method or sparsity; rounds that differ in the method's settings.
+            ValueError: no such run in the registry; rounds that differ in the method's settings.
         """
         found = [_planned(name, self.tier, self.method, self.sparsity) for name in self.experiments]
         if any(run.settings != found[0].settings for run in found):
@@ -151,23 +151,23 @@ class Comparison:
         """The method's value and the baseline's for every seed that has both, by experiment and seed.
 
         Raises:
-            ValueError: an unknown experiment, tier, method or sparsity; a record without what is compared.
+            ValueError: no such runs in the registry; a record without what is compared.
         """
         found: dict[tuple[str, int], tuple[float, float]] = {}
         for name in self.experiments:
-            here, there = (
-                _cell(name, self.tier, method, self.sparsity, root).by_seed(self.reading)
-                for method in (self.method, self.baseline)
-            )
-            found |= {(name, seed): (here[seed], there[seed]) for seed in sorted(set(here) & set(there))}
+            cells = (_cell(name, self.tier, method, self.sparsity, root) for method in (self.method, self.baseline))
+            here, there = (cell.by_seed(self.reading) for cell in cells)
+            found |= {(name, seed): (here[seed], there[seed]) for seed in sorted(here.keys() & there.keys())}
         return found
 
     def differences(self, root: Path | None = None) -> Pairs:
-        """The difference for every seed that both sides have."""
-        return {place: here - there for place, (here, there) in self.values(root).items()}
+        """The difference for every seed that both sides have, and what is taken off."""
+        found = {place: here - there for place, (here, there) in self.values(root).items()}
+        off = dict.fromkeys(found, 0.0) if self.less is None else self.less.differences(root)
+        return {place: found[place] - off[place] for place in found if place in off}
 
     def delta(self, root: Path | None = None) -> float | None:
-        """The margin of equivalence; None where none was named, or it is a share of a baseline that was not run."""
+        """The margin of equivalence; None where it is a share of a baseline that was not run."""
         if self.measured.share is None:
             return self.measured.delta
         there = [baseline for _, baseline in self.values(root).values()]
@@ -176,65 +176,20 @@ class Comparison:
     @property
     def cells(self) -> frozenset[tuple[str, str, float | None]]:
         """What a further seed of it has to run: methods at a sparsity, in the experiment that was first."""
-        return frozenset((self.experiments[0], method, self.sparsity) for method in (self.method, self.baseline))
+        own = frozenset((self.experiments[0], method, self.sparsity) for method in (self.method, self.baseline))
+        return own | self.less.cells if self.less else own
 
     def manipulation(self) -> Comparison | None:
         """The same comparison of what the penalty penalises; None where that is compared already, or the baseline has a
         penalty too."""
         target = TARGETS.get(penalty_of(self.run()) or "")
         baseline = _planned(self.experiments[0], self.tier, self.baseline, self.sparsity)
-        if target is None or target[1] == self.quantity or baseline.settings.get("penalties"):
+        if self.less or target is None or target[1] == self.quantity or baseline.settings.get("penalties"):
             return None
-        reading, quantity = target
-        return Comparison(
-            self.title, self.experiments, self.method, self.baseline, reading, quantity, self.sparsity, self.tier
-        )
+        return replace(self, reading=target[0], quantity=target[1])
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """One comparison less another, seed by seed: is an effect larger here than there?"""
-
-    title: str
-    first: Comparison
-    second: Comparison
-
-    @property
-    def measured(self) -> Quantity:
-        return self.first.measured
-
-    @property
-    def experiments(self) -> tuple[str, ...]:
-        return self.first.experiments
-
-    @property
-    def tier(self) -> str:
-        return self.first.tier
-
-    def run(self) -> Run:
-        return self.first.run()
-
-    def differences(self, root: Path | None = None) -> Pairs:
-        """The difference of the differences for every seed that both comparisons have."""
-        here, there = self.first.differences(root), self.second.differences(root)
-        return {place: here[place] - there[place] for place in here if place in there}
-
-    def delta(self, root: Path | None = None) -> float | None:
-        return self.first.delta(root)
-
-    @property
-    def cells(self) -> frozenset[tuple[str, str, float | None]]:
-        return self.first.cells | self.second.cells
-
-    def manipulation(self) -> Comparison | None:
-        """None: each of the two has its own."""
-        return None
-
-
-Test = Comparison | Contrast
-
-
-def effect(test: Test, root: Path | None = None) -> Mean | None:
+def effect(test: Comparison, root: Path | None = None) -> Mean | None:
     """A test's mean difference, stratified by round; None where no seed has both sides.
 
     >>> test = Comparison("CKA-SR", ("random_masks",), "random+cka_sr", "random", sparsity=0.9)
@@ -272,14 +227,10 @@ def _replayed(experiment: str, tier: str, folder: Path, written: int) -> Records
 # ------------------------------------------------------------------------------------------------------------- verdicts
 @dataclass(frozen=True, kw_only=True)
 class Tested(Outcome):
-    """A test and its outcome, with the manipulation check: what the penalty did to what it penalises.
+    """A test and its outcome, with the manipulation check: the mean change of what the penalty penalises (None where
+    there is no check), and the `band` ± within which a change counts as none."""
 
-    Attributes:
-        change: the mean change of the penalty's target; None where there is no check.
-        band: changes within ± this count as none.
-    """
-
-    test: Test
+    test: Comparison
     change: Mean | None = None
     band: float | None = None
 
@@ -295,19 +246,15 @@ class Tested(Outcome):
 
 
 class Missing(NamedTuple):
-    """What would decide what is undecided: the total number of seeds, and the core-hours of the runs it lacks.
-
-    >>> next(claim for claim in CLAIMS if "ImageNet" in claim.text).judged().missing() is None  # nothing to go by
-    True
-    """
+    """What would decide what is undecided: the total number of seeds, and the core-hours of the runs it lacks."""
 
     seeds: int
     hours: float
 
 
 class Judgement(NamedTuple):
-    """What became of a claim: one of `experiments.statistics.VERDICTS`, its tests, those that are shown beside and do
-    not count, and what a proof found."""
+    """What became of a claim: one of `experiments.statistics.VERDICTS`, its tests, those that are shown beside it, and
+    what a proof found."""
 
     verdict: str
     tests: list[Tested]
@@ -321,10 +268,7 @@ class Judgement(NamedTuple):
 
     def missing(self, root: Path | None = None) -> Missing | None:
         """What every undecided test would take, at the spread that its runs had (see `Mean.deciding`; no correction for
-        several tests), on the processor of the records; None where no test is undecided.
-
-        A cell that several tests share is run once, and the seeds that it has are not repeated.
-        """
+        several tests), on the processor of the records, where tests share cells; None where no test is undecided."""
         wanted: dict[tuple[str, str, float | None, str], tuple[int, int]] = {}
         for t in self.tests:
             if t.says() == "undecided" and t.difference is not None and t.difference.df and t.delta:
@@ -359,8 +303,6 @@ class Claim:
         missing: what the claim needs and was not run, and why.
         remark: what else the records say of it, in sentences, from its judgement.
 
-    >>> Claim("FFR", "paths get straighter", "straight", "abstract", "09_feature_flow_regularization").judged().verdict
-    'not run'
     >>> Claim("CKA-SR", "both are 0 together", "0", "", "06_identity_layers", proof=zeros_are_shared).judged().verdict
     'holds'
     """
@@ -370,9 +312,9 @@ class Claim:
     label: str
     source: str
     chapter: str
-    tests: tuple[Test, ...] = ()
+    tests: tuple[Comparison, ...] = ()
     direction: int = 1
-    beside: tuple[Test, ...] = ()
+    beside: tuple[Comparison, ...] = ()
     published: str = "not available to us"
     proof: Callable[[], tuple[bool, str]] | None = None
     missing: str = ""
@@ -387,17 +329,13 @@ class Claim:
             return Judgement("holds" if holds else "does not hold", tests, beside, text)
         return Judgement(conclude(t.says() for t in tests), tests, beside)
 
-    def _tested(self, tests: tuple[Test, ...], root: Path | None) -> list[Tested]:
-        effects = [effect(test, root) for test in tests]
-        return [
-            Tested(found, self.direction, p, test.delta(root), test=test, **_check(test, root))
-            for test, found, p in zip(tests, effects, corrected(effects), strict=True)
-        ]
-
-
-def _check(test: Test, root: Path | None) -> dict[str, Any]:
-    manipulation = test.manipulation()
-    return {"change": effect(manipulation, root), "band": manipulation.delta(root)} if manipulation else {}
+    def _tested(self, tests: tuple[Comparison, ...], root: Path | None) -> list[Tested]:
+        effects, found = [effect(test, root) for test in tests], []
+        for test, difference, p in zip(tests, effects, corrected(effects), strict=True):
+            manipulation = test.manipulation()
+            change, band = (effect(manipulation, root), manipulation.delta(root)) if manipulation else (None, None)
+            found.append(Tested(difference, self.direction, p, test.delta(root), test=test, change=change, band=band))
+        return found
 
 
 # --------------------------------------------------------------------------------------------------------------- theory
@@ -426,10 +364,8 @@ def zeros_are_shared() -> tuple[bool, str]:
         positive = _gaussian_pair((scales[0] + 0.1, scales[1] + 0.1), (correlations[0] + 1e-3, correlations[1]))
         zero = _gaussian_pair((scales[0] + 0.1, scales[1] + 0.1), (0.0, 0.0))
         both &= min(positive) > 0 and max(zero) == 0
-    return (
-        both,
-        "proved in the chapter, and checked: both are 0 together and positive together at 100 random Gaussian pairs",
-    )
+    text = "proved in the chapter, and checked: both are 0 together and positive together at 100 random Gaussian pairs"
+    return both, text
 
 
 def one_falls_with_the_other() -> tuple[bool, str]:
@@ -458,6 +394,7 @@ HOSTS: Mapping[str, tuple[str, tuple[float, ...], str, str]] = {  # experiment �
 }
 IDENTITY = ("cka_sr", "aug_cka_sr")
 FLOW = ("ffr_length", "ffr_curvature", "ffr_length_curvature")
+PRUNED = "accuracy after pruning"  # the quantity
 DENSE = ("dense_penalties", "dense_penalties_again")  # two rounds of one experiment: pooled
 
 
@@ -466,18 +403,8 @@ def _hosted(
 ) -> list[Comparison]:
     """A penalty against its host alone, at every recorded sparsity."""
     host, sparsities, title, images = HOSTS[experiment]
-    return [
-        Comparison(
-            f"{TITLES[penalty]}, {title} {_short(s)}{images}",
-            (experiment,),
-            f"{host}+{penalty}",
-            host,
-            reading,
-            quantity,
-            sparsity=s,
-        )
-        for s in sparsities
-    ]
+    of = Comparison("", (experiment,), f"{host}+{penalty}", host, reading, quantity)
+    return [replace(of, title=f"{TITLES[penalty]}, {title} {_short(s)}{images}", sparsity=s) for s in sparsities]
 
 
 def _dense(
@@ -497,10 +424,9 @@ def _dense(
 def _swept(reading: Reading = quantities.percent, quantity: str = "accuracy") -> list[Comparison]:
     """CKA-SR at every strength of the sweep against none."""
     plan = registry.find("random_masks_beta").tiers["laptop"]
+    of = Comparison("", ("random_masks_beta",), "", "random", reading, quantity)
     return [
-        Comparison(
-            f"CKA-SR, random masks {_short(s)}", ("random_masks_beta",), method, "random", reading, quantity, sparsity=s
-        )
+        replace(of, title=f"CKA-SR, random masks {_short(s)}", method=method, sparsity=s)
         for s in plan.sparsities
         for method in plan.methods
         if method != "random" and s is not None
@@ -510,14 +436,8 @@ def _swept(reading: Reading = quantities.percent, quantity: str = "accuracy") ->
 def _pruned(methods: Iterable[str], baseline: str = "none", levels: Iterable[float] = (0.8, 0.9)) -> list[Comparison]:
     """Penalties of dense nets, once most of the weights are gone."""
     return [
-        _dense(
-            method,
-            f"weights pruned to {_short(s)}",
-            quantities.after_pruning(s),
-            "accuracy after pruning",
-            baseline=baseline,
-        )
-        for method in methods
+        _dense(m, f"weights pruned to {_short(s)}", quantities.after_pruning(s), PRUNED, baseline=baseline)
+        for m in methods
         for s in levels
     ]
 
@@ -530,13 +450,7 @@ def _removed(method: str) -> list[Comparison]:
     if method in penalties.TINY_PENALISED:
         places["dense_penalties_tiny",] = "20 classes of Tiny ImageNet"
     return [
-        _dense(
-            method,
-            f"{place}, {share} of the MACs",
-            quantities.after_removal(macs),
-            "accuracy after pruning",
-            experiments,
-        )
+        _dense(method, f"{place}, {share} of the MACs", quantities.after_removal(macs), PRUNED, experiments)
         for experiments, place in places.items()
         for share, macs in (("½", 0.5), ("¼", 0.25))
     ]
@@ -565,11 +479,9 @@ def _published_sweep() -> str:
 
 def _published_dense() -> str:
     table = published.dense_training()
-    gains = table.assign(gain=table["cka_sr"] - table["none"]).groupby("images", sort=False)["gain"]
-    return (
-        "; ".join(f"{images}: {' and '.join(f'{gain:+.2f}' for gain in values)} points" for images, values in gains)
-        + " (ResNet-18 and ResNet-50)"
-    )
+    gains = (table["cka_sr"] - table["none"]).groupby(table["images"], sort=False)
+    told = (f"{images}: {' and '.join(f'{gain:+.2f}' for gain in values)} points" for images, values in gains)
+    return f"{'; '.join(told)} (ResNet-18 and ResNet-50)"
 
 
 def _published_extremes() -> str:
@@ -587,11 +499,10 @@ def _published_histograms() -> str:
 
 def _short_training(*experiments: str) -> str:
     """How short our trainings are, from the registry."""
-    tiers = {
-        tier: sorted({registry.find(name).runs(tier)[0].settings["epochs"] for name in experiments})
-        for tier in ("laptop", "paper")
-    }
-    ours, full = (" to ".join(str(epochs) for epochs in sorted({of[0], of[-1]})) for of in tiers.values())
+    epochs = (
+        [registry.find(name).runs(tier)[0].settings["epochs"] for name in experiments] for tier in ("laptop", "paper")
+    )
+    ours, full = (" to ".join(map(str, sorted({min(of), max(of)}))) for of in epochs)
     return (
         f"Our trainings have {ours} epochs in place of {full}, most at half the resolution. Full training is "
         "registered at tier `paper`: not run, no GPU."
@@ -609,7 +520,7 @@ def _gain_for_all(judged: Judgement) -> str:
     rows = {
         (t.test.method, t.test.baseline): t
         for t in (*judged.tests, *judged.beside)
-        if isinstance(t.test, Comparison) and t.test.title.endswith(".9") and t.difference is not None
+        if t.test.title.endswith(".9") and t.difference is not None
     }
     less = rows.pop(("aug_cka_sr", "ffr_length_curvature"), None)
     raised = effect(next(test for test in MOVED["ffr_length_curvature"] if test.quantity == "CKA in stages"))
@@ -657,11 +568,7 @@ ACROSS_HOSTS: Mapping[str, tuple[Comparison, ...]] = {
 MOVED: Mapping[str, tuple[Comparison, ...]] = {
     method: tuple(
         _dense(method, quantity, reading, quantity)
-        for reading, quantity in (
-            (quantities.path_length, "relative step"),
-            (quantities.cka_in_stages, "CKA in stages"),
-            (quantities.cka_of_blocks, "CKA of all blocks"),
-        )
+        for reading, quantity in (TARGETS["ffr_length"], TARGETS["cka_sr"], TARGETS["aug_cka_sr"])
     )
     for method in penalties.PENALISED
     if method != "none"
@@ -695,7 +602,7 @@ CLAIMS: tuple[Claim, ...] = (
         "abstract",
         "11_cifar_identity",
         tuple(
-            Contrast(f"{TITLES[penalty]}, random masks, gain at .98 less gain at .9", high, low)
+            replace(high, title=f"{TITLES[penalty]}, random masks, gain at .98 less gain at .9", less=low)
             for penalty, (low, high) in _RANDOM.items()
         ),
         published=_published_extremes(),

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import time
+import timeit
 from collections.abc import Collection, Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -107,11 +109,7 @@ class Chain:
 def judged(
     logits: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"], bits: bool = True
 ) -> dict[str, Any]:
-    """An evaluation as a record keeps it, with one bit an example.
-
-    >>> judged(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))
-    {'correct': 1, 'examples': 2, 'loss': 1.12693, 'right': 'gA=='}
-    """
+    """An evaluation as a record keeps it, with one bit an example."""
     right: Bool[Tensor, " examples"] = logits.argmax(1) == labels
     found = score(float(right.double().mean()), len(right), float(F.cross_entropy(logits, labels)))
     return found | ({"right": packed(right.cpu().numpy())} if bits else {})
@@ -160,9 +158,8 @@ def block_subsets(run: Run, place: Workplace) -> Outcome:
     known, truth = batch(run, place, "train", s["seen"] + s["chosen"])
     both, targets = torch.cat([images, known[s["seen"] :]]), torch.cat([labels, truth[s["seen"] :]])
     count, n = 2 ** len(names), len(labels)
-    found: dict[str, list[Any]] = {
-        name: [0] * count for name in ("raw", "refreshed", "chosen", "chosen_loss", "cka", "steps")
-    }
+    kept = ("raw", "refreshed", "chosen", "chosen_loss", "cka", "steps")
+    found: dict[str, list[Any]] = {name: [0] * count for name in kept}
 
     def place_of(gone: Collection[str]) -> int:
         return sum(2**k for k, name in enumerate(names) if name in gone)
@@ -180,10 +177,10 @@ def block_subsets(run: Run, place: Workplace) -> Outcome:
         rows, columns = torch.triu_indices(len(path), len(path), offset=1)
         found["cka"][at] = (100 * table[rows, columns]).round().int().tolist()
         found["steps"][at] = [
-            0
-            if x.shape != y.shape
-            else round(1000 * float(((y - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)).mean()))
-            for x, y in zip((x[: s["mapped"]] for x in path), (y[: s["mapped"]] for y in path[1:]), strict=False)
+            round(1000 * float(((y - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)).mean()))
+            if x.shape == y.shape
+            else 0
+            for x, y in pairwise(x[: s["mapped"]] for x in path)
         ]
     intact = {"correct": found["raw"][0], "examples": n}
     return Outcome({"test": intact}, [], {"subsets": {"blocks": names, **found}})
@@ -238,18 +235,10 @@ def block_removal(run: Run, place: Workplace) -> Outcome:
 
         def level(gone: list[str]) -> dict[str, Any]:
             shorter = without_branches(model, gone).to(memory_format=torch.channels_last)
-            seconds = []
-            for _ in range(5):
-                clock = time.process_time()
-                shorter(images[:100])
-                seconds.append(time.process_time() - clock)
-            logits = chain.logits(chain.start(images, seen), gone)
-            return {
-                "gone": len(gone),
-                "macs": cost(shorter, images[:1]).macs_dense,
-                "seconds": quantities.rounded(min(seconds)),
-                "test": judged(logits, labels, bits=False),
-            }
+            seconds = min(timeit.repeat(lambda: shorter(images[:100]), timer=time.process_time, repeat=5, number=1))
+            tested = judged(chain.logits(chain.start(images, seen), gone), labels, bits=False)
+            macs = cost(shorter, images[:1]).macs_dense
+            return {"gone": len(gone), "macs": macs, "seconds": quantities.rounded(seconds), "test": tested}
 
         found = {
             name: {"gone": order, "levels": [level(order[:k]) for k in s["levels"] if k <= len(order)]}

@@ -15,6 +15,8 @@ Chapter *Measuring information* tries them.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -35,11 +37,7 @@ from companion.information.discrete import mutual_information_of
 from companion.information.estimates import TooFewExamplesError
 from companion.information.gaussian import gaussian_mutual_information
 
-__all__ = [
-    "Task",
-    "correlated",
-    "tasks",
-]
+__all__ = ["Task", "correlated", "tasks"]
 
 Sampler = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 
@@ -106,10 +104,7 @@ def _gaussian_task(name: str, sigma: Float[Tensor, "d d"], p: int) -> Task:
 
 
 def correlated(d: int, rho: float) -> Task:
-    """d independent pairs of standard normal variables, each pair of correlation ρ: I = −(d/2) ln(1 − ρ²).
-
-    Raises:
-        ValueError: d below 1, or ρ outside (−1, 1).
+    """d ≥ 1 independent pairs of standard normal variables, each of correlation ρ in (−1, 1): I = −(d/2) ln(1 − ρ²).
 
     >>> x, y = (task := correlated(5, 0.8)).sample(100, seed=0)
     >>> x.shape, f"{task.truth:.2f} nats"
@@ -117,9 +112,8 @@ def correlated(d: int, rho: float) -> Task:
     """
     if d < 1 or not -1 < rho < 1:
         raise ValueError(f"d={d} must be at least 1 and rho={rho} lie between −1 and 1")
-    return _gaussian_task(
-        f"normal {d}×{d}, {d} pairs of ρ = {rho:g}", _covariance(d, d, {(i, i): rho for i in range(d)}), d
-    )
+    pairs = {(i, i): rho for i in range(d)}
+    return _gaussian_task(f"normal {d}×{d}, {d} pairs of ρ = {rho:g}", _covariance(d, d, pairs), d)
 
 
 def _normal() -> list[Task]:
@@ -138,21 +132,14 @@ def _normal() -> list[Task]:
 
 
 # ----------------------------------------------------------------------------------------- bijections of one side each
-def _uniform(z: Tensor) -> Tensor:
-    return torch.special.ndtr(z)
-
-
-def _half_cube(z: Tensor) -> Tensor:
-    return z.sign() * z.abs() ** 1.5
-
-
-def _wiggly(z: Tensor) -> Tensor:
-    return z + 0.4 * z.sin() + 0.2 * (1.7 * z + 1).sin() + 0.03 * (3.3 * z - 2.5).sin()
-
-
-def _bimodal(z: Tensor) -> Tensor:
-    """Pushes values away from 0: two bumps with a gap between."""
-    return z + 2 * torch.tanh(4 * z)
+BENT: dict[str, Callable[[Tensor], Tensor]] = {
+    "uniform": torch.special.ndtr,
+    "asinh": torch.asinh,
+    "half-cube": lambda z: z.sign() * z.abs() ** 1.5,
+    "exponential": torch.exp,
+    "wiggly": lambda z: z + 0.4 * z.sin() + 0.2 * (1.7 * z + 1).sin() + 0.03 * (3.3 * z - 2.5).sin(),
+    "bimodal": lambda z: z + 2 * torch.tanh(4 * z),  # two bumps with a gap between
+}
 
 
 def _spiral(z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
@@ -163,20 +150,10 @@ def _spiral(z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return torch.cat([*turned, z[:, 2:]], 1)
 
 
-BENT: dict[str, Callable[[Tensor], Tensor]] = {
-    "uniform": _uniform,
-    "asinh": torch.asinh,
-    "half-cube": _half_cube,
-    "exponential": torch.exp,
-    "wiggly": _wiggly,
-    "bimodal": _bimodal,
-}
-
-
-def _bend(task: Task, name: str, f: Callable[[Tensor], Tensor], g: Callable[[Tensor], Tensor]) -> Task:
+def _bend(task: Task, name: str, f: Callable[[Tensor], Tensor]) -> Task:
     def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         x, y = task.draw(n, generator)
-        return f(x), g(y)
+        return f(x), f(y)
 
     return Task(f"{name} of {task.name}", "bent", task.truth, task.p, task.q, draw)
 
@@ -186,11 +163,12 @@ def _bent() -> list[Task]:
     plain, three = normal["normal 1×1, ρ = 0.75"], normal["normal 3×3, 2 pairs of ρ = 0.8"]
     five, wide = normal["normal 5×5, 2 pairs of ρ = 0.8"], normal["normal 25×25, 2 pairs of ρ = 0.8"]
     return [
-        *(_bend(plain, name, f, f) for name, f in BENT.items()),
-        _bend(normal["normal 1×1, ρ = 0.9"], "uniform", _uniform, _uniform),
-        *(_bend(three, name, BENT[name], BENT[name]) for name in ("uniform", "half-cube")),
-        *(_bend(task, "spiral", _spiral, _spiral) for task in (three, five)),
-        *(_bend(wide, name, f, f) for name, f in (("half-cube", _half_cube), ("spiral", _spiral))),
+        *(_bend(plain, name, f) for name, f in BENT.items()),
+        _bend(normal["normal 1×1, ρ = 0.9"], "uniform", BENT["uniform"]),
+        *(_bend(three, name, BENT[name]) for name in ("uniform", "half-cube")),
+        *(_bend(task, "spiral", _spiral) for task in (three, five)),
+        _bend(wide, "half-cube", BENT["half-cube"]),
+        _bend(wide, "spiral", _spiral),
     ]
 
 
@@ -218,12 +196,11 @@ def _student_task(name: str, sigma: Float[Tensor, "d d"], p: int, nu: float) -> 
 
 
 def _student() -> list[Task]:
+    one, two = {(0, 0): 0.75}, {(0, 0): 0.8, (1, 1): 0.8}
     return [
         _student_task("independent scale matrix", torch.eye(2, dtype=torch.float64), 1, 1),
-        _student_task("ρ = 0.75", _covariance(1, 1, {(0, 0): 0.75}), 1, 2),
-        _student_task("ρ = 0.75", _covariance(1, 1, {(0, 0): 0.75}), 1, 5),
-        _student_task("2 pairs of ρ = 0.8", _covariance(2, 2, {(0, 0): 0.8, (1, 1): 0.8}), 2, 2),
-        _student_task("2 pairs of ρ = 0.8", _covariance(3, 3, {(0, 0): 0.8, (1, 1): 0.8}), 3, 3),
+        *(_student_task("ρ = 0.75", _covariance(1, 1, one), 1, nu) for nu in (2, 5)),
+        *(_student_task("2 pairs of ρ = 0.8", _covariance(d, d, two), d, d) for d in (2, 3)),
         _student_task("all ρ = 0.5", _dense(5, 5, 0.5), 5, 3),
         _student_task("all ρ = 0.5", _dense(25, 25, 0.5), 25, 5),
     ]
@@ -275,12 +252,8 @@ def _mixtures() -> list[Task]:
         name = f"{len(centres)} bumps of {own:g} + noise of {noise:g}"
         return Task(name, "mixture", truth, 1, 1, draw)
 
-    return [
-        task([-2, 2], 0.5, 0.5),
-        task([-2, 2], 0.5, 2.0),
-        task([-4, 0, 4], 0.3, 0.3),
-        task([-3, -1, 1, 3], 0.2, 1.0),
-    ]
+    few, more = [task([-2, 2], 0.5, noise) for noise in (0.5, 2.0)], task([-4, 0, 4], 0.3, 0.3)
+    return [*few, more, task([-3, -1, 1, 3], 0.2, 1.0)]
 
 
 # ------------------------------------------------------------------------------------------------ discrete on one side
@@ -345,32 +318,20 @@ def known_information(run: Run, place: Workplace) -> Outcome:
     afford. Too few examples for the estimator is an answer, too, without a value; any other error ends the run.
     """
     s = run.settings
-    chosen = (
-        [tasks()[name] for name in s["tasks"]]
-        if "tasks" in s
-        else [correlated(d, rho) for d in s["dimensions"] for rho in s["correlations"]]
-    )
+    grid = itertools.product(s.get("dimensions", ()), s.get("correlations", ()))
+    chosen = [tasks()[name] for name in s["tasks"]] if "tasks" in s else [correlated(d, rho) for d, rho in grid]
     answers: list[dict[str, Any]] = []
-    for known in chosen:
-        for n, samples, widest in s["sizes"]:
-            if known.p + known.q > widest:
-                continue
-            for sample in range(samples):
-                seed = run.seed + sample
-                value: float | None
-                x, y = (z.to(place.device) for z in known.sample(n, seed))
-                clock = time.process_time()
-                try:
-                    value = float(mutual_information(x, y, s["estimator"], **s["options"]))
-                except TooFewExamplesError:
-                    value = None
-                seconds = time.process_time() - clock
-                answers.append({"task": known.name, "n": n, "sample": seed, "value": value, "seconds": seconds})
+    for known, (n, samples, widest) in itertools.product(chosen, s["sizes"]):
+        for seed in range(run.seed, run.seed + samples) if known.p + known.q <= widest else ():
+            x, y = (z.to(place.device) for z in known.sample(n, seed))
+            clock = time.process_time()
+            value: float | None = None
+            with contextlib.suppress(TooFewExamplesError):
+                value = float(mutual_information(x, y, s["estimator"], **s["options"]))
+            seconds = time.process_time() - clock
+            answers.append({"task": known.name, "n": n, "sample": seed, "value": value, "seconds": seconds})
     facts = {d.name: {"family": d.family, "truth": d.truth, "p": d.p, "q": d.q} for d in chosen}
     errors = [abs(a["value"] - facts[a["task"]]["truth"]) for a in answers if a["value"] is not None]
-    result = {
-        "answers": len(answers),
-        "refused": len(answers) - len(errors),
-        "mean_absolute_error": sum(errors) / len(errors) if errors else None,
-    }
+    error = sum(errors) / len(errors) if errors else None
+    result = {"answers": len(answers), "refused": len(answers) - len(errors), "mean_absolute_error": error}
     return Outcome(rounded(result), [], rounded({"tasks": facts, "answers": answers}))

@@ -22,17 +22,11 @@ NAMES = "local (the default), dask:ADDRESS (or dask: a cluster on this machine),
 
 @contextmanager
 def open_executor(name: str | None, jobs: int) -> Iterator[Executor]:
-    """The executor of that name for the length of a `with` block; whatever ends the block ends its local processes.
-
-    Args:
-        jobs: local processes, each with its share of the cores. A cluster has its own number.
+    """The executor of that name for the length of a `with` block; whatever ends the block ends its local processes, of
+    which there are `jobs`, each with its share of the cores.
 
     Raises:
         ValueError: an unknown name, or a package that is not installed.
-
-    >>> with open_executor(None, jobs=1) as executor:
-    ...     executor.submit(abs, -7).result()
-    7
     """
     kind, _, address = (name or "local").partition(":")
     if kind == "local":

@@ -5,7 +5,6 @@ Chapters *Feature similarity* and *Identity meets flow* have the first and the l
 
 from __future__ import annotations
 
-import base64
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from companion.blocks import label, same_stage, spans, stage_of
 from companion.experiments.distributions import correlated
-from companion.experiments.records import Record
+from companion.experiments.records import Record, packed
 from companion.experiments.titles import TITLES
 
 __all__ = [
@@ -58,7 +57,7 @@ _ESTIMATORS = {
 
 
 def network_name(method: str) -> str:
-    """`"resnet20-untrained"` as a reader says it: `"ResNet-20, untrained"`.
+    """A method of `published_cka` as a reader says it.
 
     >>> network_name("resnet20"), network_name("resnet56-untrained")
     ('ResNet-20, trained', 'ResNet-56, untrained')
@@ -69,10 +68,8 @@ def network_name(method: str) -> str:
 
 # ------------------------------------------------------------------------------------------------------------ CKA maps
 def cka_map_data(records: Iterable[Record]) -> dict[str, Any]:
-    """Maps of CKA, and how each layer arranges the same test images, from records of `published_cka`.
-
-    Args:
-        records: each with the measures `cka` and `geometry`; the order is that of the menu.
+    """Maps of CKA, and how each layer arranges the same test images, from records of `published_cka` in the order of
+    the menu.
 
     Returns:
         plain JSON: `networks`, each with its layers, stages, CKA map, points (two decimals) and the share of
@@ -86,25 +83,23 @@ def cka_map_data(records: Iterable[Record]) -> dict[str, Any]:
         raise ValueError("no records to explore; load_or_run('published_cka', tier='paper') has some")
     for record in chosen:
         if not {"cka", "geometry"} <= set(record.measures):
-            raise ValueError(
-                f"record {record.run} has the measures {sorted(record.measures)}; an explorable needs cka and geometry"
-            )
+            has = sorted(record.measures)
+            raise ValueError(f"record {record.run} has the measures {has}; an explorable needs cka and geometry")
     shown = {key: chosen[0].measures["geometry"][key] for key in ("images", "labels", "classes")}
     for record in chosen:
         if any(record.measures["geometry"][key] != shown[key] for key in ("images", "labels")):
-            raise ValueError(
-                f"record {record.run} shows other images than {chosen[0].run}; an explorable needs the same in all"
-            )
+            both = f"{record.run} shows other images than {chosen[0].run}"
+            raise ValueError(f"record {both}; an explorable needs the same in all")
     networks = list(map(_network, chosen))
-    looks = zip(shown["classes"], _PALETTE, strict=False)
+    classes = [
+        {"name": name, "colour": colour, "shape": "square" if name in _VEHICLES else "circle"}
+        for name, colour in zip(shown["classes"], _PALETTE, strict=False)
+    ]
     return {
         "networks": networks,
         "images": shown["images"],
         "labels": shown["labels"],
-        "classes": [
-            {"name": name, "colour": colour, "shape": "square" if name in _VEHICLES else "circle"}
-            for name, colour in looks
-        ],
+        "classes": classes,
         "words": [list(line) for line in _WORDS],
         "state": {"network": 0} | dict(zip(("row", "column"), networks[0]["first"], strict=True)),
     }
@@ -137,9 +132,6 @@ def _unit(points: Any) -> Float[np.ndarray, "examples 2"]:
 def block_sets_data(record: Record) -> dict[str, Any]:
     """Every set of blocks that may be gone, from a record of `block_subsets`; first the two of least loss together.
 
-    Raises:
-        ValueError: a record without `subsets`.
-
     >>> from companion.experiments import replay
     >>> len(block_sets_data(replay("block_subsets")[0])["refreshed"])  # sets of nine blocks
     512
@@ -162,14 +154,12 @@ def flow_path_data(
     nets: Mapping[str, Mapping[str, Tensor]],
     first: int = 0,
 ) -> dict[str, Any]:
-    """Paths of images through networks, in two dimensions.
+    """Paths of images through networks, in two dimensions; the `first` image is shown first.
 
     Args:
-        images, labels: those whose paths are shown.
         nets: name → `points` (images × blocks × 2), and what the picture cannot show: the true `length` of each step
             (images × blocks − 1), the true `angle` between two steps in degrees (images × blocks − 2), and `guesses`,
             the net's answer after every block (images × blocks).
-        first: the image that is shown first.
 
     Returns:
         plain JSON: `images` as grey values from 0 to 255, `labels`, and `nets`, rounded to two decimals.
@@ -300,11 +290,7 @@ def mask_life_data(
         "units": units,
         "ink": np.round(np.asarray(ink.cpu(), dtype=float), 3).tolist(),
         "methods": [
-            {
-                "name": name,
-                "frames": [base64.b64encode(np.packbits(mask.cpu().numpy()).tobytes()).decode() for mask in life],
-            }
-            for name, life in lives.items()
+            {"name": name, "frames": [packed(mask.cpu().numpy()) for mask in life]} for name, life in lives.items()
         ],
         "state": {"method": max(0, len(lives) - 2), "epoch": max(numbers) - 1},
     }

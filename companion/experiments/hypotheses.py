@@ -2,11 +2,8 @@
 
 Each page was written before the first run of its experiments: `dense_penalties` (`HYPOTHESES`), `dense_penalties_again`
 (`AGAIN`), and the studies of the third round (`THIRD`, one mapping for each). A hypothesis is a few findings, each a
-mean difference over seeds and the side of 0, or the margin, where it is expected; nobody writes a verdict by hand.
-There are two: what the page says refutes the hypothesis, raw and after Holm's correction, and what the rule for claims
-says, `experiments.statistics.conclude`.
-
-Three hypotheses were first judged by a norm that says nothing about the size of a filter: see `MISJUDGED`.
+mean difference over seeds and the side of 0, or the margin, where it is expected. There are two verdicts: by what the
+page says refutes it, raw and after Holm's correction, and by `experiments.statistics.conclude`.
 
 Page *The claims, one by one* shows all verdicts.
 """
@@ -23,32 +20,18 @@ from companion.experiments import quantities
 from companion.experiments.archive import replay
 from companion.experiments.quantities import Reading
 from companion.experiments.records import Records
-from companion.experiments.statistics import (
-    ALPHA,
-    QUANTITIES,
-    Mean,
-    Outcome,
-    conclude,
-    holm,
-    pooled,
-    tally,
-    verdict,
-)
+from companion.experiments.statistics import ALPHA, QUANTITIES, Mean, Outcome, conclude, holm, pooled, tally, verdict
 from companion.experiments.titles import TITLES
 
 __all__ = [
     "AGAIN",
     "CLASSICS",
     "FEATURES",
-    "FOLDED",
     "HYPOTHESES",
     "LENGTHS",
     "MEASURES",
     "MISJUDGED",
-    "PRUNED",
-    "REMOVED",
     "THIRD",
-    "WORDS",
     "Between",
     "Difference",
     "Expected",
@@ -59,6 +42,8 @@ __all__ = [
     "judge",
 ]
 
+# What a test says, in the words of the pages.
+WORDS = {"for": "supports", "against": "refutes", "one seed": "not tested yet", "not run": "not tested yet"}
 FEATURES = ("cka_sr", "aug_cka_sr", "ffr_length", "ffr_curvature")
 CLASSICS = ("group_lasso", "slimming")
 
@@ -90,10 +75,6 @@ MEASURES: Mapping[str, Mapping[str, Reading]] = {
         "information on the label": quantities.about_label,
         "information of neighbours": quantities.shared_information,
     },
-}
-FOLDED: Mapping[str, Reading] = {
-    "inner filters, ‖w‖·|γ|/σ": quantities.folded_norms,
-    "last filters, ‖w‖·|γ|/σ": functools.partial(quantities.folded_norms, ending="conv2"),
 }
 
 
@@ -135,7 +116,7 @@ class Difference:
         outcome = self.outcome(p)
         if outcome.equivalent and (self.small_refutes or not self.expected):
             return "refutes" if self.small_refutes else "supports"
-        said = WORDS[outcome.says()]
+        said = WORDS.get(outcome.says(), "undecided")
         if self.mean is not None and not self.expected and self.delta and abs(self.mean.value) <= self.delta:
             return "undecided" if outcome.ran else "not tested yet"
         against = self.mean is not None and self.expected * self.mean.value <= 0
@@ -184,15 +165,6 @@ class Between:
 
 
 Finding = Difference | Between
-# What a test says, in the words of the pages.
-WORDS = {
-    "for": "supports",
-    "against": "refutes",
-    "equivalent": "undecided",
-    "undecided": "undecided",
-    "one seed": "not tested yet",
-    "not run": "not tested yet",
-}
 
 
 def each_can_refute(said: list[str]) -> str:
@@ -255,13 +227,11 @@ class Expected:
         found = (
             pooled(here.differences(there, self.reading).values() for here, there in sides) if sides[-1][0] else None
         )
-        return Difference(self.text, found, self.expected, self.by_mean, self._delta(records), self.small_refutes)
-
-    def _delta(self, records: Records) -> float | None:
         measured, base = QUANTITIES[self.quantity] if self.quantity else None, records.where(method="none")
-        if measured is None or measured.share is None:
-            return measured.delta if measured else None
-        return measured.margin(base.mean(self.reading).value) if base else None
+        delta = measured.delta if measured else None
+        if measured and measured.share and base:
+            delta = measured.margin(base.mean(self.reading).value)
+        return Difference(self.text, found, self.expected, self.by_mean, delta, self.small_refutes)
 
 
 Found = Callable[[Records], Finding]
@@ -292,8 +262,9 @@ class Judged(NamedTuple):
     """What became of a hypothesis: by its page, raw and after Holm's correction over its family; by which findings; and
     what each of these says, after the correction, in the words of an `Outcome`.
 
-    >>> judge(Records([]))["H1"]._replace(findings=[])
-    Judged(verdict='not tested yet', after_holm='not tested yet', findings=[], said=('not run', 'not run'))
+    >>> gain = Difference("accuracy", Mean(1.0, half=0.5, count=5), expected=-1)
+    >>> Judged("refuted", "not refuted", [gain], ("against",)).numbers()
+    'accuracy: +1.00 ± 0.50'
     """
 
     verdict: str
@@ -307,14 +278,13 @@ class Judged(NamedTuple):
         return conclude(self.said)
 
     def numbers(self) -> str:
-        """The numbers behind the verdict, in a line.
-
-        >>> gain = Difference("accuracy", Mean(1.0, half=0.5, count=5), expected=-1)
-        >>> Judged("refuted", "not refuted", [gain], ("against",)).numbers()
-        'accuracy: +1.00 ± 0.50'
-        """
-        told = [f"{f.text}: {_shown(f.mean)}" for f in self.findings if not isinstance(f, Between)]
+        """The numbers behind the verdict, in a line."""
         pairs = [f for f in self.findings if isinstance(f, Between)]
+        told = [
+            f"{f.text}: {'not run' if f.mean is None else f.mean.signed(digits=None)}"
+            for f in self.findings
+            if isinstance(f, Difference)
+        ]
         if pairs:
             told.append(f"of {len(pairs)} measures " + tally(f.where() for f in pairs))
             told += [f"{f.text}: {f.where()}" for f in pairs if f.says() == "refutes"]
@@ -324,18 +294,17 @@ class Judged(NamedTuple):
 def judge(records: Records, hypotheses: Mapping[str, Hypothesis] | None = None) -> dict[str, Judged]:
     """All hypotheses (default: `HYPOTHESES`), judged from the records of their experiment.
 
-    The findings of H1 to H6 are one family for Holm's correction, those of H7, one a measure, another; those of the
-    second round are one. A rule that speaks of a mean is not touched by the correction.
+    The findings of all hypotheses of a family share Holm's correction; what a rule says of a mean alone it leaves.
 
     >>> judge(Records([]))["H1"].verdict
     'not tested yet'
     """
     hypotheses = HYPOTHESES if hypotheses is None else hypotheses
     found = {name: [finding(records) for finding in one.findings] for name, one in hypotheses.items()}
-    corrected: dict[str, Iterator[float]] = {}
-    for family in {hypothesis.family for hypothesis in hypotheses.values()}:
-        members = [name for name in found if hypotheses[name].family == family]
-        corrected[family] = iter(holm([finding.p for name in members for finding in found[name]]))
+    corrected: dict[str, Iterator[float]] = {
+        family: iter(holm([f.p for name, of in found.items() if hypotheses[name].family == family for f in of]))
+        for family in {hypothesis.family for hypothesis in hypotheses.values()}
+    }
     judged = {}
     for name, hypothesis in hypotheses.items():
         with_p = [(finding, next(corrected[hypothesis.family])) for finding in found[name]]
@@ -353,41 +322,39 @@ def _said(finding: Finding, p: float) -> str:
     return words.get(finding.says(p), "undecided")
 
 
-def _shown(difference: Mean | None) -> str:
-    return "not run" if difference is None else difference.signed(digits=None)
-
-
 # ------------------------------------------------------------------------------------------------------ the first round
+PRUNING = "accuracy after pruning"  # the quantity
 PRUNED = {f"accuracy, {100 * s:.0f} % of weights out": quantities.after_pruning(s) for s in (0.8, 0.9)}
 REMOVED = {f"accuracy, filters to {s:g}": quantities.after_removal(s) for s in (0.5, 0.25)}
+SCALE = quantities.logarithm(quantities.branch_scale)  # of the last γ
 INNER = {"γ": quantities.inner_scale, "folded norm": quantities.folded_norms}  # by these names
 
 
 def _no_gain(method: str, levels: Mapping[str, Reading]) -> list[Found]:
     """A gain after pruning, with its interval, refutes."""
-    return [Expected(text, method, reading, -1, "accuracy after pruning") for text, reading in levels.items()]
+    return [Expected(text, method, reading, -1, PRUNING) for text, reading in levels.items()]
 
 
 def _shorter(method: str, **options: Any) -> Expected:
     return Expected("relative step", method, quantities.path_length, -1, "relative step", **options)
 
 
-def _smaller(method: str) -> Expected:
-    return Expected("ln of the last γ", method, quantities.logarithm(quantities.branch_scale), -1, None, by_mean=True)
+def _smaller_branches(method: str) -> list[Found]:
+    """Shorter steps, and a smaller last γ."""
+    return [_shorter(method), Expected("ln of the last γ", method, SCALE, -1, by_mean=True)]
 
 
 def _short_branches(inner: str = "γ") -> list[Found]:
     """FFR's length: shorter steps, a smaller last γ, and an inner size that falls less than it."""
-    inside, scale = quantities.logarithm(INNER[inner]), quantities.logarithm(quantities.branch_scale)
-    kept = f"ln of the inner {inner} − ln of the last γ"
-    gap = Expected(kept, "ffr_length", lambda record: inside(record) - scale(record), +1, by_mean=True)
-    return [_shorter("ffr_length"), _smaller("ffr_length"), gap]
+    inside, text = quantities.logarithm(INNER[inner]), f"ln of the inner {inner} − ln of the last γ"
+    gap = Expected(text, "ffr_length", lambda record: inside(record) - SCALE(record), +1, by_mean=True)
+    return [*_smaller_branches("ffr_length"), gap]
 
 
 def _larger_filters(inner: str = "γ") -> list[Found]:
     """FFR both: shorter steps, a smaller last γ, and a larger inner size."""
     both, size = "ffr_length_curvature", quantities.logarithm(INNER[inner])
-    return [_shorter(both), _smaller(both), Expected(f"ln of the inner {inner}", both, size, +1, by_mean=True)]
+    return [*_smaller_branches(both), Expected(f"ln of the inner {inner}", both, size, +1, by_mean=True)]
 
 
 def _opposed(records: Records) -> Difference:
@@ -406,11 +373,10 @@ def _best(records: Records, methods: tuple[str, ...], reading: Reading) -> str |
 def _on_top(text: str, reading: Reading, records: Records) -> Difference:
     """At a level of removal, the best feature penalty less the best classic."""
     feature, classic = (_best(records, methods, reading) for methods in (FEATURES, CLASSICS))
-    if not (feature and classic):
-        pair, difference = "best of the features − best of the classics", None
-    else:
+    pair, difference = "best of the features − best of the classics", None
+    if feature and classic:
         pair, difference = f"{TITLES[feature]} − {TITLES[classic]}", records.difference(feature, classic, reading)
-    return Difference(f"{text}: {pair}", difference, -1, True, QUANTITIES["accuracy after pruning"].delta)
+    return Difference(f"{text}: {pair}", difference, -1, True, QUANTITIES[PRUNING].delta)
 
 
 def _between(text: str, reading: Reading, records: Records) -> Between:
@@ -437,10 +403,7 @@ HYPOTHESES: Mapping[str, Hypothesis] = {
     ),
     "H4": Hypothesis(
         "FFR's curvature straightens the path and leaves removability alone",
-        [
-            Expected("straightness", "ffr_curvature", quantities.straightness, +1),
-            *_no_gain("ffr_curvature", REMOVED),
-        ],
+        [Expected("straightness", "ffr_curvature", quantities.straightness, +1), *_no_gain("ffr_curvature", REMOVED)],
     ),
     "H5": Hypothesis(
         "CKA-SR and FFR oppose each other: a negative cosine, and a higher CKA of neighbours under FFR",
@@ -466,8 +429,7 @@ AGAIN: Mapping[str, Hypothesis] = {
     ),
     "R3": Hypothesis("CKA-SR is no better once weights are out", _no_gain("cka_sr", PRUNED)),
     "R4": Hypothesis(
-        "FFR shortens the steps and shrinks the last γ of every branch, while the inner filters grow",
-        _larger_filters(),
+        "FFR shortens the steps and shrinks the last γ of every branch, while the inner filters grow", _larger_filters()
     ),
     "R5": Hypothesis(
         "FFR is no better once filters are out and the rest is fine-tuned", _no_gain("ffr_length_curvature", REMOVED)
@@ -478,18 +440,20 @@ AGAIN: Mapping[str, Hypothesis] = {
 # is halved and its output stays as it was. FFR shortens the steps, so that every block gets a smaller input, σ falls,
 # and the folded norm rises while no filter grows. |γ| has no such scale. (R5 has no more than its reason from there,
 # "what grows is not removable".)
+FOLDED: Mapping[str, Reading] = {
+    "inner filters, ‖w‖·|γ|/σ": quantities.folded_norms,
+    "last filters, ‖w‖·|γ|/σ": functools.partial(quantities.folded_norms, ending="conv2"),
+    **{text: reading for text, reading in ALL.items() if text != "inner |γ|"},
+}
 MISJUDGED: Mapping[str, Hypothesis] = {
     "H3": replace(HYPOTHESES["H3"], findings=_short_branches("folded norm")),
-    "H7": replace(
-        HYPOTHESES["H7"],
-        findings=_in_between({**FOLDED, **{text: r for text, r in ALL.items() if text != "inner |γ|"}}),
-    ),
+    "H7": replace(HYPOTHESES["H7"], findings=_in_between(FOLDED)),
     "R4": replace(AGAIN["R4"], findings=_larger_filters("folded norm")),
 }
 
 
 # ------------------------------------------------------------------------------------------------------ the third round
-CKA, OUT = quantities.cka_in_stages, quantities.after_pruning(0.9)
+STAGES, OUT = quantities.cka_in_stages, quantities.after_pruning(0.9)
 FREE = quantities.after_pruning(0.9, "scale_free")
 EARLIER = ("dense_penalties", "dense_penalties_again")  # they gave the idea: without the third they test nothing
 NEGATED, LONGEST = "aug_cka_sr_negated", "ffr_length_0.1"
@@ -505,12 +469,16 @@ def _masked(
 
 def _specific(penalty: str) -> list[Found]:
     """A penalty less its placebo, with nine weights in ten out."""
-    text, placebo = "less its placebo, 90 % out", f"placebo_{penalty}"
-    return [Expected(text, penalty, OUT, 0, "accuracy after pruning", baseline=placebo)]
+    return [Expected("less its placebo, 90 % out", penalty, OUT, 0, PRUNING, baseline=f"placebo_{penalty}")]
 
 
 def _twice(text: str, reading: Reading, expected: int, quantity: str) -> Expected:
     return Expected(f"{text}, all rounds", "aug_cka_sr", reading, expected, quantity, earlier=EARLIER)
+
+
+def _long(text: str, reading: Reading, expected: int, method: str = LONGEST, **options: Any) -> Expected:
+    """FFR's length less none."""
+    return Expected(text, method, reading, expected, PRUNING, **options)
 
 
 # Primary hypotheses are tested alone; all others of a study are one family.
@@ -520,9 +488,7 @@ THIRD: Mapping[str, Mapping[str, Hypothesis]] = {
         "A1": Hypothesis(
             "CKA-SR at β = .01 does not change CKA inside stages",
             [
-                _masked(
-                    f"CKA inside stages, masks {s:g}", "cka_sr_0.01", quantities.cka_in_stages, 0, s, "CKA in stages"
-                )
+                _masked(f"CKA inside stages, masks {s:g}", "cka_sr_0.01", STAGES, 0, s, "CKA in stages")
                 for s in (0.9, 0.95)
             ],
         ),
@@ -543,40 +509,26 @@ THIRD: Mapping[str, Mapping[str, Hypothesis]] = {
             "AugCKA-SR turned round raises CKA, and gains there, too",
             [
                 Expected("CKA of all blocks", NEGATED, quantities.cka_of_blocks, +1, "CKA of all blocks"),
-                Expected("accuracy, 90 % out", NEGATED, OUT, +1, "accuracy after pruning"),
+                Expected("accuracy, 90 % out", NEGATED, OUT, +1, PRUNING),
             ],
         ),
         "C3": Hypothesis(
             "AugCKA-SR gains at .9, and loses at .8 and dense",
             [
                 _twice("accuracy, dense", quantities.percent, -1, "accuracy"),
-                _twice("accuracy, 80 % out", quantities.after_pruning(0.8), -1, "accuracy after pruning"),
-                _twice("accuracy, 90 % out", OUT, +1, "accuracy after pruning"),
+                _twice("accuracy, 80 % out", quantities.after_pruning(0.8), -1, PRUNING),
+                _twice("accuracy, 90 % out", OUT, +1, PRUNING),
             ],
         ),
         "C4": Hypothesis(
             "in the scale-free order its gain at .9 is smaller",
-            [
-                Expected(
-                    "gain by the scale-free order less the raw gain",
-                    "aug_cka_sr",
-                    lambda record: FREE(record) - OUT(record),
-                    -1,
-                )
-            ],
+            [Expected("gain by the scale-free order less the raw gain", "aug_cka_sr", lambda r: FREE(r) - OUT(r), -1)],
         ),
         "C5": Hypothesis("with 90 % of the weights out, CKA-SR does as its placebo", _specific("cka_sr")),
         "C6": Hypothesis(
             "stronger FFR raises CKA inside stages and shortens the steps more",
             [
-                Expected(
-                    "CKA inside stages, .05 less .01",
-                    "ffr_strong",
-                    CKA,
-                    +1,
-                    "CKA in stages",
-                    baseline="ffr",
-                ),
+                Expected("CKA inside stages, .05 less .01", "ffr_strong", STAGES, +1, "CKA in stages", baseline="ffr"),
                 replace(_shorter("ffr_strong", baseline="ffr"), text="relative step, .05 less .01"),
             ],
         ),
@@ -587,29 +539,12 @@ THIRD: Mapping[str, Mapping[str, Hypothesis]] = {
     "depth": {
         "D1": Hypothesis(
             "with three blocks out, FFR's length at .1 leaves more accuracy",
-            [
-                Expected(
-                    "accuracy, 3 of 9 blocks out",
-                    LONGEST,
-                    quantities.without_blocks(3),
-                    +1,
-                    "accuracy after pruning",
-                    small_refutes=True,
-                )
-            ],
+            [_long("accuracy, 3 of 9 blocks out", quantities.without_blocks(3), +1, small_refutes=True)],
             family=PRIMARY,
         ),
         "D2": Hypothesis(
             "with four out and fine-tuned, it is as none",
-            [
-                Expected(
-                    "accuracy, 4 of 9 blocks out, fine-tuned",
-                    LONGEST,
-                    quantities.without_blocks(4, "fine_tuned"),
-                    0,
-                    "accuracy after pruning",
-                )
-            ],
+            [_long("accuracy, 4 of 9 blocks out, fine-tuned", quantities.without_blocks(4, "fine_tuned"), 0)],
         ),
         "D3": Hypothesis(
             "the relative step falls with each strength",
@@ -620,22 +555,11 @@ THIRD: Mapping[str, Mapping[str, Hypothesis]] = {
         ),
         "D4": Hypothesis(
             "taking one block costs less under length .1",
-            [
-                Expected(
-                    "accuracy lost with one block, mean of nine",
-                    LONGEST,
-                    quantities.block_damage,
-                    -1,
-                    "accuracy after pruning",
-                )
-            ],
+            [_long("accuracy lost with one block, mean of nine", quantities.block_damage, -1)],
         ),
         "D5": Hypothesis(
             "filters to ½, fine-tuned: every length is as none",
-            [
-                Expected(f"filters to ½, {m}", m, quantities.after_removal(0.5), 0, "accuracy after pruning")
-                for m in LENGTHS[1:]
-            ],
+            [_long(f"filters to ½, {m}", quantities.after_removal(0.5), 0, method=m) for m in LENGTHS[1:]],
         ),
     },
     "hosts_again": {
@@ -643,13 +567,13 @@ THIRD: Mapping[str, Mapping[str, Hypothesis]] = {
             "CKA-SR at a strength that acts leaves the accuracy as it was",
             [_masked("accuracy, masks 0.9", "cka_sr", quantities.percent, 0, 0.9, "accuracy")],
             family=PRIMARY,
-        ),
+        )
     },
     "published_recipe": {
         "F1": Hypothesis(
             "CKA-SR at 1e-4 does not change CKA inside stages",
-            [_masked("CKA inside stages", "cka_sr", CKA, 0, 0.95, "CKA in stages")],
+            [_masked("CKA inside stages", "cka_sr", STAGES, 0, 0.95, "CKA in stages")],
             family=PRIMARY,
-        ),
+        )
     },
 }

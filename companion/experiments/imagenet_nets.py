@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -61,10 +62,10 @@ def seen(run: Run, place: Workplace) -> Seen:
     # One of every class, then a second one, …: the folder of all 50,000 gives a thousand of a thousand classes.
     before: Counter[int] = Counter()
     turns = []
-    for sample in folder.samples:
-        turns.append((before[sample[1]], sample))
-        before[sample[1]] += 1
-    chosen = [sample for _, sample in sorted(turns, key=lambda turn: turn[0])][: s["photographs"]]
+    for _, label in folder.samples:
+        turns.append(before[label])
+        before[label] += 1
+    chosen = [folder.samples[k] for k in np.argsort(turns, kind="stable")[: s["photographs"]]]
     order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(run.seed))
     folder.samples = [chosen[index] for index in order]
     training.seed_everything(run.seed)
@@ -138,9 +139,7 @@ def features(run: Run, place: Workplace) -> Outcome:
     logits = found[head].cpu()
     path = flow.measure({name: x for name, x in found.items() if name != head})
     shares = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9])
-    grams = {}
-    for name in [*found]:
-        grams[name] = gram(found.pop(name)).cpu()
+    grams = {name: gram(found.pop(name)).cpu() for name in [*found]}
     n = len(labels)
     size = path.size.cpu().clamp(min=1e-30)
     measures = {
@@ -188,11 +187,8 @@ def in_parts(grams: Mapping[str, Tensor], size: int) -> dict[str, Any]:
         sums.append(rows @ rows.T)
     products = torch.stack(sums).sum(0)
     own = products.diagonal().sqrt()
-    found = {
-        "biased": torch.stack(biased).mean(0),
-        "unbiased": products / (own[:, None] * own),
-        "spread": torch.stack(single).std(0),
-    }
+    found = {"biased": torch.stack(biased).mean(0), "unbiased": products / (own[:, None] * own)}
+    found["spread"] = torch.stack(single).std(0)
     return {"parts": len(single), **{key: quantities.rounded(table.tolist()) for key, table in found.items()}}
 
 

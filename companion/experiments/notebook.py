@@ -14,10 +14,7 @@ from companion._checks import one_of
 from companion.experiments import archive
 from companion.experiments.records import Records, results_root
 
-__all__ = [
-    "keep_on_drive",
-    "records_by",
-]
+__all__ = ["keep_on_drive", "records_by"]
 
 DRIVE = Path("/content/drive/MyDrive")  # where Colab shows the reader's own Drive
 
@@ -59,9 +56,7 @@ def keep_on_drive(folder: str = "identity-and-flow") -> Path:
     """Keep image data, checkpoints and records in a folder of the reader's Google Drive, and return its path.
 
     Colab asks for permission and mounts the Drive. Then `COMPANION_DATA` is `data` in that folder and `COMPANION_WORK`,
-    with checkpoints and the records of `load_or_run(..., mode="run")`, is `work`: for the notebook and for every
-    command that it starts. The next session that calls this goes on from there: recorded runs are read, an interrupted
-    one resumes.
+    with checkpoints and records, is `work`: the next session that calls this goes on from there.
 
     Raises:
         RuntimeError: not in Colab.

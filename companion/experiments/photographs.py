@@ -30,28 +30,22 @@ from companion.experiments.records import Run
 
 
 def drawn_photographs(root: Path, classes: int = 8, train: int = 16, val: int = 5) -> Path:
-    """A folder `{train,val}/CLASS/*.JPEG` of gratings, a direction and a colour for each class: ImageNet for a dry run.
-
-    The files have several sizes, as photographs do, and are the same whenever they are drawn. What is there stays.
+    """A folder `{train,val}/CLASS/*.JPEG` under `root` of gratings, a direction and a colour for each class: ImageNet
+    for a dry run. The files have several sizes and are the same whenever they are drawn. What is there stays.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     drawn = drawn_photographs(Path(folder), classes=2, train=3, val=1)
     ...     len(data.imagenet("train", drawn)), len(data.imagenet("val", drawn))
     (6, 2)
-
-    Returns:
-        the folder, under `root`.
     """
     folder = root / f"drawn-{classes}-{train}-{val}"
     if folder.is_dir():
         return folder
     chance = np.random.default_rng(0)
     with filled_aside(folder) as aside:
-        for split, label, index in itertools.chain(
-            itertools.product(["train"], range(classes), range(train)),
-            itertools.product(["val"], range(classes), range(val)),
-        ):
+        parts = (itertools.product([split], range(classes), range(n)) for split, n in (("train", train), ("val", val)))
+        for split, label, index in itertools.chain(*parts):
             height, width = chance.integers(40, 80, 2)
             row, column = np.mgrid[:height, :width]
             angle, phase = np.pi * label / classes, chance.uniform(0, 2 * np.pi)
@@ -74,14 +68,6 @@ class Photographs(trainings.ImageTask):
     A step is of `batch_size` examples. Batch norm and penalties see `device_batch` of them at a time, whatever the
     number of ranks: fewer ranks take several such parts one after the other. A penalty is computed on the last part of
     each rank and averaged over the ranks, so with fewer ranks its gradient has the same mean and more noise.
-
-    >>> import tempfile
-    >>> from companion.experiments import find
-    >>> run = find("imagenet_random_masks").runs("smoke")[0]
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     task = Photographs.of(run, Workplace(work=Path(folder)))
-    >>> task.recipe.batch_size, task.recipe.device_batch, task.accumulate  # one rank takes two parts a step
-    (32, 16, 2)
     """
 
     __slots__ = ()
@@ -105,8 +91,7 @@ class Photographs(trainings.ImageTask):
         kept, tested = _folders(r, place)
         how = place.computing()
         options: dict[str, Any] = {"size": r.size, "workers": how["workers"], "channels_last": how["channels_last"]}
-        options |= {"seed": run.seed, "device": place.device}
-        options |= {"rank": training.rank(), "world_size": ranks}
+        options |= {"seed": run.seed, "device": place.device, "rank": training.rank(), "world_size": ranks}
         loader = data.ImageNetLoader(kept, r.device_batch * ranks, train=True, **options)
         test = data.ImageNetLoader(tested, r.device_batch * ranks, **options)
         return cls(run, place, r, loader, test, "test", len(tested), test, len(kept.classes), accumulate)
@@ -165,11 +150,8 @@ def pace(run: Run, place: Workplace) -> Outcome:
     history = task.fit(model, task.masks(model))
     clock = time.perf_counter()
     seen = training.evaluate(model, task.tested)["examples"]
-    rates = {
-        "reading": reading,
-        "training": history[-1]["images_per_second"],
-        "evaluation": seen / (time.perf_counter() - clock),
-    }
+    evaluation = seen / (time.perf_counter() - clock)
+    rates = {"reading": reading, "training": history[-1]["images_per_second"], "evaluation": evaluation}
     curve = [{key: value for key, value in epoch.items() if "accuracy" not in key} for epoch in history]
     result = {"images_per_second": quantities.rounded(rates), "photographs": int(seen), "ranks": training.world_size()}
     return Outcome(result, curve, {})

@@ -27,8 +27,8 @@ HOW = ("precision", "channels_last", "compile", "workers")
 
 
 def identity(run: Run) -> str:
-    """What a run is, as a line of JSON: its experiment, tier, method, sparsity, seed and completed settings, without
-    those that say how a training is computed (`HOW`). Two runs of one identity are the same run.
+    """What a run is, as a line of JSON, without what only says how it is computed (`HOW`): two runs of one identity are
+    the same run.
 
     >>> ways = {"precision": "bfloat16", "compile": True}, {}
     >>> fast, plain = ({"lr": 0.1, "schedule": "cosine", **how} for how in ways)
@@ -44,8 +44,7 @@ class Tier:
     """The runs of an experiment at one scale: methods × sparsities × seeds.
 
     Attributes:
-        settings: what all runs share: a recipe, or JSON values. Of trainings, keys of `HOW` say how they are computed
-            unless the workplace says otherwise, and are not part of a run.
+        settings: what all runs share: a recipe, or JSON values.
         methods: name → what is particular to it, over `settings`.
 
     >>> Tier(settings={"epochs": 2}, methods={"none": {}, "l1": {"strength": 0.1}}, seeds=(0, 1)).sparsities
@@ -155,13 +154,7 @@ class Experiment:
         return [Run(self.name, tier, method, seed, sparsity, settings[method]) for seed, sparsity, method in cells]
 
     def how(self, run: Run) -> dict[str, Any]:
-        """How the registry would have a run computed: keys of `HOW`.
-
-        >>> from companion.experiments import find
-        >>> experiment = find("random_masks")
-        >>> experiment.how(experiment.runs("paper")[0])
-        {'precision': 'bfloat16', 'channels_last': True, 'compile': True}
-        """
+        """How the registry would have a run computed: keys of `HOW`."""
         return {key: value for key, value in self.tiers[run.tier].of(run.method).items() if key in HOW}
 
 

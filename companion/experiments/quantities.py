@@ -128,9 +128,7 @@ def percent(record: Record) -> float:
 
 
 def after_pruning(sparsity: float, criterion: str = "magnitude") -> Reading:
-    """Test accuracy in % once the smallest weights are gone, in one shot; of runs that prune after training.
-
-    `criterion`: by which they are the smallest, `"magnitude"` or `"scale_free"`, see `experiments.train_and_prune`.
+    """Test accuracy in % once the smallest weights are gone, in one shot, by `"magnitude"` or `"scale_free"`.
 
     Raises:
         ValueError: when read, a record without that level.
@@ -146,8 +144,7 @@ def after_pruning(sparsity: float, criterion: str = "magnitude") -> Reading:
 
 
 def after_removal(macs: float, stage: str = "fine_tuned") -> Reading:
-    """Test accuracy in % once whole filters are gone, at this share of the multiply-adds; of runs that prune after
-    training. `stage` is `"pruned"` or `"fine_tuned"`.
+    """Test accuracy in % once whole filters are gone, at this share of the multiply-adds, `"pruned"` or `"fine_tuned"`.
 
     Raises:
         ValueError: when read, a record without that level.
@@ -163,28 +160,25 @@ def after_removal(macs: float, stage: str = "fine_tuned") -> Reading:
 
 
 def without_blocks(number: int, stage: str = "pruned") -> Reading:
-    """Test accuracy in % once so many residual branches are gone, in greedy order; of runs that take out blocks.
-    `stage` is `"pruned"` or `"fine_tuned"`.
+    """Test accuracy in % once so many residual branches are gone, in greedy order, `"pruned"` or `"fine_tuned"`.
 
     Raises:
         ValueError: when read, a record that did not go so far, or was not fine-tuned there.
     """
 
     def value(record: Record) -> float:
-        there = {len(entry["gone"]): entry for entry in record.result.get("blocks", {}).get("greedy", [])}
-        if stage not in there.get(number, {}):
-            have = [count for count, entry in there.items() if stage in entry]
-            raise ValueError(f"record {record.run} has blocks out, {stage}, at {have}, not at {number}")
-        return _percent(there[number][stage]["test"])
+        greedy = record.result.get("blocks", {}).get("greedy", [])
+        levels = {len(entry["gone"]): entry[stage] for entry in greedy if stage in entry}
+        if number not in levels:
+            raise ValueError(f"record {record.run} has blocks out, {stage}, at {[*levels]}, not at {number}")
+        return _percent(levels[number]["test"])
 
     return value
 
 
 def block_damage(record: Record, stage: str = "refreshed") -> float:
-    """Points of test accuracy lost by taking out one residual branch, mean over all; with batch norm `"refreshed"` or
-    `"raw"`."""
-    left = [_percent(entry[stage]) for entry in record.result["blocks"]["single"]]
-    return percent(record) - float(np.mean(left))
+    """Points of test accuracy lost with one residual branch, mean over all; batch norm `"refreshed"` or `"raw"`."""
+    return percent(record) - float(np.mean([_percent(entry[stage]) for entry in record.result["blocks"]["single"]]))
 
 
 def pruned_on_average(record: Record, split: str = "validation") -> float:
@@ -198,12 +192,11 @@ def sparsity_kept(points: float = 5.0) -> Reading:
     between the recorded levels; 0 where not even the first level is that cheap, and never beyond the last."""
 
     def value(record: Record) -> float:
-        dense = percent(record)
-        out = _weights_out(record, "magnitude")
-        levels = [(0.0, dense)] + [(level["sparsity"], _percent(level["pruned"]["test"])) for level in out]
+        out, least = _weights_out(record, "magnitude"), percent(record) - points
+        levels = [(0.0, percent(record)), *((level["sparsity"], _percent(level["pruned"]["test"])) for level in out)]
         for (s, a), (after, b) in itertools.pairwise(levels):
-            if b < dense - points:
-                return s + (after - s) * (a - (dense - points)) / (a - b)
+            if b < least:
+                return s + (after - s) * (a - least) / (a - b)
         return levels[-1][0]
 
     return value
@@ -234,17 +227,8 @@ def cka_in_stages(record: Record) -> float:
 
 
 def cka_of_neighbours(record: Record) -> float:
-    """Mean CKA between each block and the next, across stages too.
-
-    >>> from companion.experiments.records import Run
-    >>> names = ["layer1.0", "layer1.1", "layer2.0"]
-    >>> cka = {"layers": names, "values": [[1, 0.75, 0.25], [0.75, 1, 0.5], [0.25, 0.5, 1]]}
-    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"cka": cka}, {})
-    >>> cka_of_neighbours(record)
-    0.625
-    """
-    blocks = [name for name in record.frame("cka").index if stage_of(name)]
-    follows = set(itertools.pairwise(blocks))
+    """Mean CKA between each block and the next, across stages too."""
+    follows = set(itertools.pairwise(filter(stage_of, record.frame("cka").index)))
     return _mean_cka(record, lambda a, b: (a, b) in follows)
 
 
@@ -303,13 +287,11 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 def flow_by_example(model: nn.Module, images: Tensor, labels: Tensor, margins: int = 4) -> dict[str, Any]:
     """The path of every image through all blocks, across stages: by depth, by class, and by how hard the image is.
 
-    An image is as hard as its margin is small: the logit of its class less the largest other one, below 0 where the
-    network errs. The relative length of a step is ‖d_l‖/‖x_l‖, angles are in radians.
-
     Returns:
-        `layers`: `steps` and `turns` by name, and of `relative_length` and `angle` at each the `QUANTILES` over images;
-        `classes`: means of both, class × layer; `margins`: the same for so many groups of equal size, the hardest
-        first; `examples`: `label`, `margin`, sum of the relative lengths, sum of the angles, straightness.
+        `layers`: `steps` and `turns` by name, and of `relative_length` ‖d_l‖/‖x_l‖ and `angle` (radians) at each the
+        `QUANTILES` over images; `classes`: means of both, class × layer; `margins`: the same for so many groups of
+        equal size, those of smallest margin (the logit of the class less the largest other one) first; `examples`:
+        `label`, `margin`, sum of the relative lengths, sum of the angles, straightness.
 
     >>> from companion.models import digits_net
     >>> found = flow_by_example(digits_net(), torch.randn(40, 1, 8, 8), torch.arange(40) % 10)
@@ -329,25 +311,14 @@ def flow_by_example(model: nn.Module, images: Tensor, labels: Tensor, margins: i
         "margins": list(margin.argsort().chunk(margins)),
     }
     values = {"relative_length": relative, "angle": path.angle}
-    found: dict[str, Any] = {
-        "layers": {
-            "steps": path.steps,
-            "turns": path.turns,
-            **{name: value.quantile(levels, dim=1).T for name, value in values.items()},
-        },
-        **{
-            kind: {name: [value[:, group].mean(1) for group in of] for name, value in values.items()}
-            for kind, of in groups.items()
-        },
-        "examples": {
-            "label": labels,
-            "margin": margin,
-            "relative_length": relative.sum(0),
-            "angle": path.angle.sum(0),
-            "straightness": path.straightness[0],
-        },
+    quantiles = {name: value.quantile(levels, dim=1).T for name, value in values.items()}
+    totals = {name: value.sum(0) for name, value in values.items()}
+    means = {
+        kind: {name: [value[:, group].mean(1) for group in of] for name, value in values.items()}
+        for kind, of in groups.items()
     }
-    return rounded(found, 3)
+    single = {"label": labels, "margin": margin, **totals, "straightness": path.straightness[0]}
+    return rounded({"layers": {"steps": path.steps, "turns": path.turns, **quantiles}, **means, "examples": single}, 3)
 
 
 # -------------------------------------------------------------------------------------------------------------- weights
@@ -367,17 +338,14 @@ def deviations(
     >>> deviations(double, torch.tensor([[1.0], [-1.0]]))
     {'0': (tensor([1.]), tensor([2.]))}
     """
-    sums: dict[str, list[Tensor]] = {}
-
-    def note(name: str, x: Tensor, at: int) -> None:
-        x = float64(x.detach().movedim(1, -1).flatten(0, -2))
-        new = torch.stack([torch.full_like(x[0], len(x)), x.sum(0), x.square().sum(0)])
-        kept = sums.setdefault(name, [torch.zeros(()), torch.zeros(())])
-        kept[at] = kept[at].to(new) + new
+    sums: dict[str, dict[str, Tensor]] = {}
 
     def seen(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        note(name, inputs[0], 0)
-        note(name, output, 1)
+        kept = sums.setdefault(name, {})
+        for side, x in (("in", inputs[0]), ("out", output)):
+            x = float64(x.detach().movedim(1, -1).flatten(0, -2))
+            new = torch.stack([torch.full_like(x[0], len(x)), x.sum(0), x.square().sum(0)])
+            kept[side] = kept[side] + new if side in kept else new
 
     with evaluating(model), hooked(find_layers(model, convolutions), seen):
         for x in batches(images):
@@ -387,7 +355,7 @@ def deviations(
         n, first, second = total
         return (second / n - (first / n).square()).clamp(min=0).sqrt().float()
 
-    return {name: (deviation(of[0]), deviation(of[1])) for name, of in sums.items()}
+    return {name: (deviation(of["in"]), deviation(of["out"])) for name, of in sums.items()}
 
 
 def weights(model: nn.Module, images: Tensor | None = None) -> dict[str, Any]:
@@ -397,10 +365,8 @@ def weights(model: nn.Module, images: Tensor | None = None) -> dict[str, Any]:
     Returns:
         `edges` of the histograms of abs(w) / RMS(layer), the last bin open, and `layers`, one entry a layer: `name`,
         `shape`, `rms`, `zeros` (exact ones), `histogram` (counts), `filter_norms` (L2, one a filter) and, where a batch
-        norm comes right after, `bn_scale` (its γ) and `bn_deviation` (its running σ, that of the layer's output before
-        it is normalised: it changes with the size of the filter and with that of the layer's input). Of these three
-        `bn_scale` alone sees neither; see `inner_scale`. `input_deviation` is the root mean square of its
-        input channels' deviations.
+        norm comes right after, `bn_scale` (its γ) and `bn_deviation` (its running σ, before it normalises).
+        `input_deviation` is the root mean square of the deviations of its input channels.
 
     >>> found = weights(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)))["layers"][0]
     >>> found["shape"], sum(found["histogram"]), len(found["filter_norms"]), found["bn_scale"]
@@ -415,17 +381,12 @@ def weights(model: nn.Module, images: Tensor | None = None) -> dict[str, Any]:
         w = module.weight.detach().float().cpu()
         rms = float(w.square().mean().sqrt())
         edges = torch.tensor([*WEIGHT_EDGES, torch.inf])
-        counts = (
-            torch.histogram(w.abs().flatten() / (rms or 1.0), bins=edges).hist
-            if rms
-            else torch.zeros(len(WEIGHT_EDGES))
-        )
         layer = {
             "name": name,
             "shape": list(w.shape),
             "rms": rms,
             "zeros": int((w == 0).sum()),
-            "histogram": [int(c) for c in counts] if rms else [w.numel()] + [0] * (len(WEIGHT_EDGES) - 1),
+            "histogram": torch.histogram(w.abs().flatten() / (rms or 1.0), bins=edges).hist.int(),
             "filter_norms": w.flatten(1).norm(dim=1),
         }
         if name in entering:
@@ -433,9 +394,8 @@ def weights(model: nn.Module, images: Tensor | None = None) -> dict[str, Any]:
         follower = modules[index + 1][1] if index + 1 < len(modules) else None
         if isinstance(module, nn.Conv2d) and isinstance(follower, nn.BatchNorm2d) and follower.weight is not None:
             layer["bn_scale"] = follower.weight.detach().float().cpu()
-            layer["bn_deviation"] = (
-                (follower.running_var + follower.eps).sqrt().float().cpu() if follower.running_var is not None else []
-            )
+            variance = follower.running_var
+            layer["bn_deviation"] = [] if variance is None else (variance + follower.eps).sqrt().float().cpu()
         layers.append(rounded(layer, 3))
     return {"edges": WEIGHT_EDGES, "layers": layers}
 
@@ -454,70 +414,57 @@ def small_weights(record: Record, epsilon: float = 0.1) -> float:
 
 
 def folded_norms(record: Record, ending: str = "conv1") -> float:
-    """Mean of ‖w‖·abs(γ)/σ over the filters of the convolutions inside blocks that end so: the filter as it acts.
+    """Mean of ‖w‖·abs(γ)/σ over the filters of the convolutions inside blocks that end so: `"conv1"`, the inner ones,
+    which can be removed; `"conv2"`, the last ones of each branch.
 
-    `"conv1"`: the inner filters, which can be removed; `"conv2"`: the last ones of each branch.
-
-    It does not change when a filter is rescaled before its batch norm, and it doubles when the layer's *input* is
-    halved, although the layer then puts out the same: σ is halved, too. So it compares filters of one layer, which all
-    read the same input. Between networks whose features differ in size it compares their inputs; take `inner_scale`.
+    It compares filters of one layer. It doubles when the layer's input is halved, although the layer then puts out the
+    same, for σ is halved too: between networks whose features differ in size take `inner_scale`.
     """
-    return _of_filters(record, ending, lambda w, scale, deviation: w * scale / deviation)
+    layers = _of_filters(record, ending)
+    return float((layers["filter_norms"] * layers["bn_scale"] / layers["bn_deviation"]).mean())
 
 
 def raw_norms(record: Record, ending: str = "conv1") -> float:
-    """Mean of ‖w‖ over the same filters. It does not see the size of the input, and it changes with every rescaling of
-    a filter, which the batch norm behind it undoes: there it has no meaning by itself."""
-    return _of_filters(record, ending, lambda w, scale, deviation: w)
+    """Mean of ‖w‖ over the same filters: it changes with every rescaling of a filter, which the batch norm undoes."""
+    return float(_of_filters(record, ending)["filter_norms"].mean())
 
 
 def inner_scale(record: Record) -> float:
-    """Mean abs(γ) of the inner batch norms, those behind the first convolution of every block: the deviation of what
-    the inner filters put out.
-
-    It changes neither with the size of a filter before its batch norm nor with that of the layer's input, so it can be
-    compared between networks. A factor on γ and β that the weights of the next convolution undo it does see."""
-    return _of_filters(record, "conv1", lambda w, scale, deviation: scale)
+    """Mean abs(γ) of the batch norms behind the first convolution of every block: the deviation of what the inner
+    filters put out, whatever the size of a filter or of the layer's input. So it compares networks."""
+    return float(_of_filters(record, "conv1")["bn_scale"].mean())
 
 
 def inner_deviation(record: Record) -> float:
     """Mean σ of the same batch norms: the deviation of what the inner filters put out *before* it is normalised. With
     filters of unchanged `raw_norms` it follows the size of what they read."""
-    return _of_filters(record, "conv1", lambda w, scale, deviation: deviation)
+    return float(_of_filters(record, "conv1")["bn_deviation"].mean())
 
 
 def branch_scale(record: Record) -> float:
-    """Mean abs(γ) of the last batch norm of every branch: the scale of the residual step. It does not see the size of
-    the branch's weights or of what the branch reads."""
-    return _of_filters(record, "conv2", lambda w, scale, deviation: scale)
+    """Mean abs(γ) of the last batch norm of every branch: the scale of the residual step."""
+    return float(_of_filters(record, "conv2")["bn_scale"].mean())
 
 
-def _of_filters(record: Record, ending: str, value: Callable[..., np.ndarray]) -> float:
-    layers = [
-        layer
-        for layer in record.measures["weights"]["layers"]
-        if stage_of(layer["name"]) and layer["name"].endswith(ending)
-    ]
-    found = [
-        value(*(np.abs(np.array(layer[key])) for key in ("filter_norms", "bn_scale", "bn_deviation")))
-        for layer in layers
-    ]
-    return float(np.mean(np.concatenate(found)))
+def _of_filters(record: Record, ending: str) -> dict[str, np.ndarray]:
+    """Sizes of all filters of the convolutions inside blocks that end so."""
+    layers = record.measures["weights"]["layers"]
+    inside = [layer for layer in layers if stage_of(layer["name"]) and layer["name"].endswith(ending)]
+    keys = ("filter_norms", "bn_scale", "bn_deviation")
+    return {key: np.abs(np.concatenate([layer[key] for layer in inside])) for key in keys}
 
 
 # ---------------------------------------------------------------------------------------------------------- information
 def information(model: nn.Module, images: Tensor, labels: Tensor, noise: float = 0.25) -> dict[str, Any]:
     """What the blocks know of each other, of the image and of the label, in nats; blocks averaged over positions.
 
-    Every block T is what it is plus Gaussian noise on each feature, whose deviation is `noise` times the root mean
-    square norm of the centred block: without noise these numbers are infinite, and a block's scale makes no difference
-    this way. `gaussian` is I(T_i; T_j) as if both were jointly Gaussian, the quantity of CKA-SR's argument;
-    `about_image` is the upper bound of I(X; T), at most ln of the number of images; `about_label` is a difference of
-    such bounds, see `information.noisy_label_information`.
+    Every block T gets Gaussian noise on each feature, of deviation `noise` times the root mean square norm of the
+    centred block: without noise these numbers are infinite.
 
     Returns:
-        `gaussian`: a matrix layers × layers, its diagonal left 0; `layers`, `noise`, and one number a layer of
-        `about_image` and `about_label`.
+        `gaussian`: I(T_i; T_j) as if both were jointly Gaussian, layers × layers, its diagonal left 0; `layers`;
+        `noise`; by layer `about_image`, the upper bound of I(X; T), at most ln of the number of images, and
+        `about_label`, a difference of such bounds, see `information.noisy_label_information`.
 
     >>> from companion.models import digits_net
     >>> found = information(digits_net(blocks=2), torch.randn(100, 1, 8, 8), torch.arange(100) % 10)
@@ -571,10 +518,7 @@ def _blocks(record: Record, name: str) -> list[float]:
 # ------------------------------------------------------------------------------------------------------------- geometry
 def geometry(model: nn.Module, images: Tensor, layers: Layers | None = None) -> dict[str, Any]:
     """Two principal components of the examples at every layer, unit variance in all, each layer turned onto the one
-    before.
-
-    Principal components are defined up to sign and, when their variances are close, up to rotation; an orthogonal
-    Procrustes turn onto the layer before keeps the eye from reading such a flip as a change.
+    before (orthogonal Procrustes), for components are defined up to sign and nearly up to rotation.
 
     Returns:
         `layers`, `points` (layers × examples × 2) and `explained`, the share of the layer's variance that the two
@@ -634,11 +578,9 @@ def gradient_cosines(
             terms |= {name: penalty() for name, penalty in penalties.items()}
             gradients = {}
             for name, term in terms.items():
-                found = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
-                alive = [
-                    torch.zeros_like(w) if g is None else g * (w != 0) for g, w in zip(found, weights, strict=True)
-                ]
-                whole = float64(torch.cat([g.flatten() for g in alive]))
+                found = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True, materialize_grads=True)
+                alive = [(g * (w != 0)).flatten() for g, w in zip(found, weights, strict=True)]
+                whole = float64(torch.cat(alive))
                 gradients[name] = nn.functional.normalize(whole, dim=0)
     finally:
         model.train(training)

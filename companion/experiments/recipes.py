@@ -241,11 +241,7 @@ Methods = dict[str, dict[str, Any]]  # name → what is particular to it, over t
 
 
 def penalised(**penalties: Part) -> Methods:
-    """Methods that are one penalty each, by name.
-
-    >>> penalised(l1=Part("L1", {"strength": 0.1}))
-    {'l1': {'penalties': (Part(kind='L1', arguments={'strength': 0.1}),)}}
-    """
+    """Methods that are one penalty each, by name."""
     return {name: {"penalties": (penalty,)} for name, penalty in penalties.items()}
 
 
@@ -264,9 +260,7 @@ LEFT_OUT: Mapping[str, Mapping[str, Any]] = {
 
 
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run with every argument written out: what is not there is what it was, by `LEFT_OUT`.
-
-    Settings of runs that do not train stay as they are.
+    """The settings of a training with every argument written out: what is not there is what it was, by `LEFT_OUT`.
 
     >>> found = completed({"lr": 0.1, "schedule": "cosine", "penalties": [{"kind": "GroupLasso", "strength": 0.1}]})
     >>> found["momentum"], found["schedule_options"]["floor"], found["penalties"][0]["layers"]
@@ -312,13 +306,7 @@ CIFAR_LAPTOP = replace(CIFAR, pool=2, padding=2, epochs=8, schedule=one_cycle(),
 SPARSE_LAPTOP = replace(CIFAR_LAPTOP, epochs=5)
 # A dry run of seconds.
 DIGITS = Recipe(
-    dataset="digits",
-    validation=200,
-    model="digits_net",
-    batch_size=64,
-    epochs=3,
-    schedule=one_cycle(),
-    lr=0.1,
+    dataset="digits", validation=200, model="digits_net", batch_size=64, epochs=3, schedule=one_cycle(), lr=0.1
 )
 
 # Of the third round: the same, with the net's width written out.

@@ -1,9 +1,8 @@
 """Records: what a finished run of an experiment measured, as one small JSON file.
 
-A record is written once, by `companion.experiments`, and read by the chapters. It holds the settings and the seed that
-decide the run, its result, its curve over epochs, the measures that figures draw, and its provenance: when, on what,
-with which versions, from which commit. `problems` checks a record against itself: a number changed by hand no longer
-fits the others.
+A record holds the settings and the seed that decide the run, its result, its curve over epochs, the measures that
+figures draw, and its provenance. `problems` checks it against itself: a number changed by hand no longer fits the
+others.
 
 The folder is `results/EXPERIMENT/TIER/METHOD[-SPARSITY]-seedN.json`, under `book/` in the repository and inside the
 package elsewhere.
@@ -63,17 +62,8 @@ __all__ = [
 SCHEMA = 1
 LIMIT = 200_000  # bytes a record may take
 PROVENANCE = (
-    "started",
-    "wall_seconds",
-    "processor",
-    "accelerator",
-    "threads",
-    "python",
-    "torch",
-    "torchvision",
-    "companion",
-    "commit",
-    "clean",
+    *("started", "wall_seconds", "processor", "accelerator", "threads"),
+    *("python", "torch", "torchvision", "companion", "commit", "clean"),
 )
 
 
@@ -128,8 +118,7 @@ class Record:
         result: the numbers the run was made for. Each evaluation is `{"correct", "examples", "loss"}`.
         curve: one entry an epoch.
         measures: what the figures draw: matrices `{"layers", "values"}`, histograms, norms.
-        provenance: when, how long (seconds), processor and accelerator models, versions, commit and whether `companion`
-            was clean.
+        provenance: see the function of that name.
 
     >>> run, scores = Run("example", "smoke", "none", seed=0), {"test": {"correct": 9, "examples": 10}}
     >>> record = Record(run, scores, curve=[], measures={}, provenance={})
@@ -202,8 +191,7 @@ class Record:
         if found := problems(self):
             raise ValueError(f"record {self.run}: " + "; ".join(found))
         text = self.to_json()
-        if len(text.encode()) > LIMIT:
-            size = len(text.encode())
+        if (size := len(text.encode())) > LIMIT:
             raise ValueError(f"record {self.run}: {size} bytes, at most {LIMIT} are allowed: round the measures")
         folder = results_root(root)
         path = folder / self.run.path
@@ -213,23 +201,15 @@ class Record:
 
 
 PARTS = {"run": dict, "result": dict, "curve": list, "measures": dict, "provenance": dict}
-RUN = {
-    "experiment": str,
-    "tier": str,
-    "method": str,
-    "seed": int,
-    "sparsity": (int, float, type(None)),
-    "settings": dict,
-}
+RUN = {"experiment": str, "tier": str, "method": str, "seed": int, "sparsity": int | float | None, "settings": dict}
 
 
 def _typed(what: str, found: Mapping[Any, Any], wanted: Mapping[Any, Any]) -> None:
     """Refuse parts that are missing, unknown, or of another type."""
     if set(found) != set(wanted):
         raise DamagedRecordError(f"a {what} has the parts {sorted(wanted)}; this one has {sorted(found)}")
-    if wrong := [
-        f"{name} is a {type(found[name]).__name__}" for name in found if not isinstance(found[name], wanted[name])
-    ]:
+    wrong = [f"{name} is a {type(part).__name__}" for name, part in found.items() if not isinstance(part, wanted[name])]
+    if wrong:
         raise DamagedRecordError(f"a {what} of other types: {', '.join(wrong)}")
 
 
@@ -333,11 +313,11 @@ def problems(record: Record) -> list[str]:
     ['result.test: 11 correct of 10 examples']
     """
     found = [f"provenance lacks {key}" for key in PROVENANCE if key not in record.provenance]
-    found += [
-        f"{path} is not finite"
-        for path in _infinite({"result": record.result, "curve": record.curve, "measures": record.measures})
-    ]
-    for name, part in _evaluations(record.result, "result"):
+    numbers = {"result": record.result, "curve": record.curve, "measures": record.measures}
+    found += [f"{path} is not finite" for path, x in _parts(numbers) if isinstance(x, float) and not math.isfinite(x)]
+    for name, part in _parts(record.result, "result"):
+        if not (isinstance(part, Mapping) and "correct" in part):
+            continue
         correct, examples = part.get("correct"), part.get("examples")
         if not (isinstance(correct, int) and isinstance(examples, int) and 0 <= correct <= examples and examples > 0):
             found.append(f"{name}: {correct} correct of {examples} examples")
@@ -350,14 +330,11 @@ def problems(record: Record) -> list[str]:
                 continue
             if right != correct:
                 found.append(f"{name}: {correct} correct, and {right} examples marked right")
-        # The curve's last epoch is the net that the result evaluates.
-        split = name.removeprefix("result.")
-        if (
-            record.curve
-            and (last := record.curve[-1].get(f"{split}_accuracy")) is not None
-            and min(abs(last - share) for share in _as_written(correct / examples)) > 1e-9
-        ):
-            found.append(f"{name} has accuracy {correct / examples}, the last epoch of the curve {last}")
+        # The curve's last epoch is the net that the result evaluates; curves keep six digits.
+        last = record.curve[-1].get(f"{name.removeprefix('result.')}_accuracy") if record.curve else None
+        share = correct / examples
+        if last is not None and min(abs(last - share), abs(last - float(f"{share:.6g}"))) > 1e-9:
+            found.append(f"{name} has accuracy {share}, the last epoch of the curve {last}")
     epochs = [entry.get("epoch") for entry in record.curve]
     if epochs != list(range(1, len(epochs) + 1)):
         found.append(f"curve has epochs {epochs}; expected 1, 2, …")
@@ -374,16 +351,15 @@ def problems(record: Record) -> list[str]:
     return found
 
 
-def _evaluations(value: Any, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every `{"correct", "examples", …}` in a result, and where it stands."""
+def _parts(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """A value and everything in it, and where it stands."""
+    yield path, value
     if isinstance(value, Mapping):
-        if "correct" in value:
-            yield name, value
         for key, item in value.items():
-            yield from _evaluations(item, f"{name}.{key}")
+            yield from _parts(item, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _evaluations(item, f"{name}[{index}]")
+            yield from _parts(item, f"{path}[{index}]")
 
 
 def packed(right: np.ndarray) -> str:
@@ -410,28 +386,12 @@ def unpacked(text: str, examples: int) -> np.ndarray:
     return np.unpackbits(data, count=examples).astype(bool)
 
 
-def _as_written(share: float) -> tuple[float, float]:
-    """A share, and the same with the six digits that curves keep."""
-    return share, float(f"{share:.6g}")
-
-
-def _infinite(value: Any, path: str = "") -> Iterator[str]:
-    if isinstance(value, float) and not math.isfinite(value):
-        yield path
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _infinite(item, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _infinite(item, f"{path}[{index}]")
-
-
 # ----------------------------------------------------------------------------------------------------------- provenance
 def provenance(
     device: torch.device | str, started: str, wall_seconds: float, how: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Where, how and with what a run was made: models of processor and accelerator, never a host; precision and the
-    like (`how`); versions; commit.
+    """Where, how and with what a run was made: when, how long (seconds), models of processor and accelerator, never a
+    host; precision and the like (`how`); versions; commit, and whether the package was `clean`.
 
     >>> made = provenance("cpu", started="2026-01-01T00:00:00+00:00", wall_seconds=1.0, how={"precision": "float32"})
     >>> sorted(made) == sorted([*PROVENANCE, "how"])
@@ -508,14 +468,10 @@ def _installed_from() -> str | None:
 def sha256(path: str | Path) -> str:
     """Hex digest of a file.
 
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = Path(folder, "empty").write_bytes(b"")
-    ...     print(sha256(Path(folder, "empty"))[:8])
-    e3b0c442
+    >>> sha256(os.devnull)[:8]
+    'e3b0c442'
     """
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 # -------------------------------------------------------------------------------------------------- records of a study
@@ -559,8 +515,7 @@ class Records(Sequence[Record]):
         Raises:
             ValueError: none or several do; says which runs are there and which did not run.
         """
-        found = self.where(**criteria)
-        if len(found) != 1:
+        if len(found := self.where(**criteria)) != 1:
             there, not_run = [str(r.run) for r in self], [str(r) for r in found.missing]
             raise ValueError(f"{len(found)} records fit {criteria}; recorded: {there}; not run: {not_run}")
         return found[0]
@@ -577,22 +532,15 @@ class Records(Sequence[Record]):
         Raises:
             ValueError: two records of one seed: methods or cells are mixed.
         """
-        return {seed: value(record) for seed, record in self._of_seeds().items()}
-
-    def _of_seeds(self) -> dict[int, Record]:
         if twice := {seed for seed, count in Counter(r.run.seed for r in self).items() if count > 1}:
             mixed = sorted({str(dataclasses.replace(r.run, seed=0)).removesuffix("-seed0") for r in self})
             raise ValueError(f"seeds {sorted(twice)} have several records, of {mixed}; choose one by `where`")
-        return {r.run.seed: r for r in self}
+        return {r.run.seed: value(r) for r in self}
 
     def differences(self, other: Records, value: Callable[[Record], float] = Record.accuracy) -> dict[int, float]:
-        """The value here less that of `other`, by seed, for every seed that both have.
-
-        Raises:
-            ValueError: several records of one seed.
-        """
-        here, there = self._of_seeds(), other._of_seeds()
-        return {seed: value(here[seed]) - value(there[seed]) for seed in sorted(here.keys() & there.keys())}
+        """The value here less that of `other`, by seed, for every seed that both have."""
+        here, there = self.by_seed(value), other.by_seed(value)
+        return {seed: here[seed] - there[seed] for seed in sorted(here.keys() & there.keys())}
 
     def curves(self, key: str) -> pd.DataFrame:
         """A number of the curves, one row an epoch, one column a record: `records.curves("loss").plot()` draws it.
@@ -615,11 +563,7 @@ class Records(Sequence[Record]):
         self, method: str, baseline: str, value: Callable[[Record], float] = Record.accuracy, **cell: Any
     ) -> Mean | None:
         """Mean difference of two methods in the same cell, such as `sparsity=0.9`, over the seeds that both have; None
-        where there is none.
-
-        Raises:
-            ValueError: what `value` says of a record that lacks it, or several records of one seed.
-        """
+        where there is none."""
         from companion.experiments.statistics import pooled
 
         here, there = (self.where(method=name, **cell) for name in (method, baseline))
@@ -628,18 +572,12 @@ class Records(Sequence[Record]):
     def table(self, value: Callable[[Record], float] = Record.accuracy) -> pd.DataFrame:
         """One row for each method and sparsity: mean, interval, number of seeds; "not run" where there is no record.
         One seed has no interval, and says so."""
-        cells = {(r.run.method, r.run.sparsity): None for r in self} | {
-            (r.method, r.sparsity): None for r in self.missing
-        }
+        cells = dict.fromkeys((run.method, run.sparsity) for run in (*(r.run for r in self), *self.missing))
         rows = []
         for method, sparsity in cells:
             chosen = self.where(method=method, sparsity=sparsity)
-            row: dict[str, Any] = {
-                "method": method,
-                "sparsity": sparsity,
-                "seeds": len(chosen),
-                "not run": len(chosen.missing),
-            }
+            row: dict[str, Any] = {"method": method, "sparsity": sparsity}
+            row |= {"seeds": len(chosen), "not run": len(chosen.missing)}
             if len(chosen):
                 average = chosen.mean(value)
                 low, high = (average.low, average.high) if average.df else ("one seed", "one seed")

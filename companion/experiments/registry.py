@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from companion._registry import Registry
 from companion.experiments.plan import TIERS, Experiment, Outcome, Perform, Tier, Workplace
@@ -30,9 +30,7 @@ class Later:
     function: str
 
     def imported(self) -> Perform:
-        """The function itself."""
-        found: Perform = getattr(importlib.import_module(f"companion.experiments.{self.module}"), self.function)
-        return found
+        return cast(Perform, getattr(importlib.import_module(f"companion.experiments.{self.module}"), self.function))
 
     def __call__(self, run: Run, place: Workplace) -> Outcome:
         return self.imported()(run, place)
@@ -53,7 +51,6 @@ def experiment(
     blocks: bool = False,
 ) -> Callable[[P], P]:
     """Register an experiment; what is decorated performs its runs. For `ranks` and `blocks` see `Experiment`."""
-
     tiers = {name: tier for name, tier in zip(TIERS, (smoke, laptop, paper), strict=True) if tier is not None}
 
     def add(perform: P) -> P:

@@ -23,22 +23,16 @@ from companion.pruning import Masks, cost, prune_filters
 
 
 def train_and_prune(run: Run, place: Workplace, kind: type[ImageTask] = ImageTask) -> Outcome:
-    """Train a dense network, then prune copies of it: what did the penalties make removable?
+    """Train a dense network, then prune copies of it by the recipe's `prune`: what did the penalties make removable?
 
-    By the recipe's `prune`:
+    * `sparsities`: the smallest weights go, at once, over all layers, by each of the `criteria`, `"magnitude"` (the
+      default) or `"scale_free"`, see `scale_free`;
+    * `macs`, shares of the dense net's: whole filters go, by their `norm` relative to the mean of their layer;
+    * `depth`: whole residual branches go, see `blocks_removed`.
 
-    * for each of its `sparsities` the smallest weights go, at once, over all layers: by each of its `criteria`,
-      `"magnitude"` (the default) or `"scale_free"`, see `scale_free`;
-    * for each of its `macs` (shares of the dense net's) whole filters go, by the `norm` of `pruning.filter_norms`
-      relative to the mean of their layer;
-    * with `depth`, whole residual branches go, see `blocks_removed`.
-
-    Batch norm's statistics are estimated anew on `batches` training batches. Networks with fewer filters are then
-    fine-tuned, without penalties, for `epochs` (0: not at all) from the learning rate `lr` on.
-
-    The result holds, besides that of `train`, `weights`, `filters` and `blocks`: one entry for each of those levels.
-    Where weights are out to a sparsity among `images`, it also says which test images are right. The measures hold
-    `ImageTask.knowledge`, too.
+    Batch norm's statistics are estimated anew on `batches` training batches; what has fewer filters is fine-tuned
+    without penalties for `epochs` from `lr` on. The result holds, besides that of `train`, `weights`, `filters` and
+    `blocks`, an entry a level; the measures `ImageTask.knowledge`, too.
     """
     task = kind.of(run, place)
     model = task.network()
@@ -102,10 +96,8 @@ def weights_removed(model: nn.Module, after: _Afterwards) -> list[dict[str, Any]
 
 def scale_free(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """layer → σ(x_j)/σ(y_i) for each of its weights w_ij; times abs(w_ij) it is the share of the output's deviation
-    that the weight carries.
-
-    It does not change when a filter before a batch norm is scaled, nor when a channel is scaled and the weights that
-    read it are scaled back: two changes that leave the network the same and reorder raw magnitudes.
+    that the weight carries. Scaling a filter before a batch norm changes nothing, nor does scaling a channel and the
+    weights that read it back.
 
     >>> import torch
     >>> layer = nn.Sequential(nn.Linear(1, 1, bias=False))
@@ -142,9 +134,8 @@ def filters_removed(model: nn.Module, after: _Afterwards) -> list[dict[str, Any]
 
 
 def without_branches(model: nn.Module, names: Iterable[str]) -> nn.Module:
-    """A copy of a network whose named residual blocks are their shortcuts alone, with the ReLU behind.
-
-    It computes what the network computes with γ = β = 0 in the last batch norm of these blocks.
+    """A copy of a network whose named residual blocks are their shortcuts alone, with the ReLU behind: what it computes
+    with γ = β = 0 in the last batch norm of these blocks.
 
     >>> import torch
     >>> model = models.digits_net().eval()
@@ -161,24 +152,20 @@ def without_branches(model: nn.Module, names: Iterable[str]) -> nn.Module:
             raise ValueError(
                 f"{name} is a {type(block).__name__}; a residual block (BasicBlock) has a branch to remove"
             )
-        parent, _, last = name.rpartition(".")
-        setattr(
-            shorter.get_submodule(parent), last, nn.Sequential(OrderedDict(shortcut=block.shortcut, relu=block.relu2))
-        )
+        shorter.set_submodule(name, nn.Sequential(OrderedDict(shortcut=block.shortcut, relu=block.relu2)))
     return shorter
 
 
 def blocks_removed(model: nn.Module, after: _Afterwards) -> dict[str, Any]:
     """Copies of `model` without whole residual branches: each block singly, and in a greedy order.
 
-    By `prune["depth"]`: `greedy`, how many blocks go one after the other, each time the one whose loss costs least on
-    the first `examples` held-out images with batch norm refreshed on `batches` batches; `fine_tune`, after how many of
-    them a copy is fine-tuned.
+    By `prune["depth"]`: `greedy` blocks go one after the other, each time the one whose loss costs least on the first
+    `examples` held-out images with batch norm refreshed on `batches` batches; after `fine_tune` of them a copy is
+    fine-tuned.
 
     Returns:
         `single`: for each block the scores without it, `raw` and with batch norm `refreshed`; `greedy`: for each number
-        of blocks which are gone, the multiply-adds left, and the scores `pruned` and, where asked for, `fine_tuned`.
-        Empty where the recipe asks for nothing.
+        of blocks which are gone, the multiply-adds left, and the scores `pruned` and `fine_tuned`.
     """
     if (chosen := after.chosen.depth) is None:
         return {}

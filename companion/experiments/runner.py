@@ -110,12 +110,7 @@ class Attempt(NamedTuple):
 
 def attempt(run: Run, place: Workplace, root: Path) -> Attempt:
     """`perform`, where a run that cannot be made now does not stop those after it: it is in other hands, its block is
-    another machine's, or its training diverged.
-
-    >>> found = attempt(registry.find("published_cka").runs("paper")[0], Workplace(), records.results_root())
-    >>> found.said, found.record is not None
-    ('recorded', True)
-    """
+    another machine's, or its training diverged."""
     clock = time.perf_counter()
     try:
         if (there := on_rank_zero(lambda: _finished(run, root))) is not None:
@@ -125,9 +120,7 @@ def attempt(run: Run, place: Workplace, root: Path) -> Attempt:
         return Attempt(None, f"left: {error}")
     except FloatingPointError as error:
         return Attempt(None, f"diverged: {error}")
-    if record is None:
-        return Attempt(None, "another runner is at it")
-    return Attempt(record, "", time.perf_counter() - clock)
+    return Attempt(record, "" if record else "another runner is at it", time.perf_counter() - clock)
 
 
 def _same_block(run: Run, place: Workplace, root: Path) -> None:

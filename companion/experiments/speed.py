@@ -56,24 +56,14 @@ def throughput(run: Run, place: Workplace) -> Outcome:
 
 
 def fastest(device: torch.device) -> str:
-    """The precision in which a ResNet-20 trains fastest on this device, as `fit(precision="auto")` finds it.
-
-    >>> fastest(torch.device("cpu")) in ("float32", "bfloat16")
-    True
-    """
+    """The precision in which a ResNet-20 trains fastest on this device, as `fit(precision="auto")` finds it."""
     images, labels = torch.randn(128, 3, 32, 32), torch.arange(128) % 10
     model = models.resnet20(shortcut="B").to(device)
     return fastest_precision(model, [(images, labels)], torch.nn.functional.cross_entropy, channels_last=True)
 
 
 def pace_of_steps(size: int, batch: int = 128, steps: int = 20, rounds: int = 3) -> dict[str, float]:
-    """Images a second of a ResNet-20's training step on this processor, by precision, best of a few rounds in turn.
-
-    bfloat16 is twice as fast as float32 where a processor has units for it, and less than half as fast elsewhere.
-
-    >>> sorted(pace_of_steps(size=4, batch=8, steps=1, rounds=1))
-    ['bfloat16', 'float32']
-    """
+    """Images a second of a ResNet-20's training step on this processor, by precision, best of a few rounds in turn."""
     model = models.resnet20(shortcut="B")
     optimizer = training.sgd(model)
     batches = [(torch.randn(batch, 3, size, size), torch.arange(batch) % 10)] * steps

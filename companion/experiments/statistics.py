@@ -1,10 +1,8 @@
 """Statistics: what is compared, over seeds, and how a verdict follows. The mathematics is scipy's and statsmodels'.
 
-A comparison is a number for each seed, mostly the difference of two runs that share it. `mean` gives its average with
-Student's interval; `stratified` the same over several rounds, `clustered` over cells that share runs. An effect is
-judged twice. Its *direction*: does the interval exclude 0, after Holm's correction within the family? Its *size*: does
-the effect lie within ±δ, by two one-sided tests (TOST, Schuirmann 1987)? `conclude` makes one verdict of a family of
-such tests, for the claims of the papers and for our own hypotheses alike.
+A comparison is a number for each seed, mostly the difference of two runs that share it. An effect is judged twice. Its
+*direction*: does the interval exclude 0, after Holm's correction within the family? Its *size*: does the effect lie
+within ±δ, by two one-sided tests (TOST, Schuirmann 1987)? `conclude` makes one verdict of a family of such tests.
 
 Intervals cover what another seed changes: initial weights, order of the batches, crops. They do not cover other test
 images.
@@ -19,7 +17,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -27,7 +25,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from companion._checks import extra
+from companion._checks import between, extra
 
 with extra("experiments"):
     from statsmodels.regression.linear_model import OLS
@@ -154,15 +152,11 @@ class Mean:
         return self.error * math.sqrt(self.count) if self.df else math.nan
 
     def __str__(self) -> str:
-        return (
-            f"{self.value:.4g} ± {self.half:.2g} (n = {self.count})"
-            if self.df
-            else f"{self.value:.4g} (n = {self.count})"
-        )
+        half = f" ± {self.half:.2g}" if self.df else ""
+        return f"{self.value:.4g}{half} (n = {self.count})"
 
     def signed(self, digits: int | None = 2) -> str:
-        """A difference, with its sign and its interval: "+0.42 ± 0.84"; `digits=None`: as many as the interval bears,
-        up to three.
+        """A difference, with its sign and interval; `digits=None`: as many as the interval bears, up to three.
 
         >>> Mean(0.1234, half=2.5, count=5).signed(digits=None), Mean(0.1234, half=0.025, count=5).signed(digits=None)
         ('+0.1 ± 2.5', '+0.123 ± 0.025')
@@ -174,9 +168,9 @@ class Mean:
 
     def at(self, level: float) -> Mean:
         """The same mean with another interval: `at(0.9)` has the one that belongs to a TOST at .05."""
-        _within("level", level, 0, 1)
+        between(0, 1, open_low=True, open_high=True, level=level)
         half = self.error * float(stats.t.ppf((1 + level) / 2, self.df)) if self.df else math.inf
-        return Mean(self.value, half, self.count, level, self.strata)
+        return replace(self, half=half, level=level)
 
     @property
     def p_value(self) -> float:
@@ -185,13 +179,8 @@ class Mean:
 
     def equivalent(self, within: float) -> float:
         """p of "the true mean lies outside of ±`within`": the larger of two one-sided t-tests (TOST). Below .05, the
-        90 % interval lies inside of ±`within`; 1 where there is no interval.
-
-        >>> round(mean([0.1, -0.2, 0.0, 0.2, -0.1]).equivalent(within=0.5), 4)
-        0.0011
-        """
-        if not (math.isfinite(within) and within > 0):
-            raise ValueError(f"within={within}; give a margin δ above 0")
+        90 % interval lies inside of ±`within`; 1 where there is no interval."""
+        between(0, math.inf, open_low=True, open_high=True, within=within)
         return max(self._tail(within + self.value), self._tail(within - self.value)) if self.df else 1.0
 
     def _tail(self, distance: float) -> float:
@@ -202,17 +191,9 @@ class Mean:
 
     def detectable(self, power: float = 0.8) -> float:
         """The smallest detectable effect: the true difference that a single test, without correction, finds with this
-        probability, in its direction. Exact, by the noncentral t, if the true deviation is `deviation`; infinite where
-        there is no interval.
-
-        Raises:
-            ValueError: a power outside of 0.5 … 1.
-
-        >>> round(Mean(0.0, half=1.0, count=10).detectable(), 3)  # in units of half the interval
-        1.392
-        """
-        if not 0.5 <= power < 1:
-            raise ValueError(f"power={power}; give a probability from 0.5 up to 1, such as 0.8")
+        probability (0.5 … 1), in its direction. By the noncentral t, if the true deviation is `deviation`; infinite
+        where there is no interval."""
+        between(0.5, 1, open_high=True, power=power)
         if not self.df:
             return math.inf
         tail = (1 - self.level) / 2
@@ -229,20 +210,13 @@ class Mean:
     def deciding(self, within: float, power: float = 0.8) -> float:
         """How many seeds would decide: the smallest number at which a single test finds, with this probability, a true
         effect of ±`within`, and two one-sided tests (TOST at .05) find equivalence if there is no effect. The true
-        deviation is taken to be `deviation`; infinite where there is no interval.
-
-        Raises:
-            ValueError: a margin that is not above 0, or a power outside of 0.5 … 1.
-
-        >>> Mean(0.0, half=0.5, count=5).deciding(within=0.5)
-        8
-        """
-        if not (math.isfinite(within) and within > 0):
-            raise ValueError(f"within={within}; give a margin δ above 0")
-        if not 0.5 <= power < 1:
-            raise ValueError(f"power={power}; give a probability from 0.5 up to 1, such as 0.8")
+        deviation is taken to be `deviation`; infinite where there is no interval."""
+        between(0, math.inf, open_low=True, open_high=True, within=within)
+        between(0.5, 1, open_high=True, power=power)
         if not self.df:
             return math.inf
+        if self.deviation == 0:
+            return 2
 
         def found(count: int) -> float:
             """The smaller of the two probabilities, by noncentral t."""
@@ -252,8 +226,6 @@ class Mean:
             none = stats.nct.sf(margin, df, shift) - stats.nct.sf(-margin, df, -shift)
             return float(min(effect, none))
 
-        if self.deviation == 0:
-            return 2
         high = 2
         while found(high) < power:
             high *= 2
@@ -261,9 +233,7 @@ class Mean:
 
 
 def mean(values: Iterable[float], level: float = 0.95) -> Mean:
-    """Mean and `level` confidence interval of values that are independent, one a seed.
-
-    For a paired comparison pass the differences of the runs that share a seed.
+    """Mean and `level` confidence interval of independent values, one a seed; of differences for a paired comparison.
 
     Raises:
         ValueError: no values, or one that is not finite.
@@ -275,11 +245,8 @@ def mean(values: Iterable[float], level: float = 0.95) -> Mean:
 
 
 def stratified(strata: Iterable[Iterable[float]], level: float = 0.95) -> Mean:
-    """The mean of values that came in several rounds, with the spread within the rounds as error.
-
-    A linear model with a mean for each round and one deviation for all; N values in K rounds leave N − K degrees of
-    freedom. That the rounds differ among themselves is no error here: the mean is that of these rounds. For one round
-    it is Student's t.
+    """The mean of values that came in several rounds, with the spread within the rounds as error: a linear model with a
+    mean for each round and one deviation for all. N values in K rounds leave N − K degrees of freedom.
 
     Raises:
         ValueError: no rounds, an empty one, or a value that is not finite.
@@ -287,7 +254,7 @@ def stratified(strata: Iterable[Iterable[float]], level: float = 0.95) -> Mean:
     >>> str(stratified([[0.1, 0.3], [1.1, 1.3]])), str(mean([0.1, 0.3, 1.1, 1.3]))
     ('0.7 ± 0.3 (n = 4)', '0.7 ± 0.94 (n = 4)')
     """
-    _within("level", level, 0, 1)
+    between(0, 1, open_low=True, open_high=True, level=level)
     rounds = [_sample(values) for values in strata]
     if not rounds:
         raise ValueError("the mean of no values")
@@ -344,13 +311,8 @@ def sign_flip(values: Iterable[float]) -> float | None:
 
 
 class Common(NamedTuple):
-    """The common effect of a penalty over experiments, see `common_effect`.
-
-    Attributes:
-        value, half: the effect and half its interval.
-        experiments, seeds, residual: standard deviations: of the effect between experiments, between the seeds of one,
-            and of what is left.
-        converged: did the fit end where the likelihood is highest? If not, nothing above means anything.
+    """The common effect of a penalty over experiments and half its interval; standard deviations of the effect between
+    experiments, between the seeds of one, and of what is left. Without `converged` nothing of it means anything.
 
     >>> values, experiments = [0.1, 0.4, 0.2, 5.9, 5.7, 5.8], ["a", "a", "a", "b", "b", "b"]
     >>> common_effect(values, experiments, seeds=[0, 1, 2, 0, 1, 2]).experiments > 3
@@ -380,7 +342,7 @@ def common_effect(
     >>> found.converged, f"{found.value:.2f} ± {found.half:.2f}"
     (True, '0.52 ± 0.57')
     """
-    _within("level", level, 0, 1)
+    between(0, 1, open_low=True, open_high=True, level=level)
     numbers = _sample(values)
     if not len(numbers) == len(experiments) == len(seeds):
         raise ValueError(
@@ -409,14 +371,7 @@ def common_effect(
 
 
 def _sample(values: Iterable[float]) -> np.ndarray:
-    """The values as numbers.
-
-    Raises:
-        ValueError: none, one that is no number, or one that is not finite.
-
-    >>> _sample([1, 2.5])
-    array([1. , 2.5])
-    """
+    """The values as numbers: at least one, all finite."""
     numbers = np.array(list(values), dtype=float)
     if numbers.ndim != 1:
         raise ValueError(f"values of shape {numbers.shape}; give a list of numbers")
@@ -427,18 +382,10 @@ def _sample(values: Iterable[float]) -> np.ndarray:
     return numbers
 
 
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low < value < high:
-        raise ValueError(f"{name}={value}; give a number between {low} and {high}")
-
-
 # ------------------------------------------------------------------------------------------------------------- verdicts
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values of a family of comparisons after Holm's correction, in their order: compare each with the level.
-
-    The k-th smallest of m is multiplied by m − k + 1, never falls below the one before it, and is at most 1. The chance
-    of even one false discovery in the family is then at most the level, however the tests depend on each other (Holm
-    1979).
+    """The p-values of a family of comparisons after Holm's correction, in their order: of even one false discovery in
+    the family the chance is at most the level, however the tests depend on each other (Holm 1979).
 
     >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]
@@ -531,8 +478,8 @@ def conclude(said: Iterable[str]) -> str:
     """The verdict on a family of tests, one of `VERDICTS`, from what each says.
 
     All decided tests for it: "holds". All against it: "does not hold". Some for and some against: "mixed". None
-    decided, and every test that ran equivalent: "equivalent within δ" (an intersection–union test, which needs no
-    correction, since all must be; Berger 1982). None decided otherwise: "undecided". No test with two seeds: "not run".
+    decided, and every test that ran equivalent: "equivalent within δ" (all must be, so that no correction is needed;
+    Berger 1982). None decided otherwise: "undecided". No test with two seeds: "not run".
 
     Raises:
         ValueError: a word that no `Outcome` says.
@@ -553,8 +500,6 @@ def conclude(said: Iterable[str]) -> str:
 def acted(change: Mean | None, delta: float) -> str:
     """Did a penalty move what it penalises? `"did not act"`: the 90 % interval of the change lies within ±δ. `"acted"`:
     it does not, and the 95 % interval excludes 0. Else `"unclear"`; `"not measured"` where there is no interval.
-
-    That a change is not significant does not say that there was none.
 
     >>> [acted(mean(np.array([0.01, -0.01, 0.0]) + shift), 0.1) for shift in (0, 0.2)], acted(mean([-1, 1, 3]), 0.1)
     (['did not act', 'acted'], 'unclear')

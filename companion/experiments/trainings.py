@@ -7,7 +7,6 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple, Self, TypeAlias, cast
 
 import torch
@@ -27,23 +26,16 @@ from companion.pruning import SET, GraNet, LotteryTicket, MagnitudePruning, Mask
 from companion.regularizers import FeaturePenalty
 
 # What the kind of a recipe's part names.
-SCHEDULES: Mapping[str, Callable[..., training.LRSchedule]] = MappingProxyType(
-    {"multistep": training.multistep, "cosine": training.cosine, "one_cycle": training.one_cycle}
-)
-PENALTIES: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {kind.__name__: kind for kind in controls.PENALTIES.values()}
-)
-METHODS: Mapping[str, Callable[..., Masks]] = MappingProxyType(
-    {kind.__name__: kind for kind in (RandomPruning, MagnitudePruning, SET, RigL, RigLITOP, GraNet)}
-)
+Kinds: TypeAlias = Mapping[str, Callable[..., Any]]
+SCHEDULES: Kinds = {kind.__name__: kind for kind in (training.multistep, training.cosine, training.one_cycle)}
+PENALTIES: Kinds = {kind.__name__: kind for kind in controls.PENALTIES.values()}
+MASKS = (RandomPruning, MagnitudePruning, SET, RigL, RigLITOP, GraNet)
+METHODS: Kinds = {kind.__name__: kind for kind in MASKS}
+Loader: TypeAlias = "data.DeviceLoader | data.ImageNetLoader"
 
 
-def build(kinds: Mapping[str, Callable[..., Any]], part: Part, *args: Any, **offered: Any) -> Any:
-    """What a part of a recipe describes. Of what is `offered` it gets what its signature asks for, such as a `seed`.
-
-    >>> build({"power": pow}, Part("power", {"exp": 5}), 2, mod=7, seed=0)
-    4
-    """
+def build(kinds: Kinds, part: Part, *args: Any, **offered: Any) -> Any:
+    """What a part of a recipe describes. Of what is `offered` it gets what its signature asks for, such as a `seed`."""
     one_of(kind=(part.kind, kinds))
     asked = inspect.signature(kinds[part.kind]).parameters
     options = {name: value for name, value in offered.items() if name in asked}
@@ -51,11 +43,7 @@ def build(kinds: Mapping[str, Callable[..., Any]], part: Part, *args: Any, **off
 
 
 def score(accuracy: float, examples: float, loss: float) -> dict[str, Any]:
-    """An evaluation as a record keeps it.
-
-    >>> score(accuracy=0.9, examples=10, loss=0.5)
-    {'correct': 9, 'examples': 10, 'loss': 0.5}
-    """
+    """An evaluation as a record keeps it."""
     return {"correct": round(accuracy * examples), "examples": int(examples), "loss": quantities.rounded(loss, 6)}
 
 
@@ -64,9 +52,6 @@ def scored(model: nn.Module, loader: Loader) -> dict[str, Any]:
     right: list[Tensor] = []
     found = score(**training.evaluate(model, loader, right=right))
     return found if training.world_size() > 1 else found | {"right": packed(torch.cat(right).cpu().numpy())}
-
-
-Loader: TypeAlias = "data.DeviceLoader | data.ImageNetLoader"
 
 
 class ImageTask(NamedTuple):
@@ -88,11 +73,8 @@ class ImageTask(NamedTuple):
 
     @classmethod
     def of(cls, run: Run, place: Workplace) -> Self:
-        """The images that the run's recipe names.
-
-        `validation` training images are held out. With 0 of them, as in the CKA-SR authors' script for CIFAR-100, every
-        epoch is followed on the test set: for reporting only, the result is the last epoch's.
-        """
+        """The images that the run's recipe names. With no `validation` images, as in the CKA-SR authors' script for
+        CIFAR-100, every epoch is followed on the test set: for reporting only, the result is the last epoch's."""
         r = Recipe.of(run.settings)
         full, test = (_shrink(data.load(r.dataset, part, place.data), r.pool or 1) for part in ("train", "test"))
         split, kept, held_out = "test", full, test
@@ -133,10 +115,8 @@ class ImageTask(NamedTuple):
         checkpoint: str = "",
         recipe: Recipe | None = None,
     ) -> list[dict[str, Any]]:
-        """Train `model` under the recipe's penalties, and masks made for its optimizer; the curve, an entry an epoch.
-
-        With penalties, the curve also holds the cosines between the gradients of the loss and of each penalty.
-        """
+        """Train `model` under the recipe's penalties, and masks made for its optimizer; the curve, an entry an epoch,
+        with the cosines between the gradients of the loss and of each penalty."""
         r = recipe or self.recipe
         how = self.place.computing()
         optimizer = training.sgd(model, r.lr, r.momentum, r.nesterov, r.weight_decay, r.decay_norm_and_bias)
@@ -144,12 +124,11 @@ class ImageTask(NamedTuple):
         milestones = options.pop("milestones", [])
         schedule = build(SCHEDULES, Part(r.schedule.kind, options), *milestones)
         penalties = [build(PENALTIES, part, model, seed=self.run.seed) for part in r.penalties or []]
-        probe = next(iter(self.followed))
+        images, labels = (part[:128] for part in next(iter(self.followed)))
 
         def on_epoch(entry: dict[str, Any]) -> None:
             if penalties:
-                named = {p.name: p for p in penalties}
-                entry |= quantities.gradient_cosines(model, probe[0][:128], probe[1][:128], named)
+                entry |= quantities.gradient_cosines(model, images, labels, {p.name: p for p in penalties})
 
         history = training.fit(
             model,
@@ -209,20 +188,15 @@ def _shrink(images: data.Images, pool: int) -> data.Images:
 
 def train(run: Run, place: Workplace, kind: type[ImageTask] = ImageTask) -> Outcome:
     """Train one network by the run's recipe, on images of this kind, and measure it; nothing is selected on the test
-    set.
-
-    The recipe's `penalties` and `pruning` fill the loop's two sockets. A pruning gets the run's sparsity, its seed, and
-    the number of optimizer steps where it asks for one; a penalty its seed, where it asks for one.
-    """
+    set."""
     task = kind.of(run, place)
     model = task.network()
     return task.outcome(model, task.fit(model, task.masks(model)))
 
 
 def lottery(run: Run, place: Workplace) -> Outcome:
-    """Find a lottery ticket in `levels` prunings, each a training by the run's recipe.
-
-    The result is the last level's; `levels` in it holds every level's sparsity and test score, level 0 the dense net's.
+    """Find a lottery ticket in `levels` prunings, each a training by the run's recipe. The result is the last level's;
+    `levels` in it holds every level's sparsity and test score, level 0 the dense net's.
 
     Raises:
         ValueError: the file of its progress is damaged.

@@ -5,15 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from companion.experiments.plan import Tier
-from companion.experiments.recipes import (
-    DIGITS_WIDE,
-    HALF_RESOLUTION,
-    Depth,
-    Methods,
-    Prune,
-    feature_flow,
-    penalised,
-)
+from companion.experiments.recipes import DIGITS_WIDE, HALF_RESOLUTION, Depth, Methods, Prune, feature_flow, penalised
 from companion.experiments.registry import experiment, train_and_prune
 
 LENGTHS: Methods = {

@@ -7,6 +7,7 @@ torchrun --nproc-per-node 4 -m companion.experiments run imagenet_random_masks -
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from companion.experiments.plan import Tier
 from companion.experiments.recipes import (
@@ -26,6 +27,8 @@ from companion.experiments.registry import Later, experiment
 RANDOM = {"pruning": random_masks(dense="fc")}
 WHOLE_BATCH = cka_sr(1e-5, examples=None, every=1)
 METHODS: Methods = {"random": RANDOM, "random+cka_sr": {**RANDOM, "penalties": (WHOLE_BATCH,)}}
+THIN: dict[str, Any] = {"model": "resnet50", "model_options": {"width_per_group": 16}}
+PRUNED = replace(PRUNE_PAPER, sparsities=(0.5, 0.8, 0.9), epochs=20)
 FLOW: Methods = {"none": {}, **penalised(ffr_length_curvature=feature_flow(0.01, 0.01))}
 
 experiment(
@@ -40,20 +43,8 @@ experiment(
     "imagenet_flow",
     "Does feature-flow regularisation make the filters of a dense ResNet-50 removable on ImageNet?",
     ranks=True,
-    smoke=Tier(
-        replace(
-            IMAGENET_DRAWN,
-            model="resnet50",
-            model_options={"width_per_group": 16},
-            prune=Prune((0.5, 0.8), (0.5,), batches=4),
-        ),
-        FLOW,
-    ),
-    paper=Tier(
-        replace(IMAGENET, model="resnet50", prune=replace(PRUNE_PAPER, sparsities=(0.5, 0.8, 0.9), epochs=20)),
-        FLOW,
-        seeds=(0, 1, 2),
-    ),
+    smoke=Tier(replace(IMAGENET_DRAWN, **THIN, prune=Prune((0.5, 0.8), (0.5,), batches=4)), FLOW),
+    paper=Tier(replace(IMAGENET, model="resnet50", prune=PRUNED), FLOW, seeds=(0, 1, 2)),
 )(Later("photographs", "train_and_prune"))
 
 experiment(

@@ -51,12 +51,9 @@ AGAIN = {name: PENALISED[name] for name in ("none", "cka_sr", "aug_cka_sr", "ffr
 
 def selection(candidates: Methods, laptop: Recipe, paper: Recipe) -> tuple[Tier, ...]:
     """The tiers in which strengths are chosen: beside a net without penalty, not fine-tuned, a seed of its own."""
-    recipes = (
-        replace(DIGITS, prune=UNTUNED),
-        replace(laptop, prune=UNTUNED, epochs=2),
-        replace(paper, prune=replace(PRUNE_PAPER, epochs=0)),
-    )
-    return tuple(Tier(recipe, NONE | candidates, seeds=(100,)) for recipe in recipes)
+    dry, short = replace(DIGITS, prune=UNTUNED), replace(laptop, prune=UNTUNED, epochs=2)
+    full = replace(paper, prune=replace(PRUNE_PAPER, epochs=0))
+    return tuple(Tier(recipe, NONE | candidates, seeds=(100,)) for recipe in (dry, short, full))
 
 
 # ------------------------------------------------------------------------------------------------------------ ResNet-20
@@ -109,15 +106,12 @@ VGG_PENALISED = NONE | {
     "ffr_length": CANDIDATES["ffr_length_0.01"],
     "ffr_length_curvature": CANDIDATES["ffr_length_curvature_0.02"],
 }
+VGG_CANDIDATES = {name: one for name, one in CANDIDATES.items() if name.rpartition("_")[0] in VGG_PENALISED}
 
 experiment(
     "dense_penalties_vgg_strengths",
     "Which strength is best for a plain net, on held-out images and a seed of its own?",
-    *selection(
-        {name: chosen for name, chosen in CANDIDATES.items() if name.rpartition("_")[0] in VGG_PENALISED},
-        VGG_LAPTOP,
-        VGG,
-    ),
+    *selection(VGG_CANDIDATES, VGG_LAPTOP, VGG),
 )(train_and_prune)
 
 experiment(
@@ -129,16 +123,13 @@ experiment(
 )(train_and_prune)
 
 # --------------------------------------------------------------------------------------------------------- other images
+TINY = replace(LAPTOP, dataset="tiny_imagenet_20", validation=1000, padding=4, epochs=10)
 TINY_PENALISED = {name: PENALISED[name] for name in ("none", "ffr_length_curvature")}
 
 experiment(
     "dense_penalties_tiny",
     "Does feature-flow regularisation make filters removable on photographs of another data set?",
     smoke=Tier(DRY, TINY_PENALISED),
-    laptop=Tier(
-        replace(LAPTOP, dataset="tiny_imagenet_20", validation=1000, padding=4, epochs=10),
-        TINY_PENALISED,
-        seeds=(0, 1, 2),
-    ),
+    laptop=Tier(TINY, TINY_PENALISED, seeds=(0, 1, 2)),
     paper=Tier(replace(DEEP, dataset="tiny_imagenet_200"), TINY_PENALISED, seeds=(0, 1, 2)),
 )(train_and_prune)
