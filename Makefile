@@ -30,7 +30,7 @@ PAGES := _config.yml _toc.yml $(shell find book notebooks companion -type f -not
 JUPYTER_BOOK := $(BIN)/jupyter-book build . -W -n --keep-going
 # Notebooks and their tests see no network and no image data: what they show must not depend on either. One thread is as
 # fast for nets this small, and on a busy machine many times faster.
-OFFLINE := env -u COMPANION_DATA OMP_NUM_THREADS=1 http_proxy=http://127.0.0.1:9 https_proxy=http://127.0.0.1:9
+OFFLINE := env -u COMPANION_DATA OMP_NUM_THREADS=1 TQDM_DISABLE=1 http_proxy=http://127.0.0.1:9 https_proxy=http://127.0.0.1:9
 
 # $(call each,A B C,command with $$one): every one of them, whatever becomes of the others, then a line on each.
 define each
