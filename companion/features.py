@@ -379,17 +379,6 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
-def snapshot(x: Tensor) -> Tensor:
-    """x as it is now, whatever is done to it in place later: on the CPU a copy that is made only then.
-
-    >>> x = torch.ones(2)
-    >>> now = snapshot(x)
-    >>> x.mul_(3), now
-    (tensor([3., 3.]), tensor([1., 1.]))
-    """
-    return torch._lazy_clone(x) if x.is_cpu and not torch.compiler.is_compiling() else x.clone()
-
-
 class FeatureTap(Mapping[str, Tensor]):
     """Features of chosen layers in the last forward pass: layer name → reduced features, in order of execution.
 
@@ -599,8 +588,6 @@ class FeatureTap(Mapping[str, Tensor]):
         if self._keep is not None:
             features = self._keep(features)
         # A view of the output would follow what later layers do to it in place (nn.ReLU(inplace=True)).
-        if features.is_cpu and features.numel() == output.numel():
-            return snapshot(features)
         if (
             torch.compiler.is_compiling()
             or features.untyped_storage().data_ptr() == output.untyped_storage().data_ptr()

@@ -9,8 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from companion.features import snapshot
-
 BLOCK, COLUMNS = 32, 512  # of K's rows, and of the features that stay in a processor's cache meanwhile
 
 
@@ -41,7 +39,7 @@ class CenteredGram(torch.autograd.Function):
         spread, offset = k.trace(), mean.square().sum()
         ctx.mark_non_differentiable(spread, offset)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(snapshot(x), mean)
+            ctx.save_for_backward(x, mean)
         return k, spread, offset
 
     @staticmethod
