@@ -69,7 +69,7 @@ def changes(rounds: Sequence[Records], method: str, reading: Reading) -> list[fl
 
 def answer(rounds: Sequence[Records]) -> Figure:
     """The book's question and what was measured, in two panels: do they oppose each other, are weights small?"""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3), layout="constrained", width_ratios=[1, 1.1])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(6.8, 3), layout="constrained", width_ratios=[1, 1.1])
     places = {"aug_cka_sr": (0.04, -0.19), "cka_sr": (0.055, -0.03), "ffr_length_curvature": (-0.16, 0.06)}
     for method, place in places.items():
         name, colour = SHOWN[method]
@@ -80,7 +80,7 @@ def answer(rounds: Sequence[Records]) -> Figure:
     left.axvline(0, color=plots.INK, linewidth=1)
     left.set(xlim=(-0.2, 0.2), ylim=(-0.45, 0.12))
     left.set(xlabel="change of a relative step", ylabel="change of CKA inside stages")
-    left.set_title("They pull apart, a little", fontsize=10.5)
+    left.set_title("They pull opposite ways, a little", fontsize=10.5)
     rows = {name: changes(rounds, method, small_weights) for method, (name, _) in SHOWN.items()}
     plots.strip(rows, ax=right, colours=dict(SHOWN.values()))
     right.set(xlabel="small weights, change in % of all")
