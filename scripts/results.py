@@ -328,19 +328,17 @@ def answer() -> str:
         "**What came out**, in short trainings of small networks, by our reading of FFR, of which we had the abstracts "
         "(± is a 95 % interval over seeds, a point is one image in a hundred):",
         "- **Accuracy of sparse training: no gain was seen.** At the strength that was chosen first CKA-SR did not "
-        f"even change the features (CKA inside stages by {hardly.signed(3)}), nor the accuracy "
-        f"({hosts.signed()} points). "
-        f"Where it was strong enough to set layers apart (β = .1, CKA {apart.signed()}), accuracy fell "
+        f"even change the features (CKA inside stages by {hardly.signed(3)}), nor the accuracy ({hosts.signed()} "
+        f"points). Where it was strong enough to set layers apart (β = .1, CKA {apart.signed()}), accuracy fell "
         f"({lost.signed(1)} points).",
         "- **Small weights: no more than without.** At the strengths chosen their share stays as it is, within "
         f"{QUANTITIES['small weights'].delta} % of all weights. A group lasso, a penalty on the weights themselves, "
         f"adds {lasso.value:.0f}.",
         "- **Pruning: a gain, and not one of being different.** AugCKA-SR, the form of CKA-SR that compares every "
-        f"block with every other, changes the whole net's accuracy by {cost.signed()} points. With nine "
-        "weights in ten gone "
-        f"the net is better than its twin, by {gain.signed()}; but so is one under FFR, which makes layers *more* "
-        f"alike, by {rival.signed()}.",
-        f"- **The two wishes do oppose each other, a little.** FFR shortens the steps from block to block by "
+        f"block with every other, changes the whole net's accuracy by {cost.signed()} points. With nine weights in "
+        f"ten gone the net is better than its twin, by {gain.signed()}; but so is one under FFR, which makes layers "
+        f"*more* alike, by {rival.signed()}.",
+        "- **The two wishes do oppose each other, a little.** FFR shortens the steps from block to block by "
         f"{abs(shorter.value):.3f} of the features' size and raises the CKA inside stages by {alike.signed(3)}, about "
         f"the least that we count ({margin:g}). AugCKA-SR lowers CKA and makes the steps longer, by "
         f"{longer.signed(3)}.",

@@ -163,11 +163,9 @@ def test_the_first_screen_has_question_picture_and_finding(path: Path) -> None:
 
 @every_chapter
 def test_no_visible_cell_is_longer_than_30_lines(path: Path) -> None:
-    cells = cells_of(path)
-    end = next(number for number, cell in enumerate(cells) if re.search(r"^## Exercises", cell.source, re.MULTILINE))
     long = {
         number: len(cell.source.splitlines())
-        for number, cell in enumerate(cells[:end])
+        for number, cell in enumerate(cells_of(path))
         if cell.cell_type == "code" and not is_folded(cell) and len(cell.source.splitlines()) > 30
     }
     assert not long, long
