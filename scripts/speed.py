@@ -30,9 +30,8 @@ HEAD = """\
 What the package costs beside what one would do without it. Every number is a ratio of two times that were taken one
 after the other in the same round (for CKA the shorter of two turns each, for removal the shortest of three), and the
 median of {rounds} rounds; beside it stand the lowest and the highest. Taken is the time of the process, not that of the
-clock on the wall, because other programs ran on the machine; they still took a part of its caches, and that is most of
-the spread. The aims were set before these measurements; where one is missed, the line says so. On another processor the
-ratios differ: `make speed` measures them there and writes this page anew.
+clock on the wall, which other programs disturb. The aims were set before these measurements; where one is missed, the
+line says so. On another processor the ratios differ: `make speed` measures them there and writes this page anew.
 
 {where}
 
@@ -70,10 +69,10 @@ The same ratio, CKA of all pairs to the bare forward pass, as one number grows a
 
 ```{{figure}} _static/speed.png
 :alt: {alt}
-:width: 100%
+:width: 520px
 
-CKA of all pairs as a multiple of the forward pass; points are medians of {rounds} rounds, bars reach from the lowest to
-the highest.
+**The more layers are compared, the more CKA costs beside the forward pass; wider networks pay less.** Points are
+medians of {rounds} rounds, bars reach from the lowest to the highest.
 ```
 
 The ratio grows with the number of layers and does not change with that of batches. The work of a convolution grows with
@@ -141,8 +140,8 @@ def in_words() -> str:
 def picture() -> Figure:
     """A curve for each number that grows."""
     curves = record("growth")["curves"]
-    figure, axes = plt.subplots(1, len(curves), figsize=(8, 2.4), sharey=True)
-    for axis, (name, points) in zip(axes, curves.items(), strict=True):
+    figure, axes = plt.subplots(2, 2, figsize=(5.2, 4.2), sharey=True)
+    for axis, (name, points) in zip(axes.flat, curves.items(), strict=True):
         at = [point["at"] for point in points]
         middle = [statistics.median(point["ratios"]) for point in points]
         ends = [
@@ -155,7 +154,9 @@ def picture() -> Figure:
         axis.minorticks_off()
         axis.set(xlabel=CURVES[name])
         axis.axhline(1, color=plots.GREY, linewidth=0.8)
-    axes[0].set(ylabel="× the forward pass", ylim=(0, 1.05 * axes[0].get_ylim()[1]))  # of all four
+    for axis in axes[:, 0]:
+        axis.set(ylabel="× the forward pass")
+    axis.set(ylim=(0, 1.05 * axis.get_ylim()[1]))  # of all four
     return figure
 
 
@@ -179,8 +180,9 @@ def main() -> None:
     """Write the page and its figure."""
     write_aside(PAGE, page())
     with plt.rc_context(plots.STYLE):
-        options: Any = {"format": "png", "dpi": 200, "metadata": {"Description": digest()}}
-        write_aside(PICTURE, lambda file: picture().savefig(file, **options))
+        drawn = picture()
+        said = {"Description": digest(), **plots.text_size(drawn)}
+        write_aside(PICTURE, lambda file: drawn.savefig(file, format="png", dpi=200, metadata=said))
 
 
 if __name__ == "__main__":

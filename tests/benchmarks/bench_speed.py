@@ -27,6 +27,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from companion._files import write_aside
 from companion.experiments.records import provenance
 from companion.features import find_layers
 from companion.models import resnet20, resnet56
@@ -164,9 +165,8 @@ def main() -> None:
         torch.manual_seed(0)
         found = PARTS[name](arguments.rounds)
         where = provenance(CPU, started, time.perf_counter() - begin)
-        (RECORDS / f"{name}.json").write_text(
-            json.dumps({"rounds": arguments.rounds, **found, "provenance": where}) + "\n"
-        )
+        text = json.dumps({"rounds": arguments.rounds, **found, "provenance": where})
+        write_aside(RECORDS / f"{name}.json", text + "\n")
         print(name, json.dumps(found), flush=True)
 
 
