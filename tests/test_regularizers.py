@@ -382,6 +382,22 @@ def test_weights_of_unknown_origin_are_refused_by_name_and_shared_ones_count_onc
     assert number(L1(tied, 1.0)()) == pytest.approx(number(tied[0].weight.abs().sum()))
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_each_of_many_computed_weights_counts_though_memory_is_used_again(make):
+    """Rows of a grouped transposed convolution are a copy, so the computed weight itself is let go."""
+    model = nn.Sequential(*[nn.ConvTranspose2d(8, 8, 3, groups=4) for _ in range(30)])
+    for layer in model:
+        make(layer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no parametrization is a layer that the default leaves out
+        penalty = L1(model, 1.0)
+    model(torch.randn(1, 8, 4, 4))
+    whole = sum(number(layer.weight.abs().sum()) for layer in model)
+    for _ in range(10):
+        assert len(penalty.weights) == 30 and number(penalty()) == pytest.approx(whole)
+
+
 # ------------------------------------------------------------------------------------------------------------- copies
 def test_a_penalty_on_the_module_that_holds_it_says_what_to_do():
     class Holder(nn.Module):
@@ -654,6 +670,25 @@ def test_weight_penalties_against_their_formulas(device):
     gap = (rows @ rows.T - torch.eye(3, dtype=torch.float64, device=device)).square().sum()
     gap = gap + (linear.T @ linear - torch.eye(3, dtype=torch.float64, device=device)).square().sum()
     assert number(Orthogonality(net, 0.1)()) == pytest.approx(0.1 * number(gap))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["l1", "group_lasso", "orthogonality", "slimming"])
+def test_weight_penalties_of_half_precision_weights_and_under_autocast_are_computed_in_float32(name, dtype):
+    """Squares of small weights are 0 in float16, and the sum of a million is infinite."""
+    model = nn.Sequential(nn.Linear(256, 512), nn.BatchNorm1d(512)).requires_grad_(True)
+    with torch.no_grad():
+        model[0].weight.mul_(1e-3)
+        model[1].weight.fill_(200.0)
+    model.to(dtype)
+    wide = copy.deepcopy(model).double()
+    truth, value = built(name, wide)(), built(name, model)()
+    assert value.dtype == torch.float32 and number(value) == pytest.approx(number(truth), rel=1e-5)
+    value.backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.parameters())
+    single = wide.float()
+    with torch.autocast("cpu", dtype):
+        assert number(built(name, single)()) == pytest.approx(number(truth), rel=1e-5)
 
 
 def test_group_lasso_of_an_empty_filter_has_gradient_zero():
