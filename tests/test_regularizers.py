@@ -456,6 +456,41 @@ def test_pairs_and_their_weights(net, images):
     assert value("adjacent") == pytest.approx(value("stage"))  # two blocks a stage: the same pairs
 
 
+class Chosen(nn.Module):
+    """Blocks run in the order of `turns`, as layer drop and shared layers have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(4)]).double()
+        self.turns = [0, 1, 2, 3]
+
+    def forward(self, x):
+        for turn in self.turns:
+            x = x + self.blocks[turn](x)
+        return x
+
+
+def test_pairs_are_those_of_the_layers_that_ran():
+    """The weights of the first pass, of four blocks, were spread over what a later pass left: 12 for one block."""
+    model, x = Chosen(), torch.randn(16, 6, dtype=torch.float64)
+    names = [f"blocks.{number}.1" for number in range(4)]
+    penalty = CKASparsity(model, 1.0, every=1, examples=None, layers=names)
+    pair = CKASparsity(model, 1.0, every=1, examples=None, layers=names, pairs=[(names[1], names[2])])
+    for turns in ([0, 1, 2, 3], [1, 2], [0, 2, 1], [3, 2, 1, 0], [1, 1, 2]):
+        model.turns = turns
+        model(x)
+        with FeatureTap(model, names) as tap:
+            model(x)
+        assert number(penalty()) == pytest.approx(
+            sum(number(cka(tap[a], tap[b])) for a, b in itertools.permutations(tap, 2))
+        )
+        assert number(pair()) == pytest.approx(2 * number(cka(tap[names[1]], tap[names[2]])))
+    model.turns = [1]
+    model(x)
+    with pytest.raises(ValueError, match="no pair to compare"):
+        penalty()
+
+
 def test_gradient_matches_finite_differences(device):
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh()).double().to(device)
