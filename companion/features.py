@@ -468,6 +468,7 @@ class FeatureTap(Mapping[str, Tensor]):
         self._mask: Tensor | None = None
         self._graph = False  # whether the pass began with gradients
         self._selected = False
+        self._ran: set[str] | None = None  # in the pass before, for `_require_features`
         self._stack = ExitStack()
 
     # -- the hooks
@@ -813,7 +814,7 @@ def extract(
         layer name → features of all examples, rows in the order of `data`.
 
     Raises:
-        ValueError: see `FeatureTap` and `batches`; no batch, none of the layers ran, or features of
+        ValueError: see `FeatureTap` and `batches`; no batch, none of the layers ran, or other layers or features of
             other widths in other batches.
 
     >>> from companion.models import digits_net
@@ -841,9 +842,15 @@ def extract(
 
 
 def _require_features(tap: FeatureTap) -> None:
-    """Refuse a forward pass that ran none of the tapped layers."""
+    """Refuse a forward pass that ran none of the tapped layers, or others than the pass before."""
     if not tap:
         raise ValueError(
             f"none of the chosen layers ran in the forward pass: {list(tap.layers)}. A layer that is not used, or "
             "whose weights another one uses without calling it (out_proj of nn.MultiheadAttention), has no features"
+        )
+    ran, tap._ran = tap._ran or set(tap), set(tap)
+    if ran != tap._ran:
+        raise ValueError(
+            f"layers {sorted(ran ^ tap._ran)} run in some batches and not in others, so there are no features of all "
+            "examples: choose layers that always run"
         )

@@ -25,7 +25,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import TensorDataset
 
-from companion import cka, cka_interval
+from companion import cka, cka_interval, cka_map
+from companion.blocks import block_effects
 from companion.features import (
     REDUCERS,
     FeatureTap,
@@ -39,6 +40,7 @@ from companion.features import (
     per_position,
     unwrap,
 )
+from companion.flow import trajectory
 from companion.regularizers import CKASparsity
 from companion.similarity import gram
 
@@ -949,6 +951,27 @@ def test_batches_of_other_lengths() -> None:
     assert extract(model, data, "embedding", reduce="average_pool")["embedding"].shape == (8, 8)
     with pytest.raises(ValueError, match=r"'embedding' gives \[\(40,\), \(56,\)\] features in different batches"):
         extract(model, data, "embedding")
+
+
+class Sometimes(nn.Module):
+    """Its second layer runs where the inputs are positive on average, as early exits have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.second(y) if x.mean() > 0 else y
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("measure", [extract, cka_map, block_effects, trajectory])
+def test_a_layer_that_runs_in_some_batches_alone_is_refused(measure: Any, sign: int) -> None:
+    """Its rows would be those of other examples than the rest's: 8 of 16 here, without a word."""
+    x = torch.randn(16, 4) + sign * torch.tensor([3.0, -3.0]).repeat_interleave(8)[:, None]
+    with pytest.raises(ValueError, match=r"layers \['second'\] run in some batches and not in others|no trajectory"):
+        measure(Sometimes(), x, ["first", "second"], batch_size=8)
 
 
 def test_select_is_for_outputs_that_are_no_tensors() -> None:
