@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,13 +161,18 @@ def frozen_random(*key: int) -> np.random.RandomState:
     return np.random.RandomState(key)
 
 
-@contextmanager
-def _named(path: str | Path) -> Iterator[None]:
-    """Turn whatever a decoder raises into one error that names the file."""
+def decode(path: str | Path) -> UInt8[Tensor, "3 height width"]:
+    """Decode an image file to red, green and blue, whatever its colours are.
+
+    Raises:
+        ValueError: the file is not an image, is damaged, or has more pixels than Pillow's limit; it is named.
+        FileNotFoundError: there is no such file.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
+            with Image.open(path) as image:
+                return pil_to_tensor(image.convert("RGB"))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is missing; unpack the data set anew") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -178,25 +181,6 @@ def _named(path: str | Path) -> Iterator[None]:
         ) from error
     except Exception as error:  # every format fails in ways of its own
         raise ValueError(f"{path} is not an image or is damaged ({error}); unpack the data set anew") from error
-
-
-def decode(path: str | Path) -> UInt8[Tensor, "3 height width"]:
-    """Decode an image file to red, green and blue, whatever its colours are.
-
-    Raises:
-        ValueError: the file is not an image, is damaged, or has more pixels than Pillow's limit; it is named.
-        FileNotFoundError: there is no such file.
-    """
-    with _named(path), Image.open(path) as image:
-        return pil_to_tensor(image.convert("RGB"))
-
-
-def encoded(path: str | Path) -> UInt8[Tensor, " bytes"]:
-    """The bytes of an image file, once its head says that it is an image of bearable size. Errors as for `decode`."""
-    with _named(path):
-        content = bytearray(Path(path).read_bytes())
-        Image.open(io.BytesIO(content)).close()
-        return torch.frombuffer(content, dtype=torch.uint8)
 
 
 def files_below(folder: Path, endings: tuple[str, ...]) -> list[Path]:
