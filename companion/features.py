@@ -32,7 +32,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import Dataset, IterableDataset
 from torch.utils.module_tracker import ModuleTracker
 
-from companion._checks import at_least, given, one_of, whole_number
+from companion._checks import at_least, given, one_of
 from companion._progress import progress
 
 __all__ = [
@@ -85,11 +85,7 @@ def float64_device(device: torch.device) -> torch.device:
 
 
 def float64(x: Tensor) -> Tensor:
-    """x in float64, on the CPU where its own device has none: sums, ties and thresholds are as exact on every device.
-
-    >>> float64(torch.ones(2))
-    tensor([1., 1.], dtype=torch.float64)
-    """
+    """x in float64, on the CPU where its device has none: sums, ties and thresholds are as exact on every device."""
     return x.to(float64_device(x.device)).double()  # moved first: a device without float64 cannot convert
 
 
@@ -110,7 +106,7 @@ def flatten(
     x: Float[Tensor, "examples *feature"], mask: Shaped[Tensor, "examples tokens"] | None = None
 ) -> Float[Tensor, "examples features"]:
     """One feature per channel *and position*, as both papers compare maps: (N, C, H, W) → (N, C·H·W). Masked tokens
-    are 0. The width is large, so use the unbiased estimator.
+    are 0.
 
     >>> flatten(torch.ones(5, 8, 4, 4)).shape
     torch.Size([5, 128])
@@ -225,9 +221,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: it is no module.
 
-    >>> model = nn.Linear(2, 2)
-    >>> unwrap(nn.DataParallel(model)) is model
-    True
+    >>> unwrap(nn.DataParallel(nn.Linear(2, 3)))
+    Linear(in_features=2, out_features=3, bias=True)
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"the model is {given(model)}; give a torch.nn.Module")
@@ -276,32 +271,28 @@ def find_layers(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
     modules = {bare_name(name): unwrap(module) for name, module in unwrap(model).named_modules()}
     modules.pop("", None)
     kind = type(unwrap(model)).__name__
-    if callable(layers) and not isinstance(layers, type | nn.Module):
-        chosen = {name for name, module in modules.items() if layers(name, module)}
-    else:
-        chosen = set()
-        if not isinstance(layers, str | type | nn.Module | Iterable):
-            raise ValueError(f"layers={given(layers)}: choose by name, by type, or by a predicate (name, module)")
-        for choice in [layers] if isinstance(layers, str | type | nn.Module) else list(layers):
-            if isinstance(choice, type):
-                chosen |= {name for name, module in modules.items() if isinstance(module, choice)}
-            elif isinstance(choice, str):
-                found = {choice} & set(modules) or set(filter(_wildcard(choice).fullmatch, modules))
-                if not found:
-                    close = difflib.get_close_matches(choice, modules, n=3, cutoff=0.3) or list(modules)[:5]
-                    raise ValueError(
-                        f"no layer of {kind} matches {choice!r}; close names: {close}. "
-                        "`dict(model.named_modules())` lists them all"
-                    )
-                chosen |= found
-            else:
+    single = isinstance(layers, str | type | nn.Module) or not isinstance(layers, Iterable)
+    choices: list[Any] = [layers] if single else list(layers)  # type: ignore[arg-type]
+    chosen: set[str] = set()
+    for choice in choices:
+        if isinstance(choice, type):
+            chosen |= {name for name, module in modules.items() if isinstance(module, choice)}
+        elif isinstance(choice, str):
+            found = {choice} & set(modules) or set(filter(_wildcard(choice).fullmatch, modules))
+            if not found:
+                close = difflib.get_close_matches(choice, modules, n=3, cutoff=0.3) or list(modules)[:5]
                 raise ValueError(
-                    f"layers holds a {type(choice).__name__}; choose by name, by type, or by a predicate (name, module)"
+                    f"no layer of {kind} matches {choice!r}; close names: {close}. "
+                    "`dict(model.named_modules())` lists them all"
                 )
+            chosen |= found
+        elif single and callable(choice) and not isinstance(choice, nn.Module):
+            chosen = {name for name, module in modules.items() if choice(name, module)}
+        else:
+            raise ValueError(f"layers={given(choice)}: choose by name, by type, or by a predicate (name, module)")
     if not chosen:
         kinds = sorted({type(module).__name__ for module in modules.values()})
-        several = layers if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
-        shown = ", ".join(str(getattr(choice, "__name__", choice)) for choice in several)
+        shown = ", ".join(str(getattr(choice, "__name__", choice)) for choice in choices)
         raise ValueError(f"layers={shown or given(layers)} chooses no layer of {kind}; it is made of {kinds}")
     return {name: module for name, module in modules.items() if name in chosen}
 
@@ -315,12 +306,7 @@ def hooked(
     before: bool = False,
 ) -> Iterator[None]:
     """Call `seen(name, module, inputs, output)` after each run of one of the modules, those inputs given by name last;
-    or, with `before`, before it runs, with the inputs in place of the output. On exit the hooks are gone.
-
-    >>> with hooked({"layer": (layer := nn.Linear(2, 3))}, lambda name, module, inputs, output: print(name)):
-    ...     _ = layer(torch.ones(1, 2))
-    layer
-    """
+    or, with `before`, before it runs, with the inputs in place of the output. On exit the hooks are gone."""
     with ExitStack() as hooks:
         for name, module in modules.items():
             put: Callable[..., Any] = module.register_forward_pre_hook if before else module.register_forward_hook
@@ -382,10 +368,10 @@ def _same(x: Tensor) -> Tensor:
 class FeatureTap(Mapping[str, Tensor]):
     """Features of chosen layers in the last forward pass: layer name → reduced features, in order of execution.
 
-    Use it as a context manager; on exit, also by an exception, every hook is gone. The tap never changes the model's
-    mode, device or outputs. A module called more than once in one forward pass has one entry for each call: `"relu"`,
-    `"relu#2"`, …; one that is not called has none. Layers run outside a forward pass of the model, as by
-    `model.forward_features(x)`, have the features of their own last call. A deep copy of a tapped model is not tapped.
+    Use it as a context manager; on exit every hook is gone. The tap never changes the model's mode, device or outputs.
+    A module called more than once in one forward pass has one entry for each call: `"relu"`, `"relu#2"`, …; one that is
+    not called has none. Layers run outside a forward pass of the model, as by `model.forward_features(x)`, have the
+    features of their own last call. A deep copy of a tapped model is not tapped.
 
     Rows are examples. Layers that say `batch_first=False`, and what they are made of, have their first two dimensions
     exchanged, and `"average_pool"` and `"per_position"` find the channels by a layer's weights; what then has other
@@ -698,13 +684,13 @@ def batches(
     the batch before it (with the one after it, if it is the first).
 
     Raises:
-        ValueError: batch_size below `minimum`; data or a batch of another kind; batches to join that have different
-            shapes.
+        ValueError: batch_size below `minimum`; data or a batch of another kind, or no batch; batches to join that have
+            different shapes.
 
     >>> [len(x) for x in batches(torch.ones(10, 3), batch_size=4, minimum=3)]
     [4, 6]
     """
-    at_least(max(minimum, 1), batch_size=whole_number(batch_size=batch_size))
+    at_least(max(minimum, 1), batch_size=batch_size)
     one_by_one = isinstance(data, Dataset) and not isinstance(data, IterableDataset)
     array = hasattr(data, "__array__") and not isinstance(data, Tensor)
     if one_by_one or array or isinstance(data, Mapping | str) or not isinstance(data, Iterable):
@@ -732,8 +718,9 @@ def batches(
         held, small = x, None
     if small is not None:
         held = small if held is None else _joined(held, small)
-    if held is not None:
-        yield held
+    if held is None:
+        raise ValueError("data holds no batch")
+    yield held
 
 
 def _size(batch: Any) -> int:
@@ -770,11 +757,7 @@ def _moved(batch: Any, device: torch.device) -> Any:
 
 def run(model: nn.Module, batch: Any, forward: Forward = None) -> Any:
     """The model's output for a batch, which goes to the model's device: `model(x)`, or `model(**x)` of a mapping, or
-    what `forward(model, batch)` does.
-
-    >>> run(nn.Identity(), torch.ones(2)), run(nn.Identity(), {"input": torch.ones(2)})
-    (tensor([1., 1.]), tensor([1., 1.]))
-    """
+    what `forward(model, batch)` does."""
     first = _first_tensor(batch)
     moved = batch if first is None else _moved(batch, device_of(model, first))
     if forward is not None:
@@ -813,8 +796,8 @@ def extract(
         layer name → features of all examples, rows in the order of `data`.
 
     Raises:
-        ValueError: see `FeatureTap` and `batches`; no batch, none of the layers ran, or features of
-            other widths in other batches.
+        ValueError: see `FeatureTap` and `batches`; none of the layers ran, or features of other widths in other
+            batches.
 
     >>> from companion.models import digits_net
     >>> features = extract(digits_net(), torch.randn(100, 1, 8, 8), "layer1.*.relu2", reduce="average_pool")
@@ -829,8 +812,6 @@ def extract(
             _require_features(tap)
             for name, features in tap.items():
                 parts.setdefault(name, []).append(features)
-    if not parts:
-        raise ValueError("data holds no batch")
     for name, chunks in parts.items():
         if len({x.shape[1:] for x in chunks}) > 1:
             raise ValueError(

@@ -169,12 +169,12 @@ def cka_heatmap(
 ) -> QuadMesh:
     """Map of CKA between layers: depth runs rightwards and downwards, layer i is centred at i + ½ on both axes.
 
-    The scale is fixed at 0 … 1; a negative (unbiased) value is drawn as 0. A dead layer, whose CKA is defined as 0 with
-    everything, itself included, is grey. A thin white line stands where a stage begins.
+    The scale is fixed at 0 … 1; a negative (unbiased) value is drawn as 0. A dead layer, whose CKA is defined as 0, is
+    grey. A thin white line stands where a stage begins.
 
     Args:
         table: layers × layers, or layers of one net × layers of another, such as `similarity.cka_map` returns. Names of
-            its two axes, `table.rename_axis(index="ResNet-20", columns="ResNet-56")`, are written beside them.
+            its two axes are written beside them.
         ax: where to draw; None: a new figure, wide enough for the names.
         labels: at most so many layer names on an axis; the others are left out evenly.
         colorbar: draw the scale beside the map.

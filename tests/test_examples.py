@@ -24,7 +24,7 @@ WITHOUT = {
         *("data.cifar10", "data.cifar100", "data.tiny_imagenet", "data.imagenet", "data.ImageNetLoader"),
     },
     "comes out of a function, whose example shows it": {
-        *("flow.Trajectory", "similarity.Interval", "pruning.Cost", "pruning.Coupling"),
+        *("flow.Trajectory", "similarity.Interval", "similarity.Null", "pruning.Cost", "pruning.Coupling"),
         *("pruning.FilterReport", "pruning.FineTuning", "training.Place", "experiments.Outcome"),
         *("experiments.ImageTask", "experiments.distributions.Task", "widgets.Parts"),
     },
@@ -32,6 +32,7 @@ WITHOUT = {
     "works in Google Colab alone": {"experiments.notebook.keep_on_drive"},
     "arguments that every method takes: a signature refers to it": {"pruning.Options"},
     "its other half's example shows it": {"training.load_checkpoint"},
+    "another depth of `resnet20`": {"models.resnet32", "models.resnet44", "models.resnet56"},
     "a step of `prune_filters`, whose example shows it": {
         f"pruning.filters.{name}" for name in ("Constants", "constants", "remove")
     },

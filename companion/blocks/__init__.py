@@ -3,12 +3,6 @@
 A *block* is the unit whose outputs the papers compare (`find_blocks`). A *stage* is a run of blocks whose outputs have
 one shape (`stages`). A record keeps names alone: there a stage is the numbered container that holds numbered blocks,
 `layer3` of `layer3.2` (`stage_of`); in ResNets both are the same. Chapter *Feature similarity* compares blocks.
-
->>> same_stage("layer10.0", "layer10.1"), same_stage("layer1.0", "layer10.0")
-(True, False)
-
-`block_effects` measures what each block does to its input, in one pass over the data; `without_blocks` and
-`remove_blocks` make networks that do without some.
 """
 
 from __future__ import annotations

@@ -92,7 +92,6 @@ def cifar10(split: Literal["train", "test"] = "train", root: str | Path | None =
     by MD5 and downloaded when missing.
 
     Args:
-        split: "train" or "test".
         root: the data root, see `data_root`.
         download: whether missing files may be downloaded.
 
