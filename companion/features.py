@@ -21,7 +21,6 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -606,9 +605,7 @@ class FeatureTap(Mapping[str, Tensor]):
         self._thread = None if self._compiled else threading.get_ident()
         return self.attach()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: Any) -> None:
         self.remove()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FeatureTap:

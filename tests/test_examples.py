@@ -26,7 +26,7 @@ WITHOUT = {
     "comes out of a function, whose example shows it": {
         *("flow.Trajectory", "similarity.Interval", "similarity.Null", "pruning.Cost", "pruning.Coupling"),
         *("pruning.FilterReport", "pruning.FineTuning", "training.Place", "experiments.Outcome"),
-        *("experiments.ImageTask", "experiments.distributions.Task", "widgets.Parts"),
+        *("experiments.ImageTask", "experiments.distributions.Task", "experiments.statistics.Common", "widgets.Parts"),
     },
     "needs Lightning, a recipe shows it": {"training.lightning_log"},
     "works in Google Colab alone": {"experiments.notebook.keep_on_drive"},
@@ -49,7 +49,7 @@ WITHOUT = {
         f"experiments.quantities.{name}"
         for name in (
             *("percent", "after_pruning", "after_removal", "without_blocks", "block_damage", "pruned_on_average"),
-            *("sparsity_kept", "cka_of_blocks", "cka_of_neighbours", "path_length", "path_angle"),
+            *("sparsity_kept", "cka_in_stages", "cka_of_blocks", "cka_of_neighbours", "path_length", "path_angle"),
             *("straightness", "small_weights", "folded_norms", "raw_norms", "inner_scale", "inner_deviation"),
             *("branch_scale", "about_image", "about_label", "shared_information", "mean_cosine", "logarithm"),
         )

@@ -7,7 +7,9 @@ one shape (`stages`). A record keeps names alone: there a stage is the numbered 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 from companion.blocks._names import compared_layers, find_blocks, label, same_stage, spans, stage_of, stages
 
@@ -29,13 +31,6 @@ __all__ = [
     "without_blocks",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    # The measures of blocks stand on similarity and flow, which know blocks by name alone.
-    if name == "block_effects":
-        from companion.blocks import _effects as module
-    elif name in ("PassThrough", "remove_blocks", "without_blocks"):
-        from companion.blocks import _removal as module  # type: ignore[no-redef]
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(module, name)
+# The measures of blocks stand on similarity and flow, which know blocks by name alone.
+_LATER = {"_effects": ["block_effects"], "_removal": ["PassThrough", "remove_blocks", "without_blocks"]}
+__getattr__ = lazy_loader.attach(__name__, submod_attrs=_LATER)[0]

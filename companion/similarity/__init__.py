@@ -17,7 +17,9 @@ All functions compute in float32 (float64 for float64 features), whatever autoca
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 from companion.similarity._cka import alignment, cka, cka_matrix, hsic
 from companion.similarity._intervals import Interval, cka_interval
@@ -50,10 +52,5 @@ __all__ = [
     "u_center",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in ("ExactCKA", "MinibatchCKA"):  # torchmetrics takes longer to import than all else here
-        from companion.similarity import _streaming
-
-        return getattr(_streaming, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# torchmetrics takes longer to import than all else here.
+__getattr__ = lazy_loader.attach(__name__, submod_attrs={"_streaming": ["ExactCKA", "MinibatchCKA"]})[0]
