@@ -2,14 +2,6 @@
 
 A *tap* reduces and keeps the features of chosen layers inside their forward hooks, so that an in-place ReLU right after
 a layer cannot change them. Chapter *Estimating CKA well* explains what the reducers mean.
-
->>> import torch
->>> from torch import nn
->>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(8 * 16, 10))
->>> with FeatureTap(model, layers=(nn.Conv2d, nn.Linear), reduce="average_pool") as features:
-...     logits = model(torch.randn(5, 3, 4, 4))
->>> {name: tuple(x.shape) for name, x in features.items()}
-{'0': (5, 8), '3': (5, 10)}
 """
 
 from __future__ import annotations
@@ -331,10 +323,6 @@ def _parts(output: Any) -> dict[str, Any]:
     return {f".{key}": part for key, part in getattr(output, "__dict__", {}).items()}
 
 
-def _holds_tensors(part: Any) -> bool:
-    return isinstance(part, Tensor) or any(map(_holds_tensors, _parts(part).values()))
-
-
 def _one_tensor(output: Any, name: str) -> Tensor:
     """The single tensor in a layer's output; a clear refusal when there are several or none, or when something else
     that holds tensors, such as a packed sequence, comes before it."""
@@ -342,7 +330,7 @@ def _one_tensor(output: Any, name: str) -> Tensor:
         return output
     parts = {f"output{key}": part for key, part in _parts(output).items()}
     tensors = {key: part for key, part in parts.items() if isinstance(part, Tensor)}
-    first = next((key for key, part in parts.items() if _holds_tensors(part)), None)
+    first = next((key for key, part in parts.items() if _first_tensor(part) is not None), None)
     if len(tensors) == 1 and first in tensors:
         return tensors[first]
     raise ValueError(

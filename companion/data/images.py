@@ -91,8 +91,8 @@ class Images:
     def split(self, validation: int, seed: int = 0) -> tuple[Images, Images]:
         """Hold out `validation` images, for choices that must not see the test set.
 
-        Every class gives its share, to within one image: 5,000 of CIFAR-10's 50,000 are 500 of each class. The same
-        seed gives the same split on every machine and under every version of NumPy.
+        Every class gives its share, to within one image. The same seed gives the same split on every machine and under
+        every version of NumPy.
 
         Returns:
             The remaining images and the held-out ones, each in the order of the set.
@@ -118,14 +118,12 @@ class Images:
 class Normalize:
     """Pixels of 0…255 to (pixel/255 − mean) / std, as torchvision's `ToDtype(scale=True)` and `Normalize`.
 
-    The constants are moved to the device once, so that a call never waits for it; torchvision moves them every time.
-    Computed in at least float32, and rounded to `dtype` once.
+    The constants are moved to the device once. Computed in at least float32, and rounded to `dtype` once.
 
     Args:
         mean, std: one value for each channel, of pixels from 0 to 1.
         device: where the images will be.
-        dtype: floating type of the result.
-        channels_last: memory format of the result.
+        dtype, channels_last: floating type and memory format of the result.
 
     >>> Normalize(mean=(0.5,), std=(0.25,))(torch.tensor([[[[0, 255]]]], dtype=torch.uint8))
     tensor([[[[-2.,  2.]]]])

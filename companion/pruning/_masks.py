@@ -9,12 +9,12 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import pandas as pd
 import torch
-import torch.distributed as dist
 from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from companion._checks import at_least, one_of
+from companion._ranks import from_rank_zero
 from companion._registry import Registry
 from companion._weights import matrices, memory, multiplies, warn_of_the_rest
 from companion.features import Layers, bare_name, find_layers, unwrap
@@ -372,13 +372,6 @@ class Masks:
             raise ValueError(f"masks do not fit the model; layer → (its shape, the mask's): {differing}")
         for name, mask in theirs.items():
             mine[name].copy_(mask)
-
-
-def from_rank_zero(tensor: Tensor) -> Tensor:
-    """In a process group: fill the tensor with that of rank 0."""
-    if dist.is_available() and dist.is_initialized():
-        dist.broadcast(tensor, 0)
-    return tensor
 
 
 def _weights(model: nn.Module, layers: Layers) -> dict[str, nn.Parameter]:

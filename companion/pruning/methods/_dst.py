@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from companion._checks import between
+from companion._ranks import from_rank_zero
 from companion._weights import multiplies
 from companion.features import Layers
-from companion.pruning._masks import METHODS, Masks, from_rank_zero
+from companion.pruning._masks import METHODS, Masks
 
 
 def surrogate(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
