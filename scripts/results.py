@@ -353,7 +353,10 @@ def answer() -> str:
         f"{np.median(reached()):.1f} points would often have gone unnoticed in one comparison, and most gains that the "
         "papers print are smaller. Full training and larger nets lie beyond these runs.",
     )
-    wrapped = [textwrap.fill(one, 118, subsequent_indent="  " if one.startswith("-") else "") for one in points]
+    wrapped = [
+        textwrap.fill(one, 118, subsequent_indent="  " if one.startswith("-") else "", break_on_hyphens=False)
+        for one in points
+    ]
     return "\n\n".join([wrapped[0], "\n".join(wrapped[1:5]), *wrapped[5:]]) + "\n"
 
 

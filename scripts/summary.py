@@ -145,7 +145,7 @@ def page() -> str:
         total=len(CLAIMS),
         tally=counted([one.verdict for one in judgements()]),
         claims=table(["", "claim", "verdict", "numbers", "what would decide it"], [4, 30, 14, 34, 18], rows),
-        how=textwrap.fill(how, 118),
+        how=textwrap.fill(how, 118, break_on_hyphens=False),
         gaps=gaps,
     )
 
