@@ -397,7 +397,7 @@ def mask_report(report: pd.DataFrame, *, ax: Axes | None = None, title: str | No
     whole = report["alive"].sum() / report["weights"].sum()
     axis.axvline(whole, color=VERMILION, linestyle="--", linewidth=1.4, label=f"all layers: {whole:.3g}")
     for row, (alive, weights) in enumerate(zip(report["alive"], report["weights"], strict=True)):
-        axis.annotate(f"{alive:,} of {weights:,}", (1.02, row), va="center", fontsize=8, annotation_clip=False)
+        axis.annotate(f"{alive:,} of {weights:,}", (1.02, row), va="center", fontsize=9, annotation_clip=False)
     axis.set(yticks=rows, yticklabels=list(map(str, report.index)), xlim=(0, 1), xlabel="density of the layer")
     axis.set_ylim(len(report) - 0.4, -0.6)
     axis.grid(False, axis="y")
