@@ -271,8 +271,12 @@ def _recalibrate(model: nn.Module, data: Tensor | Iterable[Any], forward: Forwar
             norm.reset_running_stats()
             norm.momentum = None  # the plain mean over batches
             norm.train()
+        seen = 0
         for x in batches(data, minimum=2, whole=forward is not None):
             run(model, x, forward)
+            seen += 1
+        if not seen:
+            raise ValueError("recalibrate holds no batch; a generator is empty once it has been read")
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 
