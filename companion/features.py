@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import itertools
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -168,19 +167,19 @@ def _sequences(model: nn.Module) -> frozenset[nn.Module]:
     return frozenset(part for module in model.modules() if _sequence_first(module) for part in module.modules())
 
 
-def _channels(model: nn.Module, name: str, module: nn.Module, shape: torch.Size) -> int:
+def _weighted(module: nn.Module) -> list[nn.Module]:
+    return [part for part in module.modules() if isinstance(part, FIRST + LAST)]
+
+
+def _channels(name: str, module: nn.Module, before: nn.Module | None, shape: torch.Size) -> int:
     """The dimension that holds a layer's channels, 1 or −1: where the width of its last weights is found, else what its
-    kind of weights says. A layer without weights is judged by those before it.
+    kind of weights says. A layer without weights is judged by those that ran before it.
 
     Raises:
         ValueError: sequences of which neither tells.
     """
-
-    def weighted(modules: Iterable[nn.Module]) -> list[nn.Module]:
-        return [part for part in modules if isinstance(part, FIRST + LAST)]
-
-    own = weighted(module.modules())
-    parts = own or weighted(itertools.takewhile(lambda part: part is not module, model.modules()))[-1:]
+    own = _weighted(module)
+    parts = own or ([] if before is None else [before])
     if parts:
         found = [getattr(parts[-1], key) for key in WIDTHS if hasattr(parts[-1], key)]
         width = parts[-1].normalized_shape[-1] if isinstance(parts[-1], nn.LayerNorm) else found[0]
@@ -442,6 +441,8 @@ class FeatureTap(Mapping[str, Tensor]):
         self._graph = False  # whether the pass began with gradients
         self._selected = False
         self._ran: set[str] | None = None  # in the pass before, for `_require_features`
+        self._finds_channels = self._reduce in (average_pool, per_position)
+        self._latest: nn.Module | None = None  # of the layers with weights, whichever ran last
         self._stack = ExitStack()
 
     # -- the hooks
@@ -460,7 +461,7 @@ class FeatureTap(Mapping[str, Tensor]):
         mask = kwargs.get("attention_mask")
         self._mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         self._running, self._loose = True, False
-        self._graph, self._selected = torch.is_grad_enabled(), False
+        self._graph, self._selected, self._latest = torch.is_grad_enabled(), False, None
 
     def _clear(self) -> None:
         self._features.clear()
@@ -476,6 +477,10 @@ class FeatureTap(Mapping[str, Tensor]):
                 f"select had nothing to select: the outputs of {list(self._features)} are tensors already; to take a "
                 "part of them use reduce=..., or select={'layer': function} by layer"
             )
+
+    def _note(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not self._elsewhere():
+            self._latest = module
 
     def _store(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if (self._when is not None and not self._when()) or self._elsewhere():
@@ -547,7 +552,7 @@ class FeatureTap(Mapping[str, Tensor]):
     def _reduced(self, name: str, module: nn.Module, tensor: Tensor, output: Tensor) -> Tensor:
         features = tensor
         if self._reduce in (average_pool, per_position) and tensor.ndim > 2:
-            axis = _channels(unwrap(self.model), name, module, tensor.shape)
+            axis = _channels(name, module, self._latest, tensor.shape)
             features = tensor.movedim(axis, -1 if tensor.ndim == 3 else 1)
         mask = self._mask
         if mask is not None and self._reduce is not None and self._reduce in REDUCERS.values() and tensor.ndim == 3:
@@ -577,6 +582,9 @@ class FeatureTap(Mapping[str, Tensor]):
         self._attached = True
         root = unwrap(self.model)
         self._stack.callback(root.register_forward_pre_hook(self._start, with_kwargs=True).remove)
+        if self._finds_channels and not all(map(_weighted, self.layers.values())):
+            weighted = {str(number): module for number, module in enumerate(_weighted(root))}
+            self._stack.enter_context(hooked(weighted, self._note))
         # An input is tapped before the layer runs: it may overwrite it.
         self._stack.enter_context(hooked(self.layers, self._store, before=self.inputs))
         self._stack.callback(root.register_forward_hook(self._end, always_call=True).remove)
@@ -705,7 +713,7 @@ def batches(
     if small is not None:
         held = small if held is None else _joined(held, small)
     if held is None:
-        raise ValueError("data holds no batch")
+        raise ValueError("data holds no batch; a generator is empty once it has been read")
     yield held
 
 

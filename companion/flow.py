@@ -7,6 +7,7 @@ Chapter *Networks as flows* derives what is measured here.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -149,7 +150,8 @@ def turning_angles(path: Sequence[Float[Tensor, "examples ..."]]) -> Float[Tenso
 
 
 def straightness(features: Sequence[Float[Tensor, "examples ..."]], norm: float = 2) -> Float[Tensor, " examples"]:
-    """Chord over length, ‖x_L − x₀‖ / Σ_l ‖d_l‖, from 0 (a closed path) to 1 (a straight one, or one that rests).
+    """Chord over length, ‖x_L − x₀‖ / Σ_l ‖d_l‖, from 0 (a closed path) to 1 (a straight one, or one that rests). x₀ is
+    carried from layer to layer, as the steps are: past them (7 × 7 → 5 × 5 → 3 × 3) it would end elsewhere.
 
     Raises:
         ValueError: see `steps` and `lengths`.
@@ -159,7 +161,7 @@ def straightness(features: Sequence[Float[Tensor, "examples ..."]], norm: float 
     (tensor([0.]), tensor([1.]))
     """
     length = lengths(steps(features), norm).sum(0)
-    chord = _norm(features[-1] - carry(features[0], features[-1].shape[1:]), norm)
+    chord = _norm(features[-1] - functools.reduce(lambda x, y: carry(x, y.shape[1:]), features), norm)
     moved = length > 0
     return torch.where(moved, chord / torch.where(moved, length, 1), 1)
 
@@ -283,7 +285,8 @@ def polygons(features: Mapping[str, Tensor], across_stages: bool = False) -> lis
 
 
 def measure(features: Mapping[str, Tensor], *, across_stages: bool = False, norm: float = 2) -> Trajectory:
-    """The measures of the trajectories in features (examples, …) by layer, in order of execution.
+    """The measures of the trajectories in features (examples, …) by layer, in order of execution; in float32 those of
+    half precision.
 
     Args:
         across_stages: one polygon through all layers, carried over where the shape changes; else one in each stage.
@@ -297,7 +300,8 @@ def measure(features: Mapping[str, Tensor], *, across_stages: bool = False, norm
     (['b'], tensor([[5.]]))
     """
     found = polygons(features, across_stages)
-    names, xs = [list(polygon) for polygon in found], [list(polygon.values()) for polygon in found]
+    names = [list(polygon) for polygon in found]
+    xs = [[x if x.element_size() >= 4 else x.float() for x in polygon.values()] for polygon in found]
     paths = [steps(x) for x in xs]
     return Trajectory(
         stages=names,

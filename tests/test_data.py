@@ -13,6 +13,7 @@ import urllib.error
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +83,13 @@ def test_split_and_order_never_change() -> None:
     loader = DeviceLoader(dataclasses.replace(images, mean=(0.0,), std=(1 / 255,)), 8, shuffle=True, seed=5)
     loader.epoch = 2
     assert next(iter(loader))[0].flatten().round().tolist() == [50, 39, 54, 95, 94, 63, 79, 17]
+
+
+@pytest.mark.parametrize("indices", [torch.arange(9) > 4, [True, False], [0.5, 1.5], np.arange(9) < 2])
+def test_a_mask_is_not_taken_for_indices(indices: Any) -> None:
+    """It would give the first and second image, over and over."""
+    with pytest.raises(ValueError, match="of a mask give"):
+        data.digits().subset(indices)
 
 
 @pytest.mark.parametrize("validation", [0, 50, -1])

@@ -952,6 +952,29 @@ def test_batches_of_other_lengths() -> None:
         extract(model, data, "embedding")
 
 
+class Bottleneck(nn.Module):
+    """One ReLU for three widths, defined after all layers, as in torchvision's ResNet-50; here as wide as maps are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reduce, self.expand, self.relu = nn.Conv2d(16, 4, 1), nn.Conv2d(4, 16, 1), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.narrow = self.relu(self.reduce(x))
+        self.wide = self.relu(x + self.expand(self.narrow))
+        return self.wide
+
+
+def test_channels_of_a_layer_without_weights_are_those_of_the_layer_that_ran_before_it() -> None:
+    """The one defined before it has the width of the other axis: averages over channels, without a word."""
+    model = Bottleneck().eval()
+    found = extract(model, torch.randn(5, 16, 16, 16), "relu", reduce="average_pool")
+    torch.testing.assert_close(found["relu"], model.narrow.mean((2, 3)))
+    torch.testing.assert_close(found["relu#2"], model.wide.mean((2, 3)))
+    rows = extract(model, torch.randn(5, 16, 16, 16), "relu", reduce="per_position")["relu"]
+    torch.testing.assert_close(rows, model.narrow.permute(0, 2, 3, 1).flatten(0, 2))
+
+
 class Sometimes(nn.Module):
     """Its second layer runs where the inputs are positive on average, as early exits have it."""
 

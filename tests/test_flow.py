@@ -192,6 +192,29 @@ def test_carried_features_are_never_longer_and_carrying_twice_is_carrying_once(d
     assert torch.equal(flow.carry(torch.ones(2, 3), (6,)), torch.tensor([[0, 1, 1, 1, 0, 0]] * 2).float())
 
 
+@pytest.mark.parametrize("shapes", [[(1, 7, 7), (1, 5, 5), (1, 3, 3)], [(4,), (5,), (8,)]])
+def test_the_chord_is_no_longer_than_the_path_though_shapes_do_not_divide_each_other(shapes):
+    """A path that all but rests in carried features: its chord, carried past the middle layer, was 1,000 lengths."""
+    torch.manual_seed(0)
+    points = [torch.randn(3, *shapes[0])]
+    for shape in shapes[1:]:
+        points.append(flow.carry(points[-1], shape))
+    points[-1] = points[-1] + 1e-3 * torch.randn_like(points[-1])
+    torch.testing.assert_close(flow.straightness(points), torch.ones(3), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_measured_in_float32(dtype):
+    """1/‖d‖ of a short step is infinite in float16, and a small angle is rounding in bfloat16."""
+    torch.manual_seed(0)
+    points = {"a": torch.zeros(3, 8, dtype=dtype)}
+    for name in "bcd":
+        points[name] = (list(points.values())[-1].double() + 1e-5 + 1e-6 * torch.randn(3, 8)).to(dtype)
+    found, truth = flow.measure(points), flow.measure({name: x.double() for name, x in points.items()})
+    for name in ("size", "length", "curvature", "angle", "straightness"):
+        torch.testing.assert_close(getattr(found, name).double(), getattr(truth, name), rtol=1e-4, atol=1e-7)
+
+
 def test_stages_are_cut_where_the_shape_changes():
     shapes = {"a": (2, 4, 8, 8), "b": (2, 4, 8, 8), "c": (2, 8, 4, 4), "d": (2, 8, 4, 4), "e": (2, 10)}
     features = {name: torch.zeros(shape) for name, shape in shapes.items()}

@@ -1305,6 +1305,23 @@ def test_groups_estimate_the_same_and_vary_as_they_should() -> None:
         assert abs(shift.mean()) < 4 * shift.std() / math.sqrt(draws)
 
 
+class Rotated(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.roll(1, dims=1) ** 3
+
+
+@pytest.mark.parametrize("estimator", ["minibatch", "exact"])
+def test_cka_map_of_two_models_that_share_layers(estimator: str) -> None:
+    """The second model's pass runs the first one's layers, too, on other inputs: 1 for .6, without a word."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)), torch.randn(40, 6)
+    other = nn.Sequential(Rotated(), model)
+    alone = {name: extract(net, x, name)[name] for net, name in ((model, "0"), (model, "2"), (other, "1.2"))}
+    found = cka_map(model, x, ["0", "2"], other=other, other_layers=["1.2"], estimator=estimator)
+    for name in ("0", "2"):
+        assert found.loc[name, "1.2"] == pytest.approx(float(cka(alone[name], alone["1.2"])), abs=1e-5)
+
+
 def test_cka_map_reducers_and_repeated_calls() -> None:
     net = small_net().eval()
     model = nn.Sequential(net[0], net[2], net[3], nn.ReLU(inplace=True), net[5], net[6])

@@ -301,6 +301,9 @@ def test_deviations_are_those_of_what_goes_in_and_out():
     found = quantities.deviations(model, images)
     torch.testing.assert_close(found["0"][0], images.movedim(1, -1).flatten(0, -2).std(0, correction=0))
     torch.testing.assert_close(found["3"][1], model(images).std(0, correction=0).detach(), rtol=1e-4, atol=1e-5)
+    tokens = torch.randn(40, 6, 3) * torch.tensor([1.0, 2.0, 3.0])  # channels last
+    found = quantities.deviations(nn.Sequential(nn.Linear(3, 2)), tokens)
+    torch.testing.assert_close(found["0"][0], tokens.flatten(0, 1).std(0, correction=0))
 
 
 # ---------------------------------------------------------------------------------------------------- blocks taken out

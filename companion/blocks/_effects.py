@@ -107,6 +107,7 @@ class _Effects(FeatureTap):
     def __init__(self, model: nn.Module, layers: Layers, *, reduce: Reducer, per_token: bool) -> None:
         super().__init__(model, layers, reduce=reduce, keep=_kernel)
         self.per_token = per_token
+        self._finds_channels |= per_token
         self.undefined: dict[str, str] = {}
         self._overwritten: set[nn.Module] = set()
         self.start()
@@ -172,7 +173,7 @@ class _Effects(FeatureTap):
 
     def _steps(self, name: str, module: nn.Module, x: Tensor, y: Tensor, numbers: Tensor) -> None:
         mask = None
-        if self.per_token and y.ndim == 3 and _channels(unwrap(self.model), name, module, y.shape) == -1:
+        if self.per_token and y.ndim == 3 and _channels(name, module, self._latest, y.shape) == -1:
             mask = y.new_ones(y.shape[:2], dtype=torch.bool) if self._mask is None else self._mask.to(y.device).bool()
             if not mask.any(1).all():
                 raise ValueError("an example without tokens that its attention_mask counts has no steps; leave it out")

@@ -84,8 +84,18 @@ class Images:
         return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def subset(self, indices: Int64[Tensor, " chosen"] | Sequence[int]) -> Images:
-        """The images of these indices, in this order; the classes keep their labels."""
-        chosen = torch.as_tensor(indices, dtype=torch.int64, device=self.images.device)
+        """The images of these indices, in this order; the classes keep their labels.
+
+        Raises:
+            ValueError: a mask, or numbers that are not whole.
+        """
+        chosen = torch.as_tensor(indices, device=self.images.device)
+        if len(chosen) and (chosen.dtype == torch.bool or chosen.is_floating_point()):
+            raise ValueError(
+                f"indices are {chosen.dtype}, and images have whole numbers from 0 to {len(self) - 1}: of a mask give "
+                "mask.nonzero()[:, 0]"
+            )
+        chosen = chosen.long()
         return dataclasses.replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
     def split(self, validation: int, seed: int = 0) -> tuple[Images, Images]:

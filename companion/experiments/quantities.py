@@ -337,7 +337,8 @@ def deviations(
     def seen(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         kept = sums.setdefault(name, {})
         for side, x in (("in", inputs[0]), ("out", output)):
-            x = float64(x.detach().movedim(1, -1).flatten(0, -2))
+            channels = 1 if isinstance(module, nn.Conv2d) else -1  # tokens have them last
+            x = float64(x.detach().movedim(channels, -1).flatten(0, -2))
             new = torch.stack([torch.full_like(x[0], len(x)), x.sum(0), x.square().sum(0)])
             kept[side] = kept[side] + new if side in kept else new
 

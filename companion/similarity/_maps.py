@@ -102,17 +102,19 @@ def cka_map(
         for tap in taps:
             stack.enter_context(tap)
         for x in batches(data, batch_size, minimum=1 if exact else MINIMUM, whole=forward is not None):
+            found: list[dict[str, Tensor]] = []
             for net, tap in zip(nets, taps, strict=True):
                 run(net, x, forward)
                 _require_features(tap)
+                found.append(dict(tap))  # the other net may run layers of this one, too
             if metric is None:
                 metric = (
-                    ExactCKA(*taps, unbiased=unbiased)
+                    ExactCKA(*found, unbiased=unbiased)
                     if exact
-                    else MinibatchCKA(*taps, unbiased=unbiased, kernel="precomputed", group=group)
+                    else MinibatchCKA(*found, unbiased=unbiased, kernel="precomputed", group=group)
                 )
-                metric = metric.to(next(iter(taps[0].values())).device)
-            metric.update(*taps)
+                metric = metric.to(next(iter(found[0].values())).device)
+            metric.update(*found)
     assert metric is not None  # `batches` has given one
     table = pd.DataFrame(metric.compute().cpu().numpy(), metric.layers, metric.other_layers or metric.layers)
     table.attrs = {"examples": metric.total, "estimator": estimator, "unbiased": unbiased, "kernel": str(kernel)}
