@@ -7,9 +7,11 @@ from collections.abc import Container, Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-NO_PRODUCT = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm)  # their weights are looked up, or scale
+# Their weights are looked up, or scale, or make those of the layer that they are in.
+PASSED_OVER = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, parametrize.ParametrizationList)
 
 
 def transposed_linear(module: nn.Module) -> bool:
@@ -59,7 +61,7 @@ def warn_of_the_rest(model: nn.Module, chosen: Container[nn.Module], what: str) 
     rest = {
         name: type(module).__name__
         for name, module in model.named_modules()
-        if module not in chosen and not isinstance(module, NO_PRODUCT) and has_weights(name, module)
+        if module not in chosen and not isinstance(module, PASSED_OVER) and has_weights(name, module)
     }
     if rest:
         warnings.warn(

@@ -25,7 +25,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import TensorDataset
 
-from companion import cka, cka_interval
+from companion import cka, cka_interval, cka_map
+from companion.blocks import block_effects
 from companion.features import (
     REDUCERS,
     FeatureTap,
@@ -39,6 +40,7 @@ from companion.features import (
     per_position,
     unwrap,
 )
+from companion.flow import trajectory
 from companion.regularizers import CKASparsity
 from companion.similarity import gram
 
@@ -127,9 +129,9 @@ def test_empty_choice_says_what_there_is(layers: Any) -> None:
 
 def test_a_module_or_a_number_is_no_choice() -> None:
     model = small_net()
-    with pytest.raises(ValueError, match="holds a Conv2d; choose by name, by type"):
+    with pytest.raises(ValueError, match="layers=a Conv2d: choose by name, by type"):
         find_layers(model, model[0])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="holds a int"):
+    with pytest.raises(ValueError, match="layers=0: choose by name"):
         find_layers(model, [0])  # type: ignore[list-item]
 
 
@@ -601,14 +603,13 @@ def test_extract_keeps_the_order_of_the_data() -> None:
         ([4, 3, 3, 4], 4, [4, 6, 4]),
         ([1, 1, 1], 4, [3]),
         ([4, 4, 3], 1, [4, 4, 3]),
-        ([], 4, []),
     ],
 )
 def test_small_batches_are_joined(sizes: list[int], minimum: int, joined: list[int]) -> None:
     x = torch.arange(sum(sizes))
-    got = list(batches(iter(x.split(sizes)) if sizes else [], minimum=minimum))
+    got = list(batches(iter(x.split(sizes)), minimum=minimum))
     assert [len(part) for part in got] == joined
-    assert not sizes or torch.equal(torch.cat(got), x)
+    assert torch.equal(torch.cat(got), x)
 
 
 def test_bad_batches() -> None:
@@ -949,6 +950,27 @@ def test_batches_of_other_lengths() -> None:
     assert extract(model, data, "embedding", reduce="average_pool")["embedding"].shape == (8, 8)
     with pytest.raises(ValueError, match=r"'embedding' gives \[\(40,\), \(56,\)\] features in different batches"):
         extract(model, data, "embedding")
+
+
+class Sometimes(nn.Module):
+    """Its second layer runs where the inputs are positive on average, as early exits have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.second(y) if x.mean() > 0 else y
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("measure", [extract, cka_map, block_effects, trajectory])
+def test_a_layer_that_runs_in_some_batches_alone_is_refused(measure: Any, sign: int) -> None:
+    """Its rows would be those of other examples than the rest's: 8 of 16 here, without a word."""
+    x = torch.randn(16, 4) + sign * torch.tensor([3.0, -3.0]).repeat_interleave(8)[:, None]
+    with pytest.raises(ValueError, match=r"layers \['second'\] run in some batches and not in others|no trajectory"):
+        measure(Sometimes(), x, ["first", "second"], batch_size=8)
 
 
 def test_select_is_for_outputs_that_are_no_tensors() -> None:

@@ -382,6 +382,22 @@ def test_weights_of_unknown_origin_are_refused_by_name_and_shared_ones_count_onc
     assert number(L1(tied, 1.0)()) == pytest.approx(number(tied[0].weight.abs().sum()))
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_each_of_many_computed_weights_counts_though_memory_is_used_again(make):
+    """Rows of a grouped transposed convolution are a copy, so the computed weight itself is let go."""
+    model = nn.Sequential(*[nn.ConvTranspose2d(8, 8, 3, groups=4) for _ in range(30)])
+    for layer in model:
+        make(layer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no parametrization is a layer that the default leaves out
+        penalty = L1(model, 1.0)
+    model(torch.randn(1, 8, 4, 4))
+    whole = sum(number(layer.weight.abs().sum()) for layer in model)
+    for _ in range(10):
+        assert len(penalty.weights) == 30 and number(penalty()) == pytest.approx(whole)
+
+
 # ------------------------------------------------------------------------------------------------------------- copies
 def test_a_penalty_on_the_module_that_holds_it_says_what_to_do():
     class Holder(nn.Module):
@@ -438,6 +454,41 @@ def test_pairs_and_their_weights(net, images):
     assert value([("layer1.0", "layer2.1")]) == pytest.approx(2 * one)
     assert value({("layer1.0", "layer2.1"): 3.0, ("layer1.1", "layer1.0"): 0.5}) == pytest.approx(6 * one + two)
     assert value("adjacent") == pytest.approx(value("stage"))  # two blocks a stage: the same pairs
+
+
+class Chosen(nn.Module):
+    """Blocks run in the order of `turns`, as layer drop and shared layers have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(4)]).double()
+        self.turns = [0, 1, 2, 3]
+
+    def forward(self, x):
+        for turn in self.turns:
+            x = x + self.blocks[turn](x)
+        return x
+
+
+def test_pairs_are_those_of_the_layers_that_ran():
+    """The weights of the first pass, of four blocks, were spread over what a later pass left: 12 for one block."""
+    model, x = Chosen(), torch.randn(16, 6, dtype=torch.float64)
+    names = [f"blocks.{number}.1" for number in range(4)]
+    penalty = CKASparsity(model, 1.0, every=1, examples=None, layers=names)
+    pair = CKASparsity(model, 1.0, every=1, examples=None, layers=names, pairs=[(names[1], names[2])])
+    for turns in ([0, 1, 2, 3], [1, 2], [0, 2, 1], [3, 2, 1, 0], [1, 1, 2]):
+        model.turns = turns
+        model(x)
+        with FeatureTap(model, names) as tap:
+            model(x)
+        assert number(penalty()) == pytest.approx(
+            sum(number(cka(tap[a], tap[b])) for a, b in itertools.permutations(tap, 2))
+        )
+        assert number(pair()) == pytest.approx(2 * number(cka(tap[names[1]], tap[names[2]])))
+    model.turns = [1]
+    model(x)
+    with pytest.raises(ValueError, match="no pair to compare"):
+        penalty()
 
 
 def test_gradient_matches_finite_differences(device):
@@ -654,6 +705,25 @@ def test_weight_penalties_against_their_formulas(device):
     gap = (rows @ rows.T - torch.eye(3, dtype=torch.float64, device=device)).square().sum()
     gap = gap + (linear.T @ linear - torch.eye(3, dtype=torch.float64, device=device)).square().sum()
     assert number(Orthogonality(net, 0.1)()) == pytest.approx(0.1 * number(gap))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["l1", "group_lasso", "orthogonality", "slimming"])
+def test_weight_penalties_of_half_precision_weights_and_under_autocast_are_computed_in_float32(name, dtype):
+    """Squares of small weights are 0 in float16, and the sum of a million is infinite."""
+    model = nn.Sequential(nn.Linear(256, 512), nn.BatchNorm1d(512)).requires_grad_(True)
+    with torch.no_grad():
+        model[0].weight.mul_(1e-3)
+        model[1].weight.fill_(200.0)
+    model.to(dtype)
+    wide = copy.deepcopy(model).double()
+    truth, value = built(name, wide)(), built(name, model)()
+    assert value.dtype == torch.float32 and number(value) == pytest.approx(number(truth), rel=1e-5)
+    value.backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.parameters())
+    single = wide.float()
+    with torch.autocast("cpu", dtype):
+        assert number(built(name, single)()) == pytest.approx(number(truth), rel=1e-5)
 
 
 def test_group_lasso_of_an_empty_filter_has_gradient_zero():

@@ -49,7 +49,7 @@ class CKASparsity(FeaturePenalty):
         select: see `features.FeatureTap`.
 
     Raises:
-        ValueError: an argument out of range, unknown layers or pairs, no pair at all.
+        ValueError: an argument out of range, unknown layers or pairs, no pair at all among the layers that ran.
         RuntimeError: no training forward pass since the model was tapped.
 
     >>> from companion.models import digits_net
@@ -93,7 +93,7 @@ class CKASparsity(FeaturePenalty):
             )
         self.pairs, self.reduction, self.form, self.kernel = pairs, reduction, form, kernel
         self.unbiased = estimator == "unbiased"
-        self._weights: Tensor | None = None
+        self._weights: tuple[list[str], Tensor] | None = None  # of the layers that ran, in their order
         self._compared: tuple[list[str], Tensor] | None = None
         chosen = find_blocks(model) if layers is None else layers
         super().__init__(model, functools.partial(FeatureTap, layers=chosen, reduce=self._gram, select=select), every)
@@ -104,17 +104,17 @@ class CKASparsity(FeaturePenalty):
     def value(self, features: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """β times the sum over pairs of the layers' Gram matrices."""
         layers, grams = list(features), list(features.values())
-        if self._weights is None:
-            self._weights = self._pair_weights(layers).to(float64_device(grams[0].device))
+        if self._weights is None or self._weights[0] != layers:
+            self._weights = layers, self._pair_weights(layers).to(float64_device(grams[0].device))
         if len(grams[0]) < MINIMUM:
             return grams[0].new_zeros(())
         values = alignment(grams, self.unbiased)
         self._compared = layers, values.detach()
-        total = strength_at(self.beta, self.calls) * (self._weights * FORMS[self.form](values)).sum()
+        total = strength_at(self.beta, self.calls) * (self._weights[1] * FORMS[self.form](values)).sum()
         return total.to(grams[0])
 
     def _pair_weights(self, layers: list[str]) -> Float[Tensor, "layers layers"]:
-        """w_ij of every pair i < j; fixed by the first forward pass, which tells the shapes."""
+        """w_ij of every pair i < j of the layers that ran; their first pass tells the shapes."""
         found = stages(self._tap.shapes)
         if isinstance(self.pairs, Mapping):
             chosen = dict(self.pairs)

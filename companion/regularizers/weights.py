@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -51,7 +52,8 @@ def weight_of(name: str, module: nn.Module, key: str = "weight") -> Tensor | Non
 class _OnWeights(BasePenalty):
     """A penalty on the weights of convolutions and linear layers, attention's projections included (or of `layers`), as
     the next forward pass uses them: pruned by a mask, normalised, or parametrised otherwise. A weight that several
-    layers share counts once. A warning names layers with weights that the default leaves out.
+    layers share counts once. The value is computed in float32 (float64 for float64 weights) whatever autocast says. A
+    warning names layers with weights that the default leaves out.
 
     Raises:
         ValueError: a negative strength; no layer with a weight, or a weight of unknown origin, which is named.
@@ -78,12 +80,12 @@ class _OnWeights(BasePenalty):
     @property
     def weights(self) -> dict[str, Tensor]:
         """Layer → its weight now, a row for each of its outputs ("layer.in_proj_weight" for attention's)."""
-        found, seen = {}, set()
+        found, seen = {}, dict[Any, Tensor]()  # held: what is computed and let go gives its memory to the next
         for name, module in self._modules.items():
             for key in _keys(module):
                 weight = weight_of(name, module, key)
                 if weight is not None and memory(weight) not in seen:
-                    seen.add(memory(weight))
+                    seen[memory(weight)] = weight
                     found[name if key == "weight" else f"{name}.{key}"] = outputs_first(module, weight)
         return found
 
@@ -92,8 +94,10 @@ class _OnWeights(BasePenalty):
         raise NotImplementedError
 
     def __call__(self) -> Float[Tensor, ""]:
-        terms = torch.stack([self.term(weight) for weight in self.weights.values()])
-        return self._computed(strength_at(self.strength, self.calls) * terms.sum())
+        weights = list(self.weights.values())
+        with torch.autocast(weights[0].device.type, enabled=False):
+            terms = [self.term(weight.to(torch.promote_types(weight.dtype, torch.float32))) for weight in weights]
+            return self._computed(strength_at(self.strength, self.calls) * torch.stack(terms).sum())
 
 
 @PENALTIES.register("l1", title="L1", reads="weights", signed=False)
