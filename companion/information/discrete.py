@@ -301,7 +301,7 @@ def binned(
     x, y = continuous(x).detach(), continuous(y, "y").detach()
     same_rows(x, y)
     codes = [bin_index(z, bin_edges(z, bins, rule)) for z in (x, y)]
-    found, pairs = _information(*codes, correction)
+    found, pairs = _information(codes[0], codes[1], correction)
     _warn_of_single(len(x), pairs, "pairs of bins", "whether x and y go together")
     assumes = f"{bins} bins a column ({rule}) keep what matters, and are few for {len(x)} examples"
     return estimate(found.value, found.error, unit, estimator="binning", assumes=assumes, examples=len(x))

@@ -282,6 +282,9 @@ def _timed(model: nn.Module, example: Any, device: torch.device) -> float:
         end.record(torch.cuda.current_stream(device))
         end.synchronize()
         return start.elapsed_time(end) / 1000
+    wait = getattr(torch, device.type).synchronize if device.type != "cpu" else lambda: None  # a queue takes no time
+    wait()
     began = time.perf_counter()
     call(model, example)
+    wait()
     return time.perf_counter() - began
