@@ -347,6 +347,12 @@ def _first_tensor(*parts: Any) -> Tensor | None:
     return None
 
 
+def _of_tokens(mask: Shaped[Tensor, "rows tokens"]) -> bool:
+    """Whether it says which tokens count: no mask that is added to scores, none of who may look at whom (causal)."""
+    causal = len(mask) > 1 and mask.shape[0] == mask.shape[1] and torch.equal(mask, torch.ones_like(mask).tril())
+    return bool(((mask == 0) | (mask == 1)).all()) and not causal
+
+
 def _same(x: Tensor) -> Tensor:
     return x
 
@@ -556,10 +562,11 @@ class FeatureTap(Mapping[str, Tensor]):
             features = tensor.movedim(axis, -1 if tensor.ndim == 3 else 1)
         mask = self._mask
         if mask is not None and self._reduce is not None and self._reduce in REDUCERS.values() and tensor.ndim == 3:
-            if mask.shape != features.shape[:2]:
+            if mask.shape != features.shape[:2] or not _of_tokens(mask):
                 raise ValueError(
                     f"layer {name!r} gives {tuple(tensor.shape)}, the attention mask is {tuple(mask.shape)}: which "
-                    "tokens count is not known; reduce with a function of your own"
+                    "tokens count is not known, unless it has a row of 0 (padding) and 1 for each example; reduce with "
+                    "a function of your own"
                 )
             features = self._reduce(features, mask.to(features.device))
         elif self._reduce is not None:

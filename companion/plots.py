@@ -195,7 +195,7 @@ def cka_heatmap(
     if values.size == 0 or not np.isfinite(values).all():
         given = f"{np.count_nonzero(~np.isfinite(values))} values that are not" if values.size else "an empty table"
         raise ValueError(f"a CKA map needs finite values; got {given}")
-    rows, columns = ([label(str(name)) for name in names] for names in (table.index, table.columns))
+    rows, columns = map(_labels, (table.index, table.columns))
     if ax is None:
         longest = [0.07 * max(0, max(map(len, names)) - 12) for names in (rows, columns)]  # inches
         ax = plt.subplots(figsize=(4.6 + longest[0], 4.0 + longest[1]), layout="compressed")[1]
@@ -268,11 +268,17 @@ def _thinned(count: int, most: int) -> list[int]:
     return shown
 
 
+def _labels(names: Iterable[Any]) -> list[str]:
+    """What layers are called, by their role where stages say that these are a ResNet's: in another net "relu" is no
+    stem, and "linear" may come first."""
+    found = [str(name) for name in names]
+    return [label(name) for name in found] if any(map(stage_of, found)) else found
+
+
 def _starts(names: Iterable[Any]) -> list[int]:
     """Where a stage begins, the first layer excepted; nothing for names without stages."""
     found = [str(name) for name in names]
-    staged = any(stage_of(name) for name in found)
-    return [first for _, first, _ in spans(found) if first > 0 and staged]
+    return [first for _, first, _ in spans(found) if first > 0] if any(map(stage_of, found)) else []
 
 
 # --------------------------------------------------------------------------------------------------- seeds, with spread
@@ -350,7 +356,7 @@ def curve(runs: Any, quantity: str = "accuracy", *, ax: Axes | None = None) -> A
     histories = [getattr(run, "curve", run) for run in ([runs] if one else runs)]
     table = pd.DataFrame(
         [
-            {"run": number, "epoch": epoch, "of": name, quantity: value}
+            {"run": number, "epoch": entry.get("epoch", epoch), "of": name, quantity: value}
             for number, history in enumerate(histories)
             for epoch, entry in enumerate(history, start=1)
             for name, value in entry.items()

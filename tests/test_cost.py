@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from companion.models import digits_net, resnet20, vgg16_bn
-from companion.pruning import Latency, cost, latencies, latency
+from companion.pruning import Latency, _cost, cost, latencies, latency
 
 
 def of_torch(model: nn.Module, x: Tensor) -> int:
@@ -274,6 +274,15 @@ def test_a_smaller_model_is_faster_and_a_masked_one_is_not(device: torch.device)
     if device.type == "cpu":
         assert least["small"] < 0.5 * least["dense"]
     assert least["masked"] > 0.5 * least["dense"]
+
+
+def test_latency_waits_for_a_device_that_only_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the clock starts and before it stops, on Apple's and Intel's too."""
+    told: list[str] = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: told.append("wait"))
+    monkeypatch.setattr(_cost.time, "perf_counter", lambda: told.append("clock") or float(len(told)))
+    _cost._timed(nn.Identity(), torch.ones(1), torch.device("mps"))
+    assert told == ["wait", "clock", "wait", "clock"]
 
 
 def test_latency_says_its_quartiles_and_refuses_nonsense() -> None:

@@ -944,6 +944,22 @@ def test_mapping_batches_and_masks() -> None:
     torch.testing.assert_close(by_hand["head"], masked.detach())
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.zeros(5, 5).masked_fill(torch.arange(5) > 2, -torch.inf),  # what is added to scores: 0 counts, not 1
+        torch.ones(5, 5).tril(),  # who may look at whom, in a batch of as many examples as tokens
+        torch.tensor([[1, 1, 2, 2, 0]] * 5),  # two sequences in each row
+    ],
+    ids=["added", "causal", "packed"],
+)
+@pytest.mark.parametrize("reduce", [*REDUCERS])
+def test_a_mask_that_does_not_say_which_tokens_count_is_refused(mask: Tensor, reduce: str) -> None:
+    batch = {"input_ids": torch.randint(0, 50, (5, 5)), "attention_mask": mask}
+    with pytest.raises(ValueError, match="which tokens count is not known"):
+        extract(Named(), [batch], "embedding", reduce=reduce)
+
+
 def test_batches_of_other_lengths() -> None:
     model = Named()
     data = [{"input_ids": torch.randint(0, 50, (4, length))} for length in (5, 7)]

@@ -154,6 +154,18 @@ def test_pairwise_bounds_equal_their_definition_in_blocks() -> None:
             assert float(found) == pytest.approx(expected.item(), abs=1e-9) and found.bound == side
 
 
+def test_pairwise_bounds_do_not_depend_on_an_offset_nor_on_the_units() -> None:
+    """‖a‖² + ‖b‖² − 2ab has no digits left of distances far smaller than the features: .74 for 2.34 at 10⁸."""
+    h = torch.randn(60, 4, dtype=torch.float64).repeat(2, 1)  # every input twice
+    labels = torch.arange(120) % 3
+    truth, about_label = float(kolchinsky_tracey(h, noise=1.0)), float(noisy_label_information(h, labels, noise=1.0))
+    for scale, offset in ((1.0, 1e8), (1e-6, 1.0), (1e8, 0.0)):
+        moved = scale * h + offset
+        assert float(kolchinsky_tracey(moved, noise=scale)) == pytest.approx(truth, rel=1e-6)
+        assert float(noisy_label_information(moved, labels, noise=scale)) == pytest.approx(about_label, rel=1e-6)
+    assert float(kolchinsky_tracey(h, noise=1e-9)) == pytest.approx(math.log(60), abs=1e-9)
+
+
 def test_more_noise_less_information_and_labels_no_more_than_inputs() -> None:
     y = torch.randint(0, 3, (200,))
     h = torch.randn(200, 2, dtype=torch.float64) + 4 * torch.nn.functional.one_hot(y, 3)[:, :2]

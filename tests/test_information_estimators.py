@@ -102,7 +102,7 @@ def test_names_come_from_where_estimators_are_defined() -> None:
 
 def test_bins_that_are_never_filled_are_said() -> None:
     x, y = torch.randn(2, 500, 12)
-    with pytest.warns(UserWarning, match="500 examples fall into 500 pairs of bins"):
+    with pytest.warns(UserWarning, match="500 examples show 500 pairs of bins"):
         mutual_information(x, y, "binning")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

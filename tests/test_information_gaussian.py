@@ -243,6 +243,9 @@ def test_linear_dependence_is_refused_whatever_the_last_bits_say(dtype: torch.dt
         slope = float(weights[0, 0])
         with pytest.raises(ValueError, match="not positive definite"):
             gaussian_mutual_information(torch.tensor([[1, slope], [slope, slope**2]], dtype=torch.float64), 1)
+        for columns in (torch.cat([x, x @ weights], 1), torch.stack([x[:, 0], slope * x[:, 0]], 1)):
+            with pytest.raises(ValueError, match="not positive definite"):  # in the rounding of its own type
+                gaussian_mutual_information(torch.cov(columns.T), 1)
     for gap in (1e-6, 1e-12):
         expected = -0.5 * math.log(gap * (2 - gap))
         assert gaussian_mutual_information(pair(1 - gap), 1).item() == pytest.approx(expected, rel=1e-3)

@@ -71,6 +71,13 @@ def test_a_map_shows_the_values_with_the_layers_in_order() -> None:
     assert (image.axes.get_xlabel(), image.axes.get_ylabel()) == ("depth →", "← depth")
 
 
+def test_layers_have_a_role_in_a_resnet_alone() -> None:
+    """A net whose first layer is called "linear" began with its logits."""
+    names = ["linear", "relu", "relu#2", "fc"]
+    axis = plots.cka_heatmap(table(names)).axes
+    assert texts(axis.get_xticklabels()) == texts(axis.get_yticklabels()) == names
+
+
 @pytest.mark.parametrize("values", [[0.97, 1.0], [-0.3, 0.1], [0.0, 0.5]])
 def test_colours_mean_the_same_in_every_map(values: list[float]) -> None:
     frame = pd.DataFrame([values, values[::-1]], index=["a", "b"], columns=["a", "b"])
@@ -189,6 +196,8 @@ def test_a_curve_of_a_record_in_one_line() -> None:
     assert texts(axis.get_legend().get_texts()) == names
     for line, name in zip(axis.lines, names, strict=False):
         np.testing.assert_allclose(line.get_ydata(), [epoch[name] for epoch in record.curve])
+    later = plots.curve([{"epoch": 11, "loss": 1.0}, {"epoch": 12, "loss": 0.5}], "loss", ax=plt.subplots()[1])
+    np.testing.assert_array_equal(later.lines[0].get_xdata(), [11, 12])
     seeds = [[{"loss": 1.0}, {"loss": 0.5}], [{"loss": 3.0}, {"loss": 0.7}]]
     several = plots.curve(seeds, "loss", ax=plt.subplots()[1])
     np.testing.assert_allclose(several.lines[0].get_ydata(), [2.0, 0.6])

@@ -741,6 +741,10 @@ def test_bad_features() -> None:
         cka_matrix({"a": x}, {"a": x[:5]})
     with pytest.raises(ValueError, match="at least one feature matrix"):
         cka_matrix([])
+    square = torch.randn(8, 8)  # features, as many as examples
+    for call in (hsic, cka, cka_interval, cka_null):
+        with pytest.raises(ValueError, match="x is not symmetric, so it is no kernel matrix"):
+            call(square, square @ square.T, kernel="precomputed")
     with pytest.raises(ValueError, match=r"precomputed kernel matrix is \(examples, examples\); got shape \(8, 3\)"):
         cka(x, x, kernel="precomputed")
     with pytest.raises(ValueError, match=r"features are \(examples, features\); got shape \(8,\)"):

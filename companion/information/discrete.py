@@ -114,12 +114,16 @@ def discrete_entropy(
     Raises:
         ValueError: no examples, NaN, values that look continuous, an unknown correction or unit.
 
+    Warns:
+        UserWarning: nearly every example is the only one of its symbol.
+
     >>> coin = torch.tensor([0, 1]).repeat(500)
     >>> f"{discrete_entropy(coin, correction='plug-in', unit='bits').value:.1f}"
     '1.0'
     """
     one_of(correction=(correction, COUNTED))
     labels, m = discrete(x)
+    _warn_of_single(len(labels), m, "symbols", "how many different symbols there are")
     counts = torch.bincount(labels, minlength=m).double()
     _, error = mean_error(-(counts / counts.sum()).log()[labels])
     bound = "lower" if correction == "plug-in" else "neither"
@@ -144,10 +148,21 @@ def discrete_mutual_information(
     Raises:
         ValueError: mismatched rows; see `discrete_entropy`.
 
+    Warns:
+        UserWarning: nearly every example is the only one of its pair of symbols, as rows of many columns are: the
+            plug-in value is then about H(Y), whatever X has to do with Y.
+
     >>> x = torch.arange(4).repeat(250)  # y is the last bit of x
     >>> f"{discrete_mutual_information(x, x % 2, correction='plug-in', unit='bits').value:.1f}"
     '1.0'
     """
+    found, pairs = _information(x, y, correction, unit)
+    _warn_of_single(found.examples, pairs, "pairs of symbols", "whether x and y go together")
+    return found
+
+
+def _information(x: Any, y: Any, correction: str, unit: str = "nats") -> tuple[Estimate, int]:
+    """I(X;Y) and the number of different pairs."""
     one_of(correction=(correction, COUNTED))
     (a, p), (b, q) = discrete(x), discrete(y, "y")
     same_rows(a, b)
@@ -164,7 +179,16 @@ def discrete_mutual_information(
         value = _entropy(counts[0], correction) + _entropy(counts[1], correction) - _entropy(joint.double(), correction)
     _, error = mean_error((joint[pair] * n / (counts[0][a] * counts[1][b])).log())
     assumes = f"independent examples, most of {p} × {q} pairs of symbols seen"
-    return estimate(value, error, unit, estimator=correction, assumes=assumes, examples=len(a))
+    return estimate(value, error, unit, estimator=correction, assumes=assumes, examples=len(a)), len(pairs)
+
+
+def _warn_of_single(examples: int, kinds: int, what: str, unknown: str) -> None:
+    if kinds > 0.9 * examples:
+        warnings.warn(
+            f"{examples} examples show {kinds} {what}, nearly each its own, so the value follows from their number and "
+            f"does not tell {unknown}: use fewer bins, columns or symbols, or more examples",
+            stacklevel=3,
+        )
 
 
 # --------------------------------------------------------------------------------------------------------------- bins
@@ -268,13 +292,7 @@ def binned(
     x, y = continuous(x).detach(), continuous(y, "y").detach()
     same_rows(x, y)
     codes = [bin_index(z, bin_edges(z, bins)) for z in (x, y)]
-    pairs = len(torch.unique(torch.cat(codes, 1), dim=0))
-    if pairs > 0.9 * len(x):
-        warnings.warn(
-            f"{len(x)} examples fall into {pairs} pairs of bins, nearly each into its own, so the value follows from "
-            "their number, not from x and y: use fewer bins or columns, or more examples",
-            stacklevel=2,
-        )
-    found = discrete_mutual_information(*codes, correction=correction)
+    found, pairs = _information(codes[0], codes[1], correction)
+    _warn_of_single(len(x), pairs, "pairs of bins", "whether x and y go together")
     assumes = f"{bins} bins of equal mass a column keep what matters, and are few for {len(x)} examples"
     return estimate(found.value, found.error, unit, estimator="binning", assumes=assumes, examples=len(x))

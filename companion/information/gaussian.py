@@ -40,12 +40,12 @@ def _factor(
     """Cholesky factor of a covariance matrix in float64; refuses what is none.
 
     Args:
-        rounding: the share of each variance that is the data's rounding, besides that of the sums here.
+        rounding: the share of each variance that is the data's rounding, besides that of the covariance and the sums.
     """
     c = torch.as_tensor(covariance)
     if c.ndim < 2 or c.shape[-1] != c.shape[-2] or c.shape[-1] == 0:
         raise ValueError(f"{name} must be (…, d, d); got shape {tuple(c.shape)}")
-    c = float64(c)
+    coarse, c = _resolution(c.dtype), float64(c)
     if not torch.isfinite(c).all():
         raise ValueError(f"{name} holds NaN or infinite values")
     if not torch.allclose(c, c.mT, rtol=1e-6, atol=1e-9 * float(c.detach().abs().max())):
@@ -53,7 +53,7 @@ def _factor(
     factor, failed = torch.linalg.cholesky_ex((c + c.mT) / 2)
     # The squared pivots are what the variables before it leave of each variance. Of 0, rounding makes any small number.
     left, variance = (z.diagonal(dim1=-2, dim2=-1) for z in (factor.square(), c))
-    least = rounding + c.shape[-1] * _resolution(c.dtype)
+    least = rounding + max(c.shape[-1] * _resolution(c.dtype), coarse)
     if failed.any() or (left <= least * variance).any():
         raise ValueError(
             f"{name} is not positive definite: a variable is a linear function of others, and the information "

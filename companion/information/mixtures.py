@@ -31,10 +31,15 @@ def _spread(h: Float[Tensor, "n d"], noise: float, bound: str, block: int | None
         )
     one_of(bound=(bound, SIDES))
     width = SIDES[bound] * noise**2
+    h = h - h.mean(0)  # an offset would eat up the digits of the distances
     norms = h.square().sum(1)
+    fine = noise**2 < 1e-10 * float(norms.detach().amax())  # the difference of norms is too coarse for so little noise
     parts = []
     for rows in _blocks(h, block):
-        squared = (norms[rows, None] + norms[None, :] - 2 * h[rows] @ h.T).clamp(min=0)
+        if fine:
+            squared = torch.cdist(h[rows], h, compute_mode="donot_use_mm_for_euclid_dist").square()
+        else:
+            squared = (norms[rows, None] + norms[None, :] - 2 * h[rows] @ h.T).clamp(min=0)
         parts.append(math.log(len(h)) - torch.logsumexp(-squared / width, 1))
     return torch.cat(parts)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from companion._checks import one_of
 from companion.features import Layers, Reducer, extract
-from companion.information.discrete import bin_edges, bin_index, discrete_mutual_information, fixed_edges
+from companion.information.discrete import _information, bin_edges, bin_index, fixed_edges
 from companion.information.estimates import Estimate, discrete, same_rows, scale
 from companion.information.mixtures import kolchinsky_tracey, noisy_label_information
 
@@ -111,9 +111,8 @@ class InformationPlane:
         edges = fixed_edges(t.shape[1], self.bins, *self.fixed) if self.fixed else bin_edges(t, self.bins)
         symbols, _ = discrete(bin_index(t, edges))
         # Each example is its own symbol of X: a binned deterministic layer has I(X;T) = H(T).
-        options = {"correction": "plug-in", "unit": self.unit}
-        about_x = discrete_mutual_information(torch.arange(len(t), device=t.device), symbols, **options)
-        return about_x, discrete_mutual_information(symbols, self.y.to(t.device), **options)
+        about_x, _ = _information(torch.arange(len(t), device=t.device), symbols, "plug-in", self.unit)
+        return about_x, _information(symbols, self.y.to(t.device), "plug-in", self.unit)[0]
 
     # -- looking
     def table(self) -> pd.DataFrame:

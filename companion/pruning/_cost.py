@@ -42,7 +42,8 @@ class Cost:
             all products with it.
         parameters_sparse: those to be kept: non-zero weights, and all one-dimensional parameters (biases, norms).
         macs_dense: multiply-adds, every weight taken as non-zero.
-        macs_sparse: multiply-adds with non-zero weights. A masked network on dense kernels still does the dense ones.
+        macs_sparse: multiply-adds with non-zero weights. A masked network on dense kernels still does the dense ones. A
+            product that reads a copy of a weight, as `torch.einsum` may make one, counts as dense.
         bytes_dense: of the parameters as they lie in memory.
         bytes_sparse: with every weight in CSR form: a value and a 4-byte column for each non-zero one, a 4-byte offset
             for each row (what feeds one output). Above a density of about a half (float32) this is *more* than dense.
@@ -278,6 +279,9 @@ def _timed(model: nn.Module, example: Any, device: torch.device) -> float:
         end.record(torch.cuda.current_stream(device))
         end.synchronize()
         return start.elapsed_time(end) / 1000
+    wait = getattr(torch, device.type).synchronize if device.type != "cpu" else lambda: None  # a queue takes no time
+    wait()
     began = time.perf_counter()
     call(model, example)
+    wait()
     return time.perf_counter() - began

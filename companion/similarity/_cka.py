@@ -16,8 +16,8 @@ from companion.features import _resolution, as_tensor, float64
 from companion.similarity._kernels import MINIMUM, Kernel, gram, h_center, u_center
 
 
-def _matrices(features: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The features as tensors; refuses what has no HSIC."""
+def _matrices(features: Mapping[str, Any], kernel: Kernel) -> dict[str, Tensor]:
+    """The features, or kernel matrices, as tensors; refuses what has no HSIC."""
     if not features:
         raise ValueError("give at least one feature matrix")
     found = {name: as_tensor(x, name) for name, x in features.items()}
@@ -28,6 +28,9 @@ def _matrices(features: Mapping[str, Any]) -> dict[str, Tensor]:
             raise ValueError(f"{name} must be floating point, not {x.dtype}")
         if len(x) < MINIMUM:
             raise ValueError(f"{name} has {len(x)} examples; HSIC needs at least {MINIMUM}")
+        square = kernel == "precomputed" and x.ndim == 2 and x.shape[0] == x.shape[1]
+        if square and (x - x.T).abs().amax() > 1e-3 * x.abs().amax():
+            raise ValueError(f"{name} is not symmetric, so it is no kernel matrix; of features leave kernel as it is")
     counts = {name: len(x) for name, x in found.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"features must have the same examples (rows) in the same order; got {counts} rows")
@@ -58,7 +61,7 @@ def hsic(
     >>> f"{hsic(x, 2 * x + 5) / hsic(x, x):.2f}"  # a linear kernel grows with the square
     '4.00'
     """
-    a, b = _rows(_matrices({"x": x, "y": y}).values(), unbiased, kernel)
+    a, b = _rows(_matrices({"x": x, "y": y}, kernel).values(), unbiased, kernel)
     for name, row in (("x", a), ("y", b)):
         if not torch.isfinite(row).all():
             raise ValueError(f"{name} holds NaN or infinite values, or overflows when squared")
@@ -130,7 +133,7 @@ def alignment(grams: Iterable[Float[Tensor, "n n"]], unbiased: bool = True) -> F
 def _all_pairs(
     xs: Mapping[str, Tensor], ys: Mapping[str, Tensor] | None, unbiased: bool, kernel: Kernel
 ) -> Float[Tensor, "layers_x layers_y"]:
-    found = _matrices({**xs, **(ys or {})})
+    found = _matrices({**xs, **(ys or {})}, kernel)
     a = _rows([found[name] for name in xs], unbiased, kernel)
     b = None if ys is None else _rows([found[name] for name in ys], unbiased, kernel)
     return _conclude(*_hsics(a, b), xs, xs if ys is None else ys)

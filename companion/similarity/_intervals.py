@@ -59,7 +59,7 @@ def cka_interval(
     """
     one_of(method=(method, ("jackknife", "subsample")))
     between(0, 1, open_low=True, open_high=True, level=level)
-    x, y = _matrices({"x": x, "y": y}).values()
+    x, y = _matrices({"x": x, "y": y}, kernel).values()
     n = x.shape[0]
     if n < 2 * MINIMUM:
         raise ValueError(f"an interval needs at least {2 * MINIMUM} examples; got {n}")

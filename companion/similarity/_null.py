@@ -129,7 +129,7 @@ def _against_null(
 ) -> dict[str, Float[Tensor, "..."]]:
     between(1, float("inf"), permutations=whole_number(permutations=permutations))
     between(0, 1, open_low=True, open_high=True, level=level)
-    given = _matrices({**xs, **(ys or {})})
+    given = _matrices({**xs, **(ys or {})}, kernel)
     with torch.no_grad():
         a = _rows([given[name] for name in xs], unbiased, kernel)
         b = a if ys is None else _rows([given[name] for name in ys], unbiased, kernel)
