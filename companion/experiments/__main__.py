@@ -6,13 +6,13 @@ import argparse
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import BrokenExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from companion.experiments import archive, executors, records, registry
-from companion.experiments.plan import TIERS, Experiment, Workplace
+from companion.experiments.plan import TIERS, Workplace
 from companion.experiments.records import Records, Run
 
 if TYPE_CHECKING:  # a command that only reads records loads no torch
@@ -170,10 +170,6 @@ def _report(
     return 0 if complete else 1
 
 
-def _each_tier() -> Iterator[tuple[Experiment, str]]:
-    return ((experiment, tier) for experiment in registry.EXPERIMENTS.values() for tier in experiment.tiers)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
@@ -193,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for precision, rate in speed.pace_of_steps(arguments.size).items():
                 print(f"{precision}: {rate:.0f} images a second")
         elif arguments.command == "status":
-            for experiment, tier in _each_tier():
+            for experiment, tier in ((one, tier) for one in registry.EXPERIMENTS.values() for tier in one.tiers):
                 runs = experiment.runs(tier)
                 done = sum(archive.recorded(run, root) is not None for run in runs)
                 print(f"{experiment.name} {tier}: {done} of {len(runs)} recorded" + ("" if done else ", not run"))

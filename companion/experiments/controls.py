@@ -43,8 +43,8 @@ class _Placebo:
     channels: as large as the penalty's, in as persistent a direction, and of no effect on the penalty to first order,
     in the mean over draws, since E[Q] = 0.
 
-    The matrix is drawn once a run, one for each number of channels. So the layers of a stage share it, and what their
-    gradients add up to on the shortcut keeps its size, too. The value that is reported is the penalty's own.
+    The matrix is drawn once a run, one for each number of channels, which the layers of a stage share. The value that
+    is reported is the penalty's own.
     """
 
     def __init__(self, model: nn.Module, *args: Any, seed: int = 0, **options: Any) -> None:

@@ -65,9 +65,8 @@ class Photographs(trainings.ImageTask):
     JPEG files for a dry run; or `"sample"`, validation images alone, which are trained on too: no accuracy of theirs
     means anything. `photographs` takes so many of them, evenly.
 
-    A step is of `batch_size` examples. Batch norm and penalties see `device_batch` of them at a time, whatever the
-    number of ranks: fewer ranks take several such parts one after the other. A penalty is computed on the last part of
-    each rank and averaged over the ranks, so with fewer ranks its gradient has the same mean and more noise.
+    A step is of `batch_size` examples. Batch norm and penalties see `device_batch` of them at a time: fewer ranks take
+    several such parts one after the other. A penalty is computed on the last part of each rank and averaged over them.
     """
 
     __slots__ = ()

@@ -453,7 +453,7 @@ def information(model: nn.Module, images: Tensor, labels: Tensor, noise: float =
     """What the blocks know of each other, of the image and of the label, in nats; blocks averaged over positions.
 
     Every block T gets Gaussian noise on each feature, of deviation `noise` times the root mean square norm of the
-    centred block: without noise these numbers are infinite.
+    centred block.
 
     Returns:
         `gaussian`: I(T_i; T_j) as if both were jointly Gaussian, layers × layers, its diagonal left 0; `layers`;

@@ -20,11 +20,7 @@ EXPERIMENTS: Registry[Experiment] = Registry("experiment")
 
 @dataclass(frozen=True)
 class Later:
-    """A function of a module of `companion.experiments` that performs runs; the module is imported by the first run.
-
-    >>> train.imported().__module__
-    'companion.experiments.trainings'
-    """
+    """A function of a module of `companion.experiments` that performs runs; the module is imported by the first run."""
 
     module: str
     function: str

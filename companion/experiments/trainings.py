@@ -72,8 +72,8 @@ class ImageTask(NamedTuple):
 
     @classmethod
     def of(cls, run: Run, place: Workplace) -> Self:
-        """The images that the run's recipe names. With no `validation` images, as in the CKA-SR authors' script for
-        CIFAR-100, every epoch is followed on the test set: for reporting only, the result is the last epoch's."""
+        """The images that the run's recipe names. With no `validation` images every epoch is followed on the test set:
+        for reporting only, the result is the last epoch's."""
         r = Recipe.of(run.settings)
         full, test = (_shrink(data.load(r.dataset, part, place.data), r.pool or 1) for part in ("train", "test"))
         split, kept, held_out = "test", full, test
