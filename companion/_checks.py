@@ -40,17 +40,16 @@ def between(low: float, high: float, *, open_low: bool = False, open_high: bool 
             )
 
 
-def at_least(low: float, **values: float) -> None:
-    """Refuse a number below `low`, or NaN.
+def at_least(low: int, **counts: Any) -> None:
+    """Refuse what is no whole number of at least `low`.
 
     >>> at_least(1, every=0)
     Traceback (most recent call last):
     ValueError: every=0 must be at least 1
     """
-    for name, value in values.items():
-        _require_number(name, value)
-        if not value >= low:
-            raise ValueError(f"{name}={value!r} must be at least {low}")
+    for name, count in counts.items():
+        if whole_number(**{name: count}) < low:
+            raise ValueError(f"{name}={count!r} must be at least {low}")
 
 
 def whole_number(**values: Any) -> int:

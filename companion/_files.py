@@ -23,8 +23,6 @@ def data_root(root: str | Path | None = None) -> Path:
 def write_aside(path: Path, content: str | bytes | Callable[[IO[bytes]], Any]) -> None:
     """Write a file whole or not at all: the bytes go to a file aside, reach the disk, and only then take the name.
 
-    A process killed at any moment, or a full disk, leaves what stood there; of an error nothing else is left either.
-
     Args:
         content: text (as UTF-8), bytes, or what writes them into an open file.
 

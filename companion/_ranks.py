@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -96,8 +96,14 @@ def from_ranks(mine: T) -> list[T]:
     return everyone
 
 
+def from_rank_zero(tensor: Tensor) -> Tensor:
+    """In a process group: fill the tensor with that of rank 0."""
+    if world_size() > 1:
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
 def buffers_of_rank_zero(model: nn.Module) -> None:
     """Give every rank rank 0's buffers: batch-norm statistics, which each rank gathers from its own examples."""
-    if world_size() > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)
+    for buffer in model.buffers():
+        from_rank_zero(buffer)

@@ -2,14 +2,6 @@
 
 A *tap* reduces and keeps the features of chosen layers inside their forward hooks, so that an in-place ReLU right after
 a layer cannot change them. Chapter *Estimating CKA well* explains what the reducers mean.
-
->>> import torch
->>> from torch import nn
->>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(8 * 16, 10))
->>> with FeatureTap(model, layers=(nn.Conv2d, nn.Linear), reduce="average_pool") as features:
-...     logits = model(torch.randn(5, 3, 4, 4))
->>> {name: tuple(x.shape) for name, x in features.items()}
-{'0': (5, 8), '3': (5, 10)}
 """
 
 from __future__ import annotations
@@ -20,7 +12,6 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -31,7 +22,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import Dataset, IterableDataset
 from torch.utils.module_tracker import ModuleTracker
 
-from companion._checks import at_least, given, one_of, whole_number
+from companion._checks import at_least, given, one_of
 from companion._progress import progress
 
 __all__ = [
@@ -84,11 +75,7 @@ def float64_device(device: torch.device) -> torch.device:
 
 
 def float64(x: Tensor) -> Tensor:
-    """x in float64, on the CPU where its own device has none: sums, ties and thresholds are as exact on every device.
-
-    >>> float64(torch.ones(2))
-    tensor([1., 1.], dtype=torch.float64)
-    """
+    """x in float64, on the CPU where its device has none: sums, ties and thresholds are as exact on every device."""
     return x.to(float64_device(x.device)).double()  # moved first: a device without float64 cannot convert
 
 
@@ -109,7 +96,7 @@ def flatten(
     x: Float[Tensor, "examples *feature"], mask: Shaped[Tensor, "examples tokens"] | None = None
 ) -> Float[Tensor, "examples features"]:
     """One feature per channel *and position*, as both papers compare maps: (N, C, H, W) → (N, C·H·W). Masked tokens
-    are 0. The width is large, so use the unbiased estimator.
+    are 0.
 
     >>> flatten(torch.ones(5, 8, 4, 4)).shape
     torch.Size([5, 128])
@@ -224,9 +211,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: it is no module.
 
-    >>> model = nn.Linear(2, 2)
-    >>> unwrap(nn.DataParallel(model)) is model
-    True
+    >>> unwrap(nn.DataParallel(nn.Linear(2, 3)))
+    Linear(in_features=2, out_features=3, bias=True)
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"the model is {given(model)}; give a torch.nn.Module")
@@ -275,32 +261,28 @@ def find_layers(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
     modules = {bare_name(name): unwrap(module) for name, module in unwrap(model).named_modules()}
     modules.pop("", None)
     kind = type(unwrap(model)).__name__
-    if callable(layers) and not isinstance(layers, type | nn.Module):
-        chosen = {name for name, module in modules.items() if layers(name, module)}
-    else:
-        chosen = set()
-        if not isinstance(layers, str | type | nn.Module | Iterable):
-            raise ValueError(f"layers={given(layers)}: choose by name, by type, or by a predicate (name, module)")
-        for choice in [layers] if isinstance(layers, str | type | nn.Module) else list(layers):
-            if isinstance(choice, type):
-                chosen |= {name for name, module in modules.items() if isinstance(module, choice)}
-            elif isinstance(choice, str):
-                found = {choice} & set(modules) or set(filter(_wildcard(choice).fullmatch, modules))
-                if not found:
-                    close = difflib.get_close_matches(choice, modules, n=3, cutoff=0.3) or list(modules)[:5]
-                    raise ValueError(
-                        f"no layer of {kind} matches {choice!r}; close names: {close}. "
-                        "`dict(model.named_modules())` lists them all"
-                    )
-                chosen |= found
-            else:
+    single = isinstance(layers, str | type | nn.Module) or not isinstance(layers, Iterable)
+    choices: list[Any] = [layers] if single else list(layers)  # type: ignore[arg-type]
+    chosen: set[str] = set()
+    for choice in choices:
+        if isinstance(choice, type):
+            chosen |= {name for name, module in modules.items() if isinstance(module, choice)}
+        elif isinstance(choice, str):
+            found = {choice} & set(modules) or set(filter(_wildcard(choice).fullmatch, modules))
+            if not found:
+                close = difflib.get_close_matches(choice, modules, n=3, cutoff=0.3) or list(modules)[:5]
                 raise ValueError(
-                    f"layers holds a {type(choice).__name__}; choose by name, by type, or by a predicate (name, module)"
+                    f"no layer of {kind} matches {choice!r}; close names: {close}. "
+                    "`dict(model.named_modules())` lists them all"
                 )
+            chosen |= found
+        elif single and callable(choice) and not isinstance(choice, nn.Module):
+            chosen = {name for name, module in modules.items() if choice(name, module)}
+        else:
+            raise ValueError(f"layers={given(choice)}: choose by name, by type, or by a predicate (name, module)")
     if not chosen:
         kinds = sorted({type(module).__name__ for module in modules.values()})
-        several = layers if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
-        shown = ", ".join(str(getattr(choice, "__name__", choice)) for choice in several)
+        shown = ", ".join(str(getattr(choice, "__name__", choice)) for choice in choices)
         raise ValueError(f"layers={shown or given(layers)} chooses no layer of {kind}; it is made of {kinds}")
     return {name: module for name, module in modules.items() if name in chosen}
 
@@ -314,12 +296,7 @@ def hooked(
     before: bool = False,
 ) -> Iterator[None]:
     """Call `seen(name, module, inputs, output)` after each run of one of the modules, those inputs given by name last;
-    or, with `before`, before it runs, with the inputs in place of the output. On exit the hooks are gone.
-
-    >>> with hooked({"layer": (layer := nn.Linear(2, 3))}, lambda name, module, inputs, output: print(name)):
-    ...     _ = layer(torch.ones(1, 2))
-    layer
-    """
+    or, with `before`, before it runs, with the inputs in place of the output. On exit the hooks are gone."""
     with ExitStack() as hooks:
         for name, module in modules.items():
             put: Callable[..., Any] = module.register_forward_pre_hook if before else module.register_forward_hook
@@ -345,10 +322,6 @@ def _parts(output: Any) -> dict[str, Any]:
     return {f".{key}": part for key, part in getattr(output, "__dict__", {}).items()}
 
 
-def _holds_tensors(part: Any) -> bool:
-    return isinstance(part, Tensor) or any(map(_holds_tensors, _parts(part).values()))
-
-
 def _one_tensor(output: Any, name: str) -> Tensor:
     """The single tensor in a layer's output; a clear refusal when there are several or none, or when something else
     that holds tensors, such as a packed sequence, comes before it."""
@@ -356,7 +329,7 @@ def _one_tensor(output: Any, name: str) -> Tensor:
         return output
     parts = {f"output{key}": part for key, part in _parts(output).items()}
     tensors = {key: part for key, part in parts.items() if isinstance(part, Tensor)}
-    first = next((key for key, part in parts.items() if _holds_tensors(part)), None)
+    first = next((key for key, part in parts.items() if _first_tensor(part) is not None), None)
     if len(tensors) == 1 and first in tensors:
         return tensors[first]
     raise ValueError(
@@ -387,10 +360,10 @@ def _same(x: Tensor) -> Tensor:
 class FeatureTap(Mapping[str, Tensor]):
     """Features of chosen layers in the last forward pass: layer name → reduced features, in order of execution.
 
-    Use it as a context manager; on exit, also by an exception, every hook is gone. The tap never changes the model's
-    mode, device or outputs. A module called more than once in one forward pass has one entry for each call: `"relu"`,
-    `"relu#2"`, …; one that is not called has none. Layers run outside a forward pass of the model, as by
-    `model.forward_features(x)`, have the features of their own last call. A deep copy of a tapped model is not tapped.
+    Use it as a context manager; on exit every hook is gone. The tap never changes the model's mode, device or outputs.
+    A module called more than once in one forward pass has one entry for each call: `"relu"`, `"relu#2"`, …; one that is
+    not called has none. Layers run outside a forward pass of the model, as by `model.forward_features(x)`, have the
+    features of their own last call. A deep copy of a tapped model is not tapped.
 
     Rows are examples. Layers that say `batch_first=False`, and what they are made of, have their first two dimensions
     exchanged, and `"average_pool"` and `"per_position"` find the channels by a layer's weights; what then has other
@@ -636,9 +609,7 @@ class FeatureTap(Mapping[str, Tensor]):
         self._thread = None if self._compiled else threading.get_ident()
         return self.attach()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: Any) -> None:
         self.remove()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FeatureTap:
@@ -714,13 +685,13 @@ def batches(
     the batch before it (with the one after it, if it is the first).
 
     Raises:
-        ValueError: batch_size below `minimum`; data or a batch of another kind; batches to join that have different
-            shapes.
+        ValueError: batch_size below `minimum`; data or a batch of another kind, or no batch; batches to join that have
+            different shapes.
 
     >>> [len(x) for x in batches(torch.ones(10, 3), batch_size=4, minimum=3)]
     [4, 6]
     """
-    at_least(max(minimum, 1), batch_size=whole_number(batch_size=batch_size))
+    at_least(max(minimum, 1), batch_size=batch_size)
     one_by_one = isinstance(data, Dataset) and not isinstance(data, IterableDataset)
     array = hasattr(data, "__array__") and not isinstance(data, Tensor)
     if one_by_one or array or isinstance(data, Mapping | str) or not isinstance(data, Iterable):
@@ -748,8 +719,9 @@ def batches(
         held, small = x, None
     if small is not None:
         held = small if held is None else _joined(held, small)
-    if held is not None:
-        yield held
+    if held is None:
+        raise ValueError("data holds no batch; a generator is empty once it has been read")
+    yield held
 
 
 def _size(batch: Any) -> int:
@@ -786,11 +758,7 @@ def _moved(batch: Any, device: torch.device) -> Any:
 
 def run(model: nn.Module, batch: Any, forward: Forward = None) -> Any:
     """The model's output for a batch, which goes to the model's device: `model(x)`, or `model(**x)` of a mapping, or
-    what `forward(model, batch)` does.
-
-    >>> run(nn.Identity(), torch.ones(2)), run(nn.Identity(), {"input": torch.ones(2)})
-    (tensor([1., 1.]), tensor([1., 1.]))
-    """
+    what `forward(model, batch)` does."""
     first = _first_tensor(batch)
     moved = batch if first is None else _moved(batch, device_of(model, first))
     if forward is not None:
@@ -829,8 +797,8 @@ def extract(
         layer name → features of all examples, rows in the order of `data`.
 
     Raises:
-        ValueError: see `FeatureTap` and `batches`; no batch, none of the layers ran, or other layers or features of
-            other widths in other batches.
+        ValueError: see `FeatureTap` and `batches`; none of the layers ran, or other layers, or features of other
+            widths, in other batches.
 
     >>> from companion.models import digits_net
     >>> features = extract(digits_net(), torch.randn(100, 1, 8, 8), "layer1.*.relu2", reduce="average_pool")
@@ -845,8 +813,6 @@ def extract(
             _require_features(tap)
             for name, features in tap.items():
                 parts.setdefault(name, []).append(features)
-    if not parts:
-        raise ValueError("data holds no batch")
     for name, chunks in parts.items():
         if len({x.shape[1:] for x in chunks}) > 1:
             raise ValueError(

@@ -3,12 +3,6 @@
 Each layer's features are one vertex, x₀, x₁, …, x_L; the steps are d_l = x_{l+1} − x_l. A difference needs two features
 of one shape: `polygons` cuts where the shape changes, a trajectory across such a place is carried over by `carry`.
 Chapter *Networks as flows* derives what is measured here.
-
->>> import torch
->>> corner = [torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])]
->>> path = steps(corner)
->>> lengths(path).sum(0), turning_angles(path).rad2deg()
-(tensor([2.]), tensor([[90.]]))
 """
 
 from __future__ import annotations
@@ -72,8 +66,6 @@ def carry(x: Float[Tensor, "examples *feature"], shape: Sequence[int]) -> Float[
 
     >>> carry(torch.tensor([[1.0, 2.0]]), shape=[4])
     tensor([[0., 1., 2., 0.]])
-    >>> carry(torch.ones(5, 16, 8, 8), shape=[32, 4, 4]).shape
-    torch.Size([5, 32, 4, 4])
     """
     old, new = tuple(x.shape[1:]), tuple(shape)
     if old == new:
@@ -303,10 +295,9 @@ def measure(features: Mapping[str, Tensor], *, across_stages: bool = False, norm
     Raises:
         ValueError: see `polygons`, `steps` and `lengths`.
 
-    >>> corner = {"a": torch.tensor([[0.0, 0.0]]), "b": torch.tensor([[1.0, 0.0]]), "c": torch.tensor([[1.0, 1.0]])}
-    >>> path = measure(corner)
-    >>> path.turns, path.angle.rad2deg(), path.length.sum(0)
-    (['b'], tensor([[90.]]), tensor([2.]))
+    >>> path = measure({"a": torch.tensor([[0.0, 0.0]]), "b": torch.tensor([[3.0, 4.0]])})
+    >>> path.steps, path.length
+    (['b'], tensor([[5.]]))
     """
     found = polygons(features, across_stages)
     names = [list(polygon) for polygon in found]
@@ -344,10 +335,9 @@ def trajectory(
         select: see `features.FeatureTap`.
         across_stages, norm: see `measure`.
         before_relu: take each block's sum before its last ReLU in place of its output, see `tap`.
-        batch_size: examples in a forward pass; no feature outlives its own.
 
     Raises:
-        ValueError: see `tap` and `measure`; no batch.
+        ValueError: see `features.batches`, `tap` and `measure`.
 
     >>> from companion.models import digits_net
     >>> path = trajectory(digits_net(), torch.randn(50, 1, 8, 8))
@@ -360,8 +350,6 @@ def trajectory(
             run(model, x, forward)
             _require_features(features)
             parts.append(measure(vertices(features, before_relu), across_stages=across_stages, norm=norm))
-    if not parts:
-        raise ValueError("data holds no batch")
     tensors = [f.name for f in fields(Trajectory) if isinstance(getattr(parts[0], f.name), Tensor)]
     joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in tensors}
     return replace(parts[0], **joined)

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion._checks import at_least, between, one_of, whole_number
+from companion._checks import at_least, between, one_of
 from companion._files import data_root
 
 __all__ = [
@@ -89,7 +89,6 @@ class Subsample(nn.Module):
 class BasicBlock(nn.Module):
     """Residual block of two 3×3 convolutions: y = relu(F(x) + shortcut(x)) (He et al. 2016, eq. 1).
 
-    The module's output is the *block output*, after the last ReLU; the input of `relu2` is the same sum before it.
     Where the shape does not change the shortcut is the identity; elsewhere `shortcut` chooses type A or type B.
 
     >>> BasicBlock(8, 16, stride=2)(torch.randn(5, 8, 6, 6)).shape
@@ -149,8 +148,8 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         one_of(shortcut=(shortcut, ("A", "B")))
-        _at_least_one(classes=classes, width=width, channels=channels)
-        _at_least_one(**{f"blocks[{stage}]": number for stage, number in enumerate(blocks)})
+        at_least(1, classes=classes, width=width, channels=channels)
+        at_least(1, **{f"blocks[{stage}]": number for stage, number in enumerate(blocks)})
         self.stages = len(blocks)
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -178,8 +177,6 @@ def resnet20(
 ) -> ResNet:
     """CIFAR ResNet of depth 20, that is 3 stages of 3 blocks (He et al. 2016, section 4.2).
 
-    With `shortcut="B"` and 10 classes it has 272,474 parameters and 40,813,184 multiply-adds for a 32×32 image.
-
     Args:
         classes, shortcut, width: see `ResNet`.
         weights: None for random weights; "akamaster" for the CIFAR-10 weights published by Y. Idelbayev (type A, 10
@@ -200,33 +197,21 @@ def resnet20(
 def resnet32(
     classes: int = 10, shortcut: Shortcut = "A", width: int = 16, weights: Weights = None, root: Root = None
 ) -> ResNet:
-    """CIFAR ResNet of depth 32: 3 stages of 5 blocks; published weights reach 92.63 %. Arguments as for `resnet20`.
-
-    >>> sum(isinstance(module, BasicBlock) for module in resnet32(width=4).modules())
-    15
-    """
+    """CIFAR ResNet of depth 32: 3 stages of 5 blocks; published weights reach 92.63 %. Arguments as for `resnet20`."""
     return _cifar_resnet(32, classes, shortcut, width, weights, root)
 
 
 def resnet44(
     classes: int = 10, shortcut: Shortcut = "A", width: int = 16, weights: Weights = None, root: Root = None
 ) -> ResNet:
-    """CIFAR ResNet of depth 44: 3 stages of 7 blocks; published weights reach 93.10 %. Arguments as for `resnet20`.
-
-    >>> sum(isinstance(module, BasicBlock) for module in resnet44(width=4).modules())
-    21
-    """
+    """CIFAR ResNet of depth 44: 3 stages of 7 blocks; published weights reach 93.10 %. Arguments as for `resnet20`."""
     return _cifar_resnet(44, classes, shortcut, width, weights, root)
 
 
 def resnet56(
     classes: int = 10, shortcut: Shortcut = "A", width: int = 16, weights: Weights = None, root: Root = None
 ) -> ResNet:
-    """CIFAR ResNet of depth 56: 3 stages of 9 blocks; published weights reach 93.39 %. Arguments as for `resnet20`.
-
-    >>> sum(isinstance(module, BasicBlock) for module in resnet56(width=4).modules())
-    27
-    """
+    """CIFAR ResNet of depth 56: 3 stages of 9 blocks; published weights reach 93.39 %. Arguments as for `resnet20`."""
     return _cifar_resnet(56, classes, shortcut, width, weights, root)
 
 
@@ -247,7 +232,7 @@ class VGG(nn.Module):
 
     def __init__(self, classes: int = 10, width: int = 64) -> None:
         super().__init__()
-        _at_least_one(classes=classes, width=width)
+        at_least(1, classes=classes, width=width)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         inputs = 3
         for group, (multiple, convolutions) in enumerate(((1, 2), (2, 2), (4, 3), (8, 3), (8, 3)), start=1):
@@ -279,9 +264,6 @@ def vgg16_bn(classes: int = 10, width: int = 64) -> VGG:
 
 class SameConv2d(nn.Conv2d):
     """Convolution padded as TensorFlow's "SAME": ⌈n/stride⌉ outputs of n, an odd row or column of zeros at the *end*.
-
-    Where the stride is 2 and n is even, `padding=(kernel − 1) // 2` gives maps of the same size, but reads one pixel to
-    the left and above. Weights that were trained with one padding lose accuracy under the other.
 
     >>> SameConv2d(1, 1, 3, stride=2)(torch.ones(1, 1, 8, 8)).shape
     torch.Size([1, 1, 4, 4])
@@ -337,9 +319,8 @@ def efficientnet_lite0(
 ) -> nn.Sequential:
     """EfficientNet-Lite0 (Tan & Le 2019, without squeeze-and-excitation, with ReLU6): 16 blocks in 7 stages.
 
-    With the defaults it has 4,652,008 parameters. Children are `conv1`, `bn1`, `relu`, `layer1` … `layer7`, `conv2`,
-    `bn2`, `relu2`, `pool`, `flatten`, `linear`; there is no dropout. ImageNet's weights expect images of 224 × 224
-    pixels as (pixel − 127)/128: `ImageNetLoader(…, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)`.
+    There is no dropout. ImageNet's weights expect images of 224 × 224 pixels as (pixel − 127)/128:
+    `ImageNetLoader(…, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)`.
 
     Args:
         classes: number of logits.
@@ -356,7 +337,7 @@ def efficientnet_lite0(
     >>> sum(p.numel() for p in efficientnet_lite0().parameters())
     4652008
     """
-    at_least(1, classes=whole_number(classes=classes))
+    at_least(1, classes=classes)
     between(0, 4, open_low=True, width=width)
 
     def wide(channels: int) -> int:
@@ -419,7 +400,7 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
     """
     if len(widths) < 2:
         raise ValueError(f"widths={list(widths)}; give at least the numbers of inputs and outputs, as in [64, 32, 10]")
-    _at_least_one(**{f"widths[{i}]": width for i, width in enumerate(widths)})
+    at_least(1, **{f"widths[{i}]": width for i, width in enumerate(widths)})
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     for depth, (inputs, outputs) in enumerate(pairwise(widths), start=1):
         layers[f"linear{depth}"] = nn.Linear(inputs, outputs)  # examples outputs
@@ -508,8 +489,3 @@ def _initialize(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-
-
-def _at_least_one(**numbers: int) -> None:
-    for name, number in numbers.items():
-        at_least(1, **{name: whole_number(**{name: number})})

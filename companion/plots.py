@@ -49,7 +49,6 @@ __all__ = [
     "glue",
     "interval",
     "mask_report",
-    "ridgelines",
     "scale",
     "strip",
     "style",
@@ -170,12 +169,12 @@ def cka_heatmap(
 ) -> QuadMesh:
     """Map of CKA between layers: depth runs rightwards and downwards, layer i is centred at i + ½ on both axes.
 
-    The scale is fixed at 0 … 1; a negative (unbiased) value is drawn as 0. A dead layer, whose CKA is defined as 0 with
-    everything, itself included, is grey. A thin white line stands where a stage begins.
+    The scale is fixed at 0 … 1; a negative (unbiased) value is drawn as 0. A dead layer, whose CKA is defined as 0, is
+    grey. A thin white line stands where a stage begins.
 
     Args:
         table: layers × layers, or layers of one net × layers of another, such as `similarity.cka_map` returns. Names of
-            its two axes, `table.rename_axis(index="ResNet-20", columns="ResNet-56")`, are written beside them.
+            its two axes are written beside them.
         ax: where to draw; None: a new figure, wide enough for the names.
         labels: at most so many layer names on an axis; the others are left out evenly.
         colorbar: draw the scale beside the map.
@@ -337,55 +336,6 @@ def strip(
     return ax
 
 
-def ridgelines(
-    rows: Mapping[str, Iterable[float]],
-    low: float,
-    high: float,
-    *,
-    ax: Axes | None = None,
-    colours: str | Mapping[str, str] = BLUE,
-) -> Axes:
-    """Distributions on a logarithmic scale, one above the other from the top: densities of log values, equally high.
-
-    Args:
-        rows: name → positive values; what is smaller than `low` counts as `low`, what is larger than `high` as `high`.
-        low, high: ends of the scale.
-        colours: one, or one for each row.
-
-    Raises:
-        ValueError: no rows, or a scale that does not begin above 0 and rise.
-
-    >>> axis = ridgelines({"first": [0.1, 0.2, 0.3], "second": [1.0, 1.1, 1.3]}, 0.01, 3)
-    >>> [label.get_text() for label in axis.get_xticklabels()]
-    ['0.01', '0.03', '0.1', '0.3', '1', '3']
-    >>> plt.close()
-    """
-    at_least(1, rows=len(rows))
-    if not 0 < low < high:
-        raise ValueError(f"low={low}, high={high}: a logarithmic scale begins above 0 and rises")
-    if ax is None:
-        ax = plt.subplots(figsize=(6.4, 0.5 * len(rows) + 0.9), layout="constrained")[1]
-    for row, (name, values) in enumerate(rows.items()):
-        known = np.clip(np.asarray(list(values), dtype=float), low, high)
-        spread = np.log10(known).std(ddof=1)
-        colour = colours if isinstance(colours, str) else colours[name]
-        before = len(ax.collections)
-        look: Any = {"split": True, "inner": None, "cut": 3, "gridsize": 300, "density_norm": "width", "width": 1.5}
-        look |= {"color": colour, "linecolor": colour, "linewidth": 1, "alpha": 0.55}
-        # Half a violin stands half its width below its place. Bandwidth: 3 % of a decade, in every row.
-        scaled = {"orient": "h", "native_scale": True, "log_scale": (10, None), "bw_method": 0.03 / max(spread, 0.01)}
-        sns.violinplot(x=known, y=row - 0.75, ax=ax, **scaled, **look)
-        for drawn in ax.collections[before:]:
-            drawn.set_zorder(2 + row)
-    ticks = [tick for tick in (0.01, 0.03, 0.1, 0.3, 1, 3, 10) if low <= tick <= high]
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.minorticks_off()
-    ax.set_yticks(range(len(rows)), list(rows))
-    ax.set(xlim=(low, high), ylim=(len(rows) - 0.7, -1.7), xlabel="", ylabel="")
-    ax.grid(False, axis="y")
-    return ax
-
-
 def curve(runs: Any, quantity: str = "accuracy", *, ax: Axes | None = None) -> Axes:
     """What a training wrote down each epoch: `plots.curve(record)`; of several runs, their mean with its 95 % interval.
 
@@ -453,7 +403,7 @@ def mask_report(report: pd.DataFrame, *, ax: Axes | None = None, title: str | No
     whole = report["alive"].sum() / report["weights"].sum()
     axis.axvline(whole, color=VERMILION, linestyle="--", linewidth=1.4, label=f"all layers: {whole:.3g}")
     for row, (alive, weights) in enumerate(zip(report["alive"], report["weights"], strict=True)):
-        axis.annotate(f"{alive:,} of {weights:,}", (1.02, row), va="center", fontsize=8, annotation_clip=False)
+        axis.annotate(f"{alive:,} of {weights:,}", (1.02, row), va="center", fontsize=9, annotation_clip=False)
     axis.set(yticks=rows, yticklabels=list(map(str, report.index)), xlim=(0, 1), xlabel="density of the layer")
     axis.set_ylim(len(report) - 0.4, -0.6)
     axis.grid(False, axis="y")

@@ -1,8 +1,7 @@
 """Explorables: figures that answer to the reader. They draw records, they never train.
 
 Each is a folder of `book/explorables`: an ES module with `render({ model, el })`, its style, its data and a picture of
-its first frame. `explorable` shows one in a live notebook by anywidget; a page of the book runs the same module without
-a kernel. Chapter *Feature similarity* has one, and six others.
+its first frame. Chapter *Feature similarity* has one, and six others.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def page() -> str:
     gaps = sum("paper" in e.tiers and bool(replay(name, "paper").missing) for name, e in EXPERIMENTS.items())
     devices = {record.provenance["accelerator"] or "processors alone" for record in everything}
     how = (
-        f"{scale().replace('All of it is small: ', 'It is small: ')} Together they took {core_hours(runs()):,.0f} "
+        f"{scale().replace('All of it is', 'It is')} Together they took {core_hours(runs()):,.0f} "
         f"core-hours; all {len(everything)} recorded runs took {core_hours(everything):,.0f}, on "
         f"{listed(sorted(devices))}. {power()}"
     )
@@ -145,7 +145,7 @@ def page() -> str:
         total=len(CLAIMS),
         tally=counted([one.verdict for one in judgements()]),
         claims=table(["", "claim", "verdict", "numbers", "what would decide it"], [4, 30, 14, 34, 18], rows),
-        how=textwrap.fill(how, 118),
+        how=textwrap.fill(how, 118, break_on_hyphens=False),
         gaps=gaps,
     )
 

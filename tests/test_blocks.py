@@ -464,9 +464,9 @@ def test_recalibration_without_a_batch_is_refused():
     """Means of 0 and variances of 1 would stay, as from a generator that the first removal has read to its end."""
     model, images = models.digits_net(blocks=3), torch.randn(16, 1, 8, 8)
     once = (images for _ in range(2))
-    with pytest.raises(ValueError, match="recalibrate holds no batch"):
+    with pytest.raises(ValueError, match="data holds no batch"):
         remove_blocks(model, 2, score=lambda net: 1.0, data=images, recalibrate=once, greedy=True)
-    with pytest.raises(ValueError, match="recalibrate holds no batch"):
+    with pytest.raises(ValueError, match="data holds no batch"):
         without_blocks(model, "layer1.1", images, recalibrate=[])
 
 

@@ -655,32 +655,12 @@ def test_imagenet_evaluation_counts_every_image_once_whatever_the_ranks(photogra
     assert sorted(torch.cat(labels).tolist()) == [0] * 3 + [1] * 3 + [2] * 3
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_decoding_on_the_device_gives_the_same_crops(photographs: Path, workers: int, device: torch.device) -> None:
-    folder = data.imagenet("train", photographs)
-    options = {"train": True, "size": 16, "device": device, "workers": workers}
-    ours = batches(ImageNetLoader(folder, 4, decode="device", **options))
-    pillow = batches(ImageNetLoader(folder, 4, **options))
-    for (x, y), (u, v) in zip(ours, pillow, strict=True):
-        assert torch.equal(y, v)
-        assert (x - u).abs().mean() < (1e-6 if device.type == "cpu" else 0.1)  # another decoder rounds otherwise
-
-
-def test_a_file_that_the_device_cannot_decode_falls_back(photographs: Path, device: torch.device) -> None:
-    path = photographs / "imagenet" / "val" / "n1" / "1.JPEG"
-    Image.new("RGB", (50, 50), (255, 0, 0)).save(path, "PNG")
-    folder = data.imagenet("val", photographs)
-    ((x, _),) = ImageNetLoader(folder, 9, size=16, workers=0, decode="device", device=device)
-    torch.testing.assert_close(x[4, 0].cpu(), torch.full((16, 16), (1 - 0.485) / 0.229))
-
-
 def test_broken_photographs_and_missing_classes_are_named(photographs: Path) -> None:
     folder = photographs / "imagenet"
     broken = folder / "val" / "n1" / "1.JPEG"
     broken.write_bytes(broken.read_bytes()[:200])
-    for decode in ("workers", "device"):
-        with pytest.raises(ValueError, match=r"n1/1\.JPEG is not an image or is damaged"):
-            list(ImageNetLoader(data.imagenet("val", photographs), 9, size=16, workers=0, decode=decode))
+    with pytest.raises(ValueError, match=r"n1/1\.JPEG is not an image or is damaged"):
+        list(ImageNetLoader(data.imagenet("val", photographs), 9, size=16, workers=0))
     shutil.rmtree(folder / "val" / "n2")
     with pytest.raises(ValueError, match="only one has n2"):
         data.imagenet("train", photographs)
@@ -715,21 +695,19 @@ BROKEN = {  # file → what is said of it
 }
 
 
-@pytest.mark.parametrize("decode", ["workers", "device"])
 @pytest.mark.parametrize(("content", "message"), BROKEN.values(), ids=BROKEN)
-def test_files_that_break_decoders_are_named(content: bytes, message: str, decode: str, photographs: Path) -> None:
+def test_files_that_break_decoders_are_named(content: bytes, message: str, photographs: Path) -> None:
     (photographs / "imagenet" / "val" / "n1" / "1.JPEG").write_bytes(content)
     with pytest.raises(ValueError, match=rf"n1/1\.JPEG {message}"):
-        list(ImageNetLoader(data.imagenet("val", photographs), 9, size=16, workers=0, decode=decode))
+        list(ImageNetLoader(data.imagenet("val", photographs), 9, size=16, workers=0))
 
 
-@pytest.mark.parametrize("decode", ["workers", "device"])
 @pytest.mark.parametrize("limit", [1000, 2500])  # of 2,400 to 2,576 pixels: all beyond twice it, or one beyond it
 def test_images_beyond_pillows_limit_are_refused(
-    limit: int, decode: str, photographs: Path, monkeypatch: pytest.MonkeyPatch
+    limit: int, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = data.imagenet("val", photographs)
-    loader = ImageNetLoader(folder, 9, size=16, workers=0, decode=decode)
+    loader = ImageNetLoader(folder, 9, size=16, workers=0)
     (x, _), *_ = loader
     assert len(x) == 9
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
@@ -741,7 +719,6 @@ def test_images_beyond_pillows_limit_are_refused(
     ("arguments", "message"),
     [
         ({"batch_size": 5, "world_size": 2}, "multiple of world_size=2"),
-        ({"decode": "gpu"}, "decode='gpu'"),
         ({"batch_size": 22, "train": True}, "not one batch"),
     ],
 )

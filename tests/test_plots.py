@@ -189,25 +189,6 @@ def test_a_strip_shows_every_seed_their_mean_and_its_interval() -> None:
         plots.strip({})
 
 
-def test_ridgelines_stand_one_above_the_other_where_the_values_are() -> None:
-    rows = {
-        "small": np.full(50, 0.02) * np.geomspace(0.9, 1.1, 50),
-        "large": np.geomspace(0.5, 2, 50),
-        "tiny": [1e-9, 1e-8, 0.011, 0.012],
-    }
-    axis = plots.ridgelines(rows, 0.01, 3)
-    assert axis.get_xscale() == "log" and texts(axis.get_yticklabels()) == list(rows)
-    for row, (centre, drawn) in enumerate(zip((0.02, 1.0, 0.01), axis.collections, strict=True)):
-        corners = drawn.get_paths()[0].vertices
-        assert corners[:, 1].max() == pytest.approx(row, abs=0.01)  # it stands on its line, the axis pointing down,
-        assert corners[:, 1].min() == pytest.approx(row - 1.5, abs=0.01)  # and all are equally high
-        top = corners[corners[:, 1].argmin(), 0]
-        assert abs(np.log10(top / centre)) < 0.3
-    for low, high in ((0, 1), (2, 1)):
-        with pytest.raises(ValueError, match="logarithmic scale"):
-            plots.ridgelines(rows, low, high)
-
-
 def test_a_curve_of_a_record_in_one_line() -> None:
     record = replay("random_masks", "laptop")[0]
     axis = plots.curve(record)

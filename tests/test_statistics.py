@@ -39,7 +39,7 @@ def test_a_mean_is_students_t(values) -> None:
     )
     assert found.error == pytest.approx(stats.sem(values)) and found.deviation == pytest.approx(np.std(values, ddof=1))
     assert found.p_value == pytest.approx(by_scipy.pvalue)
-    narrow = found.at(0.9)
+    narrow = mean(values, 0.9)
     assert (narrow.low, narrow.high) == pytest.approx(tuple(by_scipy.confidence_interval(0.9)))
     assert (narrow.value, narrow.p_value, narrow.count) == pytest.approx((found.value, found.p_value, found.count))
 
@@ -52,7 +52,7 @@ def test_equivalence_is_two_one_sided_tests(values, within) -> None:
     assert found.equivalent(within) == pytest.approx(DescrStatsW(values).ttost_mean(-within, within)[0])
     before = np.linspace(70, 80, len(values))
     assert found.equivalent(within) == pytest.approx(ttost_paired(before + values, before, -within, within)[0])
-    narrow = found.at(0.9)
+    narrow = mean(values, 0.9)
     assert (found.equivalent(within) < 0.05) == (-within < narrow.low and narrow.high < within)
 
 

@@ -91,7 +91,7 @@ def test_the_registry_relies_on_no_default():
                     continue
                 described = [*s.get("penalties", []), *([s["pruning"]] if s.get("pruning") else [])]
                 for entry in described:
-                    kind = {**trainings.PENALTIES, **trainings.METHODS}[entry["kind"]]
+                    kind = {**trainings.PENALTIES, **trainings.MASKS}[entry["kind"]]
                     missing = arguments(kind) - set(entry)
                     assert not missing, f"{run} leaves {missing} of {entry['kind']} to a default"
                     seen.add(entry["kind"])

@@ -3,17 +3,13 @@
 A *block* is the unit whose outputs the papers compare (`find_blocks`). A *stage* is a run of blocks whose outputs have
 one shape (`stages`). A record keeps names alone: there a stage is the numbered container that holds numbered blocks,
 `layer3` of `layer3.2` (`stage_of`); in ResNets both are the same. Chapter *Feature similarity* compares blocks.
-
->>> same_stage("layer10.0", "layer10.1"), same_stage("layer1.0", "layer10.0")
-(True, False)
-
-`block_effects` measures what each block does to its input, in one pass over the data; `without_blocks` and
-`remove_blocks` make networks that do without some.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 from companion.blocks._names import compared_layers, find_blocks, label, same_stage, spans, stage_of, stages
 
@@ -35,13 +31,6 @@ __all__ = [
     "without_blocks",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    # The measures of blocks stand on similarity and flow, which know blocks by name alone.
-    if name == "block_effects":
-        from companion.blocks import _effects as module
-    elif name in ("PassThrough", "remove_blocks", "without_blocks"):
-        from companion.blocks import _removal as module  # type: ignore[no-redef]
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(module, name)
+# The measures of blocks stand on similarity and flow, which know blocks by name alone.
+_LATER = {"_effects": ["block_effects"], "_removal": ["PassThrough", "remove_blocks", "without_blocks"]}
+__getattr__ = lazy_loader.attach(__name__, submod_attrs=_LATER)[0]

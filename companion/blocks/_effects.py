@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Iterable
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -30,7 +31,7 @@ from companion.features import (
 )
 from companion.flow import turning_angles
 from companion.similarity._cka import _centered, _conclude
-from companion.similarity._intervals import _without_each, quantile
+from companion.similarity._intervals import _without_each
 from companion.similarity._kernels import MINIMUM, gram
 
 if TYPE_CHECKING:
@@ -212,9 +213,7 @@ def _kernel(x: Tensor) -> Float[Tensor, "n n"]:
 def _table(parts: dict[str, list[Tensor]], undefined: dict[str, str], confidence: float) -> pd.DataFrame:
     import pandas as pd
 
-    if not parts:
-        raise ValueError("data holds no batch")
-    wide = quantile(confidence)
+    wide = NormalDist().inv_cdf((1 + confidence) / 2)
     sums, means, errors = [], [], []
     for chunks in parts.values():
         numbers = torch.cat(chunks).cpu()

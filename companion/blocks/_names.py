@@ -103,7 +103,7 @@ def stage_of(name: str) -> str | None:
 def same_stage(a: str, b: str) -> bool:
     """Whether two layers belong to the same stage by their names; False where those do not tell.
 
-    >>> same_stage("layer1.0", "layer1.1"), same_stage("layer1.0", "layer2.0"), same_stage("fc", "fc")
+    >>> same_stage("layer10.0", "layer10.1"), same_stage("layer1.0", "layer10.0"), same_stage("fc", "fc")
     (True, False, False)
     """
     return stage_of(a) is not None and stage_of(a) == stage_of(b)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import Any
 
 import pandas as pd
@@ -25,6 +24,7 @@ from companion.features import (
     batches,
     evaluating,
     find_layers,
+    hooked,
     run,
     unwrap,
 )
@@ -212,14 +212,11 @@ def _stand_ins(
         return {name: _by_structure(block) for name, block in blocks.items()}
     found: dict[str, PassThrough | str] = {}
 
-    def seen(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def seen(name: str, block: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if not isinstance(found.get(name), str):
-            found[name] = _by_values((*args, *kwargs.values()), output)
+            found[name] = _by_values(inputs, output)
 
-    with ExitStack() as stack, evaluating(model):
-        for name, block in blocks.items():
-            handle = block.register_forward_hook(functools.partial(seen, name), with_kwargs=True)
-            stack.callback(handle.remove)
+    with hooked(blocks, seen), evaluating(model):
         run(model, next(batches(example)) if isinstance(example, Tensor) else example, forward)
     return {name: found.get(name, "it does not run") for name in blocks}
 
@@ -227,10 +224,7 @@ def _stand_ins(
 def _first(data: Tensor | Iterable[Any], forward: Forward) -> Any:
     if isinstance(data, Iterator):
         raise ValueError(f"data is read more than once: give a list, a loader or a tensor, not a {type(data).__name__}")
-    first = next(batches(data, whole=forward is not None), None)
-    if first is None:
-        raise ValueError("data holds no batch")
-    return first
+    return next(batches(data, whole=forward is not None))
 
 
 def _by_values(inputs: tuple[Any, ...], output: Any) -> PassThrough | str:
@@ -271,12 +265,8 @@ def _recalibrate(model: nn.Module, data: Tensor | Iterable[Any], forward: Forwar
             norm.reset_running_stats()
             norm.momentum = None  # the plain mean over batches
             norm.train()
-        seen = 0
         for x in batches(data, minimum=2, whole=forward is not None):
             run(model, x, forward)
-            seen += 1
-        if not seen:
-            raise ValueError("recalibrate holds no batch; a generator is empty once it has been read")
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 

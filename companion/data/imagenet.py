@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torchvision.io
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.datasets import ImageFolder, ImageNet
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from companion._checks import one_of
 from companion._files import data_root
-from companion.data.images import IMAGENET_MEAN, IMAGENET_STD, Normalize, decode, encoded, files_below, frozen_random
+from companion.data.images import IMAGENET_MEAN, IMAGENET_STD, Normalize, decode, files_below, frozen_random
 from companion.data.loaders import Epochs, check_ranks
 
 
@@ -81,7 +79,7 @@ def _check_classes(folder: Path, classes: set[str]) -> None:
 
 @dataclass(eq=False)
 class ImageNetLoader(Epochs):
-    """Batches of photographs, decoded by worker processes or on the device, and normalised there.
+    """Batches of photographs, read and decoded by worker processes, and normalised on the device.
 
     Training images are cropped at random to `size` (Szegedy et al. 2015, area 8 to 100 %) and mirrored with probability
     ½, in the order of torch's `DistributedSampler`; evaluation images are resized to size·256/224 and cropped in the
@@ -93,14 +91,9 @@ class ImageNetLoader(Epochs):
         batch_size: examples of a batch, all ranks together; a multiple of `world_size`.
         train: random order and crops, and no smaller last batch; else the order of the folder, each image once.
         size: height and width of the batch's images.
-        workers: worker processes that read, and decode or not; 0: this process does it.
-        decode: "workers" by Pillow, or "device" by torchvision's JPEG decoder, which on a GPU decodes a batch at once;
-            files that it cannot decode, and torchvision without it, fall back to Pillow.
+        workers: worker processes that read and decode; 0: this process does it.
         mean, std: see `Normalize`; ImageNet's, which torchvision's networks expect, unless others are given.
         seed, device, dtype, channels_last, rank, world_size: as for `DeviceLoader`.
-
-    Attributes:
-        epoch, start: as for `DeviceLoader`.
 
     Raises:
         ValueError: an argument that is not allowed; while iterating, a broken image, which is named.
@@ -112,7 +105,6 @@ class ImageNetLoader(Epochs):
     train: bool = False
     size: int = 224
     workers: int = 4
-    decode: Literal["workers", "device"] = "workers"
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
 
@@ -120,7 +112,6 @@ class ImageNetLoader(Epochs):
         check_ranks(self.batch_size, self.rank, self.world_size)
         if self.batch_size % self.world_size:
             raise ValueError(f"batch_size={self.batch_size} must be a multiple of world_size={self.world_size}")
-        one_of(decode=(self.decode, ("workers", "device")))
         if self.train and not len(self):
             raise ValueError(
                 f"batch_size={self.batch_size}; {self.folder.root} has {len(self.folder)} images, not one batch"
@@ -137,22 +128,16 @@ class ImageNetLoader(Epochs):
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "examples 3 size size"], Int64[Tensor, " examples"]]]:
         part, device = self.batch_size // self.world_size, torch.device(self.device)
-        crop = _Crop(self.size, self.train, self.seed, self.epoch)
-        on_device = self.decode == "device"
         batches = DataLoader(
-            _Photographs(self.folder.samples, None if on_device else crop),
+            _Photographs(self.folder.samples, _Crop(self.size, self.train, self.seed, self.epoch)),
             batch_size=part,
             sampler=self._order()[self.start * part :],
             drop_last=self.train,
             num_workers=self.workers,
-            collate_fn=_as_lists if on_device else default_collate,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # its own, so that the state of the global one does not depend on workers
         )
-        for images, labels, indices in batches:
-            if on_device:
-                paths = [self.folder.samples[index][0] for index in indices]
-                images = torch.stack(list(map(crop, _decode_on_device(images, paths, device), indices)))
+        for images, labels in batches:
             yield self.normalize(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
 
     def _order(self) -> list[int]:
@@ -183,36 +168,16 @@ class _Crop:
             return self.transform(image)
 
 
-class _Photographs(Dataset[tuple[Tensor, int, int]]):
-    """Image (cropped, or as the bytes of its file if `crop` is None), label and index."""
+class _Photographs(Dataset[tuple[Tensor, int]]):
+    """Cropped image and label."""
 
-    def __init__(self, samples: list[tuple[str, int]], crop: _Crop | None) -> None:
+    def __init__(self, samples: list[tuple[str, int]], crop: _Crop) -> None:
         self.samples = samples
         self.crop = crop
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
-        if self.crop is None:
-            return encoded(path), label, index
-        return self.crop(decode(path), index), label, index
-
-
-def _as_lists(batch: list[tuple[Tensor, int, int]]) -> tuple[list[Tensor], Tensor, list[int]]:
-    """Files differ in length and cannot be stacked."""
-    files, labels, indices = zip(*batch, strict=True)
-    return list(files), torch.tensor(labels), list(indices)
-
-
-def _decode_on_device(
-    files: list[UInt8[Tensor, " bytes"]], paths: list[str], device: torch.device
-) -> list[UInt8[Tensor, "3 height width"]]:
-    """Decode the files of a batch together; one that this decoder refuses takes all of them to Pillow."""
-    try:
-        with warnings.catch_warnings():  # deprecated from torchvision 0.29 on
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return torchvision.io.decode_jpeg(files, mode=torchvision.io.ImageReadMode.RGB, device=device)
-    except (RuntimeError, AttributeError):  # PNG or CMYK among the files; or torchvision no longer has it
-        return [decode(path).to(device) for path in paths]
+        return self.crop(decode(path), index), label

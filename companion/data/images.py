@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,8 +101,8 @@ class Images:
     def split(self, validation: int, seed: int = 0) -> tuple[Images, Images]:
         """Hold out `validation` images, for choices that must not see the test set.
 
-        Every class gives its share, to within one image: 5,000 of CIFAR-10's 50,000 are 500 of each class. The same
-        seed gives the same split on every machine and under every version of NumPy.
+        Every class gives its share, to within one image. The same seed gives the same split on every machine and under
+        every version of NumPy.
 
         Returns:
             The remaining images and the held-out ones, each in the order of the set.
@@ -130,14 +128,12 @@ class Images:
 class Normalize:
     """Pixels of 0…255 to (pixel/255 − mean) / std, as torchvision's `ToDtype(scale=True)` and `Normalize`.
 
-    The constants are moved to the device once, so that a call never waits for it; torchvision moves them every time.
-    Computed in at least float32, and rounded to `dtype` once.
+    The constants are moved to the device once. Computed in at least float32, and rounded to `dtype` once.
 
     Args:
         mean, std: one value for each channel, of pixels from 0 to 1.
         device: where the images will be.
-        dtype: floating type of the result.
-        channels_last: memory format of the result.
+        dtype, channels_last: floating type and memory format of the result.
 
     >>> Normalize(mean=(0.5,), std=(0.25,))(torch.tensor([[[[0, 255]]]], dtype=torch.uint8))
     tensor([[[[-2.,  2.]]]])
@@ -173,13 +169,18 @@ def frozen_random(*key: int) -> np.random.RandomState:
     return np.random.RandomState(key)
 
 
-@contextmanager
-def _named(path: str | Path) -> Iterator[None]:
-    """Turn whatever a decoder raises into one error that names the file."""
+def decode(path: str | Path) -> UInt8[Tensor, "3 height width"]:
+    """Decode an image file to red, green and blue, whatever its colours are.
+
+    Raises:
+        ValueError: the file is not an image, is damaged, or has more pixels than Pillow's limit; it is named.
+        FileNotFoundError: there is no such file.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
+            with Image.open(path) as image:
+                return pil_to_tensor(image.convert("RGB"))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is missing; unpack the data set anew") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -188,25 +189,6 @@ def _named(path: str | Path) -> Iterator[None]:
         ) from error
     except Exception as error:  # every format fails in ways of its own
         raise ValueError(f"{path} is not an image or is damaged ({error}); unpack the data set anew") from error
-
-
-def decode(path: str | Path) -> UInt8[Tensor, "3 height width"]:
-    """Decode an image file to red, green and blue, whatever its colours are.
-
-    Raises:
-        ValueError: the file is not an image, is damaged, or has more pixels than Pillow's limit; it is named.
-        FileNotFoundError: there is no such file.
-    """
-    with _named(path), Image.open(path) as image:
-        return pil_to_tensor(image.convert("RGB"))
-
-
-def encoded(path: str | Path) -> UInt8[Tensor, " bytes"]:
-    """The bytes of an image file, once its head says that it is an image of bearable size. Errors as for `decode`."""
-    with _named(path):
-        content = bytearray(Path(path).read_bytes())
-        Image.open(io.BytesIO(content)).close()
-        return torch.frombuffer(content, dtype=torch.uint8)
 
 
 def files_below(folder: Path, endings: tuple[str, ...]) -> list[Path]:

@@ -27,12 +27,9 @@ def crop_and_flip(
     Image by image this is torchvision's `pad`, `crop` at (top, left) and `horizontal_flip`, but all images are done at
     once and nobody waits for the device. `top` and `left` go from 0 to 2·padding; `padding` is the middle.
 
-    >>> image = torch.tensor([[[[1, 2], [3, 4]]]], dtype=torch.uint8)
-    >>> middle = torch.tensor([1])
-    >>> crop_and_flip(image, middle, middle, torch.tensor([True]), padding=1).tolist()
-    [[[[2, 1], [4, 3]]]]
-    >>> crop_and_flip(image, middle - 1, middle, torch.tensor([False]), padding=1).tolist()
-    [[[[0, 0], [1, 2]]]]
+    >>> image, one = torch.tensor([[[[1, 2], [3, 4]]]], dtype=torch.uint8), torch.tensor([1])
+    >>> crop_and_flip(image, one - 1, one, flip=one > 0, padding=1).tolist()  # a row up, and mirrored
+    [[[[0, 0], [2, 1]]]]
     """
     examples, channels, height, width = images.shape
     index = partial(torch.arange, device=images.device)
@@ -70,7 +67,7 @@ class DeviceLoader(Epochs):
     An iteration yields the batches of epoch `epoch`, from batch `start` on: pairs (x, y) of normalised images
     `(examples, channels, height, width)` and labels `(examples,)`. Order, crops and flips of a whole epoch are drawn on
     the CPU, from `seed` and `epoch` alone: they are the same on every device, for every number of ranks, and for a run
-    that resumes in the middle of an epoch. Pixels stay uint8 and are normalised batch by batch.
+    that resumes in the middle of an epoch.
 
     Args:
         images: the data set; moved to `device`.
@@ -82,15 +79,14 @@ class DeviceLoader(Epochs):
         drop_last: leave out a last batch that is smaller.
         seed: seed of order and augmentation.
         device: where the data set lives and the batches are made.
-        dtype: floating type of x.
-        channels_last: memory format of x.
+        dtype, channels_last: floating type and memory format of x.
         rank, world_size: yield part `rank` of each batch, cut into `world_size` consecutive parts that differ by at
             most one example; together the ranks see the batches of one process. A last batch of fewer than
             `world_size` examples leaves some ranks an empty part.
 
     Attributes:
-        epoch: which epoch to iterate over; set by the training loop, never advanced here. 0 at first.
-        start: which batch to begin with; set by the training loop, never changed here. 0 at first.
+        epoch, start: which epoch to iterate over, and from which of its batches on; set by the training loop, never
+            changed here. 0 at first.
 
     Raises:
         ValueError: an argument that is not allowed, or no batch at all.
@@ -164,6 +160,6 @@ class DeviceLoader(Epochs):
 
 def check_ranks(batch_size: int, rank: int, world_size: int) -> None:
     """Refuse a rank that does not exist, or a batch too small to give every rank an example."""
-    at_least(1, world_size=whole_number(world_size=world_size))
+    at_least(1, world_size=world_size)
     between(0, world_size - 1, rank=whole_number(rank=rank))
-    at_least(world_size, batch_size=whole_number(batch_size=batch_size))
+    at_least(world_size, batch_size=batch_size)

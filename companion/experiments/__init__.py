@@ -8,8 +8,7 @@
 
 An experiment is methods × sparsities × seeds in up to three tiers: `smoke` (seconds, no download), `laptop` (minutes a
 run on two cores) and `paper` (the papers' recipe, one GPU). Each cell is a `Run`; a finished run is a `Record` in
-`book/results`. A sweep continues where it stopped: recorded runs are not repeated, a killed run resumes from its
-checkpoint, and several runners on one folder share the work.
+`book/results`. A sweep continues where it stopped, and several runners on one folder share the work.
 
 See page *Running experiments*.
 """

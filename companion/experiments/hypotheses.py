@@ -262,9 +262,8 @@ class Judged(NamedTuple):
     """What became of a hypothesis: by its page, raw and after Holm's correction over its family; by which findings; and
     what each of these says, after the correction, in the words of an `Outcome`.
 
-    >>> gain = Difference("accuracy", Mean(1.0, half=0.5, count=5), expected=-1)
-    >>> Judged("refuted", "not refuted", [gain], ("against",)).numbers()
-    'accuracy: +1.00 ± 0.50'
+    >>> judge(Records([]))["H4"].numbers()
+    'straightness: not run; accuracy, filters to 0.5: not run; accuracy, filters to 0.25: not run'
     """
 
     verdict: str
@@ -292,9 +291,8 @@ class Judged(NamedTuple):
 
 
 def judge(records: Records, hypotheses: Mapping[str, Hypothesis] | None = None) -> dict[str, Judged]:
-    """All hypotheses (default: `HYPOTHESES`), judged from the records of their experiment.
-
-    The findings of all hypotheses of a family share Holm's correction; what a rule says of a mean alone it leaves.
+    """All hypotheses (default: `HYPOTHESES`), judged from the records of their experiment; the findings of a family
+    share Holm's correction, what a rule says of a mean alone it leaves.
 
     >>> judge(Records([]))["H1"].verdict
     'not tested yet'

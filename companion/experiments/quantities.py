@@ -135,10 +135,8 @@ def after_pruning(sparsity: float, criterion: str = "magnitude") -> Reading:
     """
 
     def value(record: Record) -> float:
-        levels = {level["sparsity"]: level for level in _weights_out(record, criterion)}
-        if sparsity not in levels:
-            raise ValueError(f"record {record.run} has weights at {[*levels]}, not at {sparsity}")
-        return _percent(levels[sparsity]["pruned"]["test"])
+        levels = {level["sparsity"]: level["pruned"] for level in _weights_out(record, criterion)}
+        return _at(sparsity, levels, record, "weights")
 
     return value
 
@@ -152,9 +150,8 @@ def after_removal(macs: float, stage: str = "fine_tuned") -> Reading:
 
     def value(record: Record) -> float:
         shares = record.run.settings.get("prune", {}).get("macs", [])
-        if macs not in shares:
-            raise ValueError(f"record {record.run} has filters pruned to {shares} of the multiply-adds, not to {macs}")
-        return _percent(record.result["filters"][shares.index(macs)][stage]["test"])
+        levels = dict(zip(shares, (level[stage] for level in record.result.get("filters", [])), strict=True))
+        return _at(macs, levels, record, "filters left")
 
     return value
 
@@ -169,22 +166,27 @@ def without_blocks(number: int, stage: str = "pruned") -> Reading:
     def value(record: Record) -> float:
         greedy = record.result.get("blocks", {}).get("greedy", [])
         levels = {len(entry["gone"]): entry[stage] for entry in greedy if stage in entry}
-        if number not in levels:
-            raise ValueError(f"record {record.run} has blocks out, {stage}, at {[*levels]}, not at {number}")
-        return _percent(levels[number]["test"])
+        return _at(number, levels, record, f"blocks out, {stage},")
 
     return value
 
 
-def block_damage(record: Record, stage: str = "refreshed") -> float:
-    """Points of test accuracy lost with one residual branch, mean over all; batch norm `"refreshed"` or `"raw"`."""
-    return percent(record) - float(np.mean([_percent(entry[stage]) for entry in record.result["blocks"]["single"]]))
+def _at(wanted: float, levels: Mapping[Any, Mapping[str, Any]], record: Record, what: str) -> float:
+    if wanted not in levels:
+        raise ValueError(f"record {record.run} has {what} at {[*levels]}, not at {wanted}")
+    return _percent(levels[wanted]["test"])
 
 
-def pruned_on_average(record: Record, split: str = "validation") -> float:
-    """Accuracy in %, mean over all levels of pruning and before any fine-tuning: by this, strengths are chosen."""
+def block_damage(record: Record) -> float:
+    """Points of test accuracy lost with one residual branch, batch norm refreshed, mean over all."""
+    left = [_percent(entry["refreshed"]) for entry in record.result["blocks"]["single"]]
+    return percent(record) - float(np.mean(left))
+
+
+def pruned_on_average(record: Record) -> float:
+    """Validation accuracy in %, mean over all levels of pruning, not fine-tuned: by this, strengths are chosen."""
     levels = [*record.result["weights"], *record.result["filters"]]
-    return float(np.mean([_percent(level["pruned"][split]) for level in levels]))
+    return float(np.mean([_percent(level["pruned"]["validation"]) for level in levels]))
 
 
 def sparsity_kept(points: float = 5.0) -> Reading:
@@ -214,15 +216,7 @@ def _percent(part: Mapping[str, Any]) -> float:
 
 # ----------------------------------------------------------------------------------------------------------- similarity
 def cka_in_stages(record: Record) -> float:
-    """Mean CKA between different blocks of the same stage.
-
-    >>> from companion.experiments.records import Run
-    >>> names = ["layer1.0", "layer1.1", "layer2.0"]
-    >>> cka = {"layers": names, "values": [[1, 0.75, 0.25], [0.75, 1, 0.5], [0.25, 0.5, 1]]}
-    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"cka": cka}, {})
-    >>> cka_in_stages(record)
-    0.75
-    """
+    """Mean CKA between different blocks of the same stage."""
     return _mean_cka(record, same_stage)
 
 
@@ -418,16 +412,16 @@ def folded_norms(record: Record, ending: str = "conv1") -> float:
     """Mean of ‖w‖·abs(γ)/σ over the filters of the convolutions inside blocks that end so: `"conv1"`, the inner ones,
     which can be removed; `"conv2"`, the last ones of each branch.
 
-    It compares filters of one layer. It doubles when the layer's input is halved, although the layer then puts out the
-    same, for σ is halved too: between networks whose features differ in size take `inner_scale`.
+    It compares filters of one layer. Between networks whose features differ in size take `inner_scale`: this doubles
+    when a layer's input is halved, σ being halved too.
     """
     layers = _of_filters(record, ending)
     return float((layers["filter_norms"] * layers["bn_scale"] / layers["bn_deviation"]).mean())
 
 
-def raw_norms(record: Record, ending: str = "conv1") -> float:
-    """Mean of ‖w‖ over the same filters: it changes with every rescaling of a filter, which the batch norm undoes."""
-    return float(_of_filters(record, ending)["filter_norms"].mean())
+def raw_norms(record: Record) -> float:
+    """Mean of ‖w‖ over the inner filters: it changes with every rescaling of a filter, which the batch norm undoes."""
+    return float(_of_filters(record, "conv1")["filter_norms"].mean())
 
 
 def inner_scale(record: Record) -> float:
@@ -437,8 +431,7 @@ def inner_scale(record: Record) -> float:
 
 
 def inner_deviation(record: Record) -> float:
-    """Mean σ of the same batch norms: the deviation of what the inner filters put out *before* it is normalised. With
-    filters of unchanged `raw_norms` it follows the size of what they read."""
+    """Mean σ of the same batch norms: the deviation of what the inner filters put out *before* it is normalised."""
     return float(_of_filters(record, "conv1")["bn_deviation"].mean())
 
 

@@ -294,8 +294,7 @@ def load(path: Path) -> Record:
     Raises:
         DamagedRecordError: the file is no record; the message names it.
 
-    >>> paths = sorted(results_root().glob("published_cka/paper/*.json"))
-    >>> load(paths[0]).run.experiment
+    >>> load(next(results_root().glob("published_cka/paper/*.json"))).run.experiment
     'published_cka'
     """
     try:

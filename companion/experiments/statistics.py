@@ -17,7 +17,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -166,12 +166,6 @@ class Mean:
         half = f" ± {self.half:.{digits}f}" if self.df else ""
         return f"{self.value:+.{digits}f}{half}".replace("-", "−")
 
-    def at(self, level: float) -> Mean:
-        """The same mean with another interval: `at(0.9)` has the one that belongs to a TOST at .05."""
-        between(0, 1, open_low=True, open_high=True, level=level)
-        half = self.error * float(stats.t.ppf((1 + level) / 2, self.df)) if self.df else math.inf
-        return replace(self, half=half, level=level)
-
     @property
     def p_value(self) -> float:
         """Two-sided p of "the true mean is 0", by Student's t; 1 where there is no interval."""
@@ -312,12 +306,7 @@ def sign_flip(values: Iterable[float]) -> float | None:
 
 class Common(NamedTuple):
     """The common effect of a penalty over experiments and half its interval; standard deviations of the effect between
-    experiments, between the seeds of one, and of what is left. Without `converged` nothing of it means anything.
-
-    >>> values, experiments = [0.1, 0.4, 0.2, 5.9, 5.7, 5.8], ["a", "a", "a", "b", "b", "b"]
-    >>> common_effect(values, experiments, seeds=[0, 1, 2, 0, 1, 2]).experiments > 3
-    True
-    """
+    experiments, between the seeds of one, and of what is left. Without `converged` nothing of it means anything."""
 
     value: float
     half: float
@@ -501,8 +490,8 @@ def acted(change: Mean | None, delta: float) -> str:
     """Did a penalty move what it penalises? `"did not act"`: the 90 % interval of the change lies within ±δ. `"acted"`:
     it does not, and the 95 % interval excludes 0. Else `"unclear"`; `"not measured"` where there is no interval.
 
-    >>> [acted(mean(np.array([0.01, -0.01, 0.0]) + shift), 0.1) for shift in (0, 0.2)], acted(mean([-1, 1, 3]), 0.1)
-    (['did not act', 'acted'], 'unclear')
+    >>> acted(mean([0.01, -0.01, 0.0]), 0.1), acted(mean([0.21, 0.19, 0.2]), 0.1), acted(mean([-1, 1, 3]), 0.1)
+    ('did not act', 'acted', 'unclear')
     """
     if change is None or not change.df:
         return "not measured"

@@ -22,15 +22,14 @@ from companion.experiments.plan import Outcome, Workplace
 from companion.experiments.recipes import Part, Recipe
 from companion.experiments.records import Run, packed
 from companion.features import batches
-from companion.pruning import SET, GraNet, LotteryTicket, MagnitudePruning, Masks, RandomPruning, RigL, RigLITOP
+from companion.pruning import METHODS, LotteryTicket, Masks
 from companion.regularizers import FeaturePenalty
 
 # What the kind of a recipe's part names.
 Kinds: TypeAlias = Mapping[str, Callable[..., Any]]
 SCHEDULES: Kinds = {kind.__name__: kind for kind in (training.multistep, training.cosine, training.one_cycle)}
 PENALTIES: Kinds = {kind.__name__: kind for kind in controls.PENALTIES.values()}
-MASKS = (RandomPruning, MagnitudePruning, SET, RigL, RigLITOP, GraNet)
-METHODS: Kinds = {kind.__name__: kind for kind in MASKS}
+MASKS: Kinds = {kind.__name__: kind for kind in METHODS.values()}
 Loader: TypeAlias = "data.DeviceLoader | data.ImageNetLoader"
 
 
@@ -106,7 +105,7 @@ class ImageTask(NamedTuple):
             return None
         given = Part(part.kind, {**part.arguments, "sparsity": self.run.sparsity, "seed": self.run.seed})
         steps = self.recipe.epochs * math.ceil(len(self.loader) / self.accumulate)
-        return lambda optimizer: build(METHODS, given, model, optimizer, steps=steps)
+        return lambda optimizer: build(MASKS, given, model, optimizer, steps=steps)
 
     def fit(
         self,

@@ -192,20 +192,17 @@ def _warn_of_single(examples: int, kinds: int, what: str, unknown: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- bins
-def bin_edges(
-    x: Float[Tensor, "examples features"], bins: int = 30, rule: str = "quantile"
-) -> list[Float[Tensor, "_"]]:
-    """Inner edges for each column, learned from the data; `bin_index` applies them.
+def bin_edges(x: Float[Tensor, "examples features"], bins: int = 30) -> list[Float[Tensor, "_"]]:
+    """Inner edges of bins of equal mass for each column, learned from the data; `bin_index` applies them.
 
     A value that more than one example in `bins` shares is an *atom* and gets a bin of its own, so the zeros of a ReLU
     stay together and do not use up the quantiles of what is active. What is constant but for rounding is one atom.
 
     Args:
         bins: number of bins for what is not an atom.
-        rule: `"quantile"`, bins of equal mass; or `"width"`, bins of equal width from the least to the largest value.
 
     Raises:
-        ValueError: NaN, infinite values, fewer than 2 bins, an unknown rule.
+        ValueError: NaN, infinite values, fewer than 2 bins.
 
     >>> bin_edges(torch.arange(8.0)[:, None], bins=4)
     [tensor([2., 4., 6.], dtype=torch.float64)]
@@ -213,10 +210,9 @@ def bin_edges(
     dtype, x = as_tensor(x, "x").dtype, continuous(x, constant=True)
     if bins < 2:
         raise ValueError(f"bins={bins}; a variable in fewer than 2 bins has no entropy")
-    one_of(rule=(rule, ("quantile", "width")))
     constant = constant_columns(x, dtype).tolist()
     return [
-        _atom(column.amin(), column.amax()) if still else _column_edges(column, bins, rule)
+        _atom(column.amin(), column.amax()) if still else _column_edges(column, bins)
         for column, still in zip(x.T, constant, strict=True)
     ]
 
@@ -226,18 +222,14 @@ def _atom(low: Float[Tensor, "*atoms"], high: Float[Tensor, "*atoms"]) -> Float[
     return torch.stack([low, torch.nextafter(high, torch.full_like(high, torch.inf))]).flatten()
 
 
-def _column_edges(column: Float[Tensor, "n"], bins: int, rule: str) -> Float[Tensor, "_"]:
+def _column_edges(column: Float[Tensor, "n"], bins: int) -> Float[Tensor, "_"]:
     values, counts = torch.unique(column, return_counts=True)
     atoms = values[counts * bins > len(column)]
-    rest = column[~torch.isin(column, atoms)]
-    parts = torch.linspace(0, 1, bins + 1, dtype=column.dtype, device=column.device)[1:-1]
-    if len(rest) == 0:
-        inner = rest
-    elif rule == "quantile":
+    inner = column[~torch.isin(column, atoms)]
+    if len(inner):
         # torch.quantile refuses long inputs; the sorted values at the ranks are the same.
-        inner = rest.sort().values[(parts * len(rest)).long().clamp(max=len(rest) - 1)]
-    else:
-        inner = rest.amin() + parts * (rest.amax() - rest.amin())
+        parts = torch.linspace(0, 1, bins + 1, dtype=column.dtype, device=column.device)[1:-1]
+        inner = inner.sort().values[(parts * len(inner)).long().clamp(max=len(inner) - 1)]
     return torch.unique(torch.cat([inner, _atom(atoms, atoms)]))
 
 
@@ -279,7 +271,6 @@ def binned(
     y: Float[Tensor, "examples *q"],
     *,
     bins: int = 10,
-    rule: str = "quantile",
     correction: str = "grassberger",
     unit: str = "nats",
 ) -> Estimate:
@@ -300,8 +291,8 @@ def binned(
     """
     x, y = continuous(x).detach(), continuous(y, "y").detach()
     same_rows(x, y)
-    codes = [bin_index(z, bin_edges(z, bins, rule)) for z in (x, y)]
+    codes = [bin_index(z, bin_edges(z, bins)) for z in (x, y)]
     found, pairs = _information(codes[0], codes[1], correction)
     _warn_of_single(len(x), pairs, "pairs of bins", "whether x and y go together")
-    assumes = f"{bins} bins a column ({rule}) keep what matters, and are few for {len(x)} examples"
+    assumes = f"{bins} bins of equal mass a column keep what matters, and are few for {len(x)} examples"
     return estimate(found.value, found.error, unit, estimator="binning", assumes=assumes, examples=len(x))

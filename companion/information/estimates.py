@@ -109,8 +109,7 @@ def continuous(x: Any, name: str = "x", *, constant: bool = False) -> Float[Tens
     """x as a float64 matrix, rows are examples; refuses what no estimator can use.
 
     A vector is one feature; maps are flattened. Constant columns, whose values differ by no more than rounding in the
-    dtype of x, are refused unless `constant` is allowed: they carry no information and break neighbours and covariances
-    alike.
+    dtype of x, are refused unless `constant` is allowed.
 
     Raises:
         ValueError: no rows, NaN or infinite values, constant columns.

@@ -1,8 +1,7 @@
 r"""Gates of the variational information bottleneck (VIBNet; Dai, Zhu, Guo & Wipf 2018, arXiv 1802.10399).
 
 Each unit of a layer is multiplied by its own random number, h = (μ + σ ε) f(x) with ε ~ N(0, 1). How much the unit can
-tell is bounded by ½ ln(1 + μ²/σ²): with μ = 0 the gate passes noise only. Adding Σ ½ ln(1 + μ²/σ²) to the loss closes
-gates that the task does not need, and units with ln(σ²/μ²) ≥ 0 are pruned.
+tell is bounded by ½ ln(1 + μ²/σ²); its sum is added to the loss, and units with ln(σ²/μ²) ≥ 0 are pruned.
 """
 
 from __future__ import annotations

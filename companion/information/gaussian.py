@@ -172,8 +172,8 @@ def gaussian_estimate(x: Any, y: Any, *, shrinkage: float | str = 0.0, unit: str
     """I(X;Y) from the sample covariance, as if X and Y were jointly Gaussian. Differentiable.
 
     Without shrinkage its bias, about pq/2n, is exactly known for Gaussian data and taken off, so the value can be
-    negative. Standard error to first order: √(Σ ρ_i² / n), which is 0 for independent variables. For variables that
-    are not Gaussian the value may lie on either side of the truth; with Gaussian marginals it is a lower bound.
+    negative. Standard error to first order: √(Σ ρ_i² / n), which is 0 for independent variables. With Gaussian
+    marginals the value is a lower bound, for others it may lie on either side of the truth.
 
     Raises:
         ValueError: mismatched rows, NaN, infinite values, constant columns; without shrinkage too few examples

@@ -5,9 +5,7 @@ r"""Kernels: information-like quantities that need no density.
 - *Normalised HSIC* (Fukumizu et al. 2007; Ma, Lewis & Kleijn 2020, the HSIC bottleneck):  tr(R_X R_Y) with
   R = K̄(K̄ + ε n I)⁻¹ and K̄ the centred kernel matrix.
 
-Neither is the mutual information of Shannon. The first is an entropy of the eigenvalues of a kernel matrix, so the
-bandwidth decides what it sees; the second is a squared norm of a cross-correlation operator, 0 only for independent
-variables, and without unit.
+Neither is the mutual information of Shannon.
 """
 
 from __future__ import annotations

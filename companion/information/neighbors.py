@@ -29,7 +29,7 @@ from jaxtyping import Float, Int, Shaped
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from companion._checks import at_least, one_of, whole_number
+from companion._checks import at_least, one_of
 from companion._progress import progress
 from companion.information.estimates import (
     ESTIMATORS,
@@ -107,7 +107,7 @@ def _kth_distance(x: Float[Tensor, "n d"], k: int, block: int | None) -> Float[T
 
 
 def _check(n: int, k: int, what: str = "examples") -> None:
-    at_least(1, k=whole_number(k=k))
+    at_least(1, k=k)
     if n <= k:
         raise TooFewExamplesError(f"{n} {what} have no {k}-th neighbour each: need more than k = {k}, or a smaller k")
 
@@ -182,14 +182,12 @@ def ksg(
 
     Variant 1 takes the cube that reaches the k-th neighbour in the joint space and counts, in x and y alone, who lies
     *strictly* inside; where other neighbours lie at the same distance, who lies up to the edge. Variant 2 takes the
-    smallest rectangle around the k neighbours and counts who lies in it, edge included; neighbours at equal distance
-    count together. Nothing is added to the data to break ties.
+    smallest rectangle around the k neighbours and counts who lies in it, edge included.
 
     Args:
         k: neighbours. Few: little bias, more variance.
         parts: number of disjoint subsets whose spread gives the standard error (Holmes & Nemenman 2019), 5 for
-            instance; 0: no error. Theory has none; the spread of the n terms, which depend on each other, is up to
-            twice too small, and so is this one where a subset's neighbours are far, in 5 dimensions and more.
+            instance, up to twice too small in 5 dimensions and more; 0: no error, for theory has none.
         block: compare so many rows at a time with all, instead of searching trees.
 
     Raises:
@@ -325,8 +323,7 @@ def mixed_ksg(
     counts. Arguments as for `ksg`. The same at any scale of a column.
 
     An example with k copies takes all its copies as neighbours and counts copies in x and in y; any other counts as in
-    KSG 1, up to the edge where neighbours are tied. The paper writes ln(n_x + 1), counted up to the edge, for ψ(n_x):
-    that is further off where one side is at an atom and the other is not.
+    KSG 1, up to the edge where neighbours are tied, with ψ(n_x) for the paper's ln(n_x + 1).
 
     Raises:
         ValueError: as for `ksg`, atoms excepted.

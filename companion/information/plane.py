@@ -31,8 +31,7 @@ class InformationPlane:
     - `bins=m`: T = the layer cut into m bins a unit, with edges learned from the data of each recording (a mass at 0 is
       a bin of its own); with `fixed=(low, high)` bins of equal width whatever the data, for history only.
 
-    Both are properties of the *measurement*: another σ or m gives another picture. With n examples nothing exceeds
-    ln n.
+    Another σ or m gives another picture. With n examples nothing exceeds ln n.
 
     Args:
         x, y: the inputs and the labels that are recorded with; some hundred to some thousand.

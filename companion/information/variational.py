@@ -120,8 +120,7 @@ def variational_bound(
     """A variational bound with a critic that is trained here, stopped early, and judged on examples it never saw.
 
     Half of the held-out examples decide when to stop (no improvement at `patience` looks in a row, one look every 50
-    steps), the other half give the value: a critic that only remembers its training pairs gets nothing for it. The
-    standard error is that of the mean over held-out batches; how good the critic is, it does not know.
+    steps), the other half give the value; its standard error does not know how good the critic is.
 
     Args:
         bound: `"infonce"`, `"nwj"` or `"dv"`.

@@ -1,17 +1,5 @@
 """Pruning: masks on the weights of a plain model, kept up while any optimizer trains it; and what sparsity saves.
 
->>> import torch
->>> from companion.models import mlp
->>> model = mlp([64, 32, 10])
->>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
->>> sparsity = RigL(model, optimizer, sparsity=0.9, steps=100, every=10)
->>> for _ in range(100):
-...     loss = model(torch.randn(8, 64)).square().mean()
-...     optimizer.zero_grad(); loss.backward(); optimizer.step()
-...     sparsity.step()
->>> int(model.linear1.weight.count_nonzero() + model.linear2.weight.count_nonzero()), round(sparsity.density(), 3)
-(237, 0.1)
-
 Masks and what they choose by are here, `methods` holds the methods, one file each, found by name in `METHODS`;
 `filters` takes whole filters out of a network.
 

@@ -232,8 +232,7 @@ class Latency:
 def latency(model: nn.Module, example: Any, *, repeats: int = 30, warmup: int = 5) -> Latency:
     """Seconds of a forward pass of `example` on the model's device, in eval mode without gradients.
 
-    `warmup` passes are not counted. On CUDA the time is the device's own, between two events. The model is left as it
-    was, mode included. To compare models use `latencies`.
+    `warmup` passes are not counted. On CUDA the time is the device's own, between two events.
 
     Raises:
         ValueError: fewer than 2 repeats, or a negative warmup.
@@ -249,8 +248,6 @@ def latencies(
     models: Mapping[str, nn.Module], example: Any, *, repeats: int = 30, warmup: int = 5
 ) -> dict[str, Latency]:
     """`latency` of several models under equal conditions: they take turns, in alternating order.
-
-    What else the machine does then falls on all alike: the ratio of two models' passes of one round is fair.
 
     Raises:
         ValueError: see `latency`.

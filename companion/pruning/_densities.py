@@ -37,8 +37,8 @@ def erk(shapes: Shapes, sparsity: float, dense: Collection[str] = ()) -> dict[st
 
         density_l = ε · (n_in + n_out + k_h + k_w) / (n_in · n_out · k_h · k_w),
 
-    so a layer keeps ε · (n_in + n_out + k_h + k_w) weights, without the kernel's part for a linear layer; ε follows
-    from the sparsity, and a layer that would be denser than 1 is dense. Arguments and errors as for `uniform`.
+    without the kernel's part for a linear layer; ε follows from the sparsity, and a layer that would be denser than 1
+    is dense. Arguments and errors as for `uniform`.
 
     >>> erk({"conv": (16, 3, 3, 3), "linear": (10, 16)}, sparsity=0.8)
     {'conv': 58, 'linear': 60}

@@ -9,12 +9,12 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import pandas as pd
 import torch
-import torch.distributed as dist
 from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from companion._checks import at_least, one_of, whole_number
+from companion._checks import at_least, one_of
+from companion._ranks import from_rank_zero
 from companion._registry import Registry
 from companion._weights import matrices, memory, multiplies, warn_of_the_rest
 from companion.features import Layers, bare_name, find_layers, unwrap
@@ -39,8 +39,7 @@ class Masks:
 
     The base of all methods; by itself it holds given masks fixed, such as a winning ticket's. The model stays plain: no
     hook, no wrapper, no other parameter. After each `step()` every masked weight is exactly 0, and so is all of its
-    shape that the optimizer remembers of it (momentum, Adam's moments). `copy.deepcopy` (of model, optimizer and masks
-    together), `torch.compile`, autocast and DDP work as without it; all ranks get the masks of rank 0.
+    shape that the optimizer remembers of it (momentum, Adam's moments). All ranks get the masks of rank 0.
 
     Args:
         model: its parameters are pruned in place; on its device, not moved afterwards. A DDP or compiled wrapper is
@@ -375,13 +374,6 @@ class Masks:
             mine[name].copy_(mask)
 
 
-def from_rank_zero(tensor: Tensor) -> Tensor:
-    """In a process group: fill the tensor with that of rank 0."""
-    if dist.is_available() and dist.is_initialized():
-        dist.broadcast(tensor, 0)
-    return tensor
-
-
 def _weights(model: nn.Module, layers: Layers) -> dict[str, nn.Parameter]:
     """layer → its weight ("layer.in_proj_weight" and the like under another name); a shared one comes once."""
     found: dict[int, tuple[str, nn.Parameter]] = {}
@@ -404,7 +396,7 @@ def _weights(model: nn.Module, layers: Layers) -> dict[str, nn.Parameter]:
 
 def updates_in(steps: float, every: int) -> int:
     """Number of updates within so many steps; at least one."""
-    at_least(1, every=whole_number(every=every))
+    at_least(1, every=every)
     if steps < every:
         raise ValueError(f"every={every}: no update falls into the {steps:g} steps that are open for one; lower every=")
     return int(steps // every)

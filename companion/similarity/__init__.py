@@ -6,20 +6,20 @@ Rows are examples. With a kernel matrix K of one layer and L of the other, n × 
 - unbiased (Song et al. 2012):   HSIC₁ = ⟨K̃, L̃⟩ / (n(n−3)),  K̃ the *U-centred* matrix of Székely & Rizzo (2014);
 - CKA = HSIC(K, L) / √(HSIC(K, K) · HSIC(L, L))  (Kornblith et al. 2019).
 
-Few examples and many features is the usual case, and there the biased value is near 1 whatever the layers do;
-`unbiased=True` is the default everywhere. The unbiased value can be negative. A *dead* layer, one that gives every
-example the same features (to the unbiased value: every example but one), has no CKA; it is **defined as 0** in its own
-row and column, with gradient 0. The same means: but for rounding in the dtype of the features, on any processor and in
-batches of any size; what a network makes of rounding later, such as a batch norm that divides it by √ε, is not seen.
-Chapters *Feature similarity* and *Estimating CKA well* derive everything here.
+With few examples and many features the biased value is near 1 whatever the layers do; `unbiased=True` is the default
+everywhere. A *dead* layer, one that gives every example the same features (to the unbiased value: every example but
+one), has no CKA; it is **defined as 0**, with gradient 0. The same means: but for rounding in the dtype of the
+features; what a network makes of rounding later, such as a batch norm that divides it by √ε, is not seen. Chapters
+*Feature similarity* and *Estimating CKA well* derive everything here.
 
-All functions compute in float32 (float64 for float64 features), whatever autocast says, and sum in float64; features
-are centred first, so a common offset changes nothing.
+All functions compute in float32 (float64 for float64 features), whatever autocast says, and sum in float64.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 from companion.similarity._cka import alignment, cka, cka_matrix, hsic
 from companion.similarity._intervals import Interval, cka_interval
@@ -52,10 +52,5 @@ __all__ = [
     "u_center",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in ("ExactCKA", "MinibatchCKA"):  # torchmetrics takes longer to import than all else here
-        from companion.similarity import _streaming
-
-        return getattr(_streaming, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# torchmetrics takes longer to import than all else here.
+__getattr__ = lazy_loader.attach(__name__, submod_attrs={"_streaming": ["ExactCKA", "MinibatchCKA"]})[0]

@@ -81,16 +81,15 @@ def cka(
     negative; without it, it is ≥ 0 and close to 1 whenever features outnumber examples. A constant x or y gives 0 with
     gradient 0.
 
-    >>> x = torch.randn(8, 256, generator=torch.Generator().manual_seed(0))
-    >>> y = torch.randn(8, 256, generator=torch.Generator().manual_seed(1))
-    >>> f"8 unrelated: biased {cka(x, y, unbiased=False):.2f}; flipped and scaled: {cka(x, -3 * x.flip(1)):.2f}"
-    '8 unrelated: biased 0.97; flipped and scaled: 1.00'
-
     Raises:
         ValueError: see `hsic`.
 
     Warns:
         UserWarning: x or y is dead.
+
+    >>> x, y = torch.randn(2, 8, 256, generator=torch.Generator().manual_seed(0))
+    >>> f"8 unrelated: biased {cka(x, y, unbiased=False):.2f}; flipped and scaled: {cka(x, -3 * x.flip(1)):.2f}"
+    '8 unrelated: biased 0.97; flipped and scaled: 1.00'
     """
     return _all_pairs({"x": x}, {"y": y}, unbiased, kernel)[0, 0]
 
@@ -104,8 +103,6 @@ def cka_matrix(
 ) -> Float[Tensor, "layers_x layers_y"]:
     """CKA of every pair of feature matrices, those in `xs` against those in `ys` (None: against each other).
     Differentiable.
-
-    Each kernel matrix is built once; all pairs are one matrix product. Features of conv maps are flattened.
 
     Raises:
         ValueError: see `hsic`; the message names the layer.

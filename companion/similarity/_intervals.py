@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from jaxtyping import Float
@@ -42,9 +43,7 @@ def cka_interval(
 
     `method="jackknife"` leaves out one example at a time, all n in O(n²) from the sums that HSIC₁ consists of.
     `method="subsample"` recomputes CKA on `subsamples` random subsets of `size` examples (default n/2) drawn *without*
-    replacement and rescales their spread by √(size/(n − size)) (the delete-d jackknife). Resampling *with* replacement,
-    the bootstrap, is a trap: a duplicated example puts a copy of the removed diagonal back into the kernel matrix, and
-    unrelated features look alike.
+    replacement and rescales their spread by √(size/(n − size)) (the delete-d jackknife).
 
     Where features by far outnumber examples both are cautious: the estimate's spread then falls as 1/n, not 1/√n, and
     the jackknife is up to √2 and halves up to 2 times too wide. Where a few directions dominate, they cover a little
@@ -85,13 +84,8 @@ def cka_interval(
             pairs = ([_above(u_center(k[s][:, s]), least).view(1, -1) for k, least in wholes] for s in subsets)
             draws = torch.stack([_ratio(*_hsics(*pair)) for pair in pairs])
             error = float((draws - value).square().mean().sqrt()) * math.sqrt(size / (n - size))
-    half = quantile(level) * error
+    half = NormalDist().inv_cdf((1 + level) / 2) * error
     return Interval(value, value - half, value + half, error, level)
-
-
-def quantile(level: float) -> float:
-    """How many standard errors a normal interval of that level reaches to either side."""
-    return math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64)))
 
 
 def _without_each(k: Float[Tensor, "n n"], l: Float[Tensor, "n n"]) -> tuple[Tensor, Float[Tensor, "n"]]:  # noqa: E741

@@ -48,9 +48,9 @@ def cka_map(
 ) -> pd.DataFrame:
     """CKA of all pairs of layers of one model, or of two on the same inputs, in one pass over the data.
 
-    The models run in evaluation mode without gradients and are left as they were. Under torch.distributed every rank
-    passes its own share of the data and gets the value for all of it. Shares may be uneven, even empty tensors; of one
-    with fewer than 4 examples the minibatch estimator sees nothing.
+    The models run in evaluation mode and are left as they were. Under torch.distributed every rank passes its own share
+    of the data and gets the value for all of it. Shares may be uneven, even empty tensors; of one with fewer than 4
+    examples the minibatch estimator sees nothing.
 
     Args:
         data, forward: see `features.extract`. Tensors are cut into batches of `batch_size`.
@@ -115,8 +115,7 @@ def cka_map(
                 )
                 metric = metric.to(next(iter(found[0].values())).device)
             metric.update(*found)
-    if metric is None:
-        raise ValueError("data holds no batch")
+    assert metric is not None  # `batches` has given one
     table = pd.DataFrame(metric.compute().cpu().numpy(), metric.layers, metric.other_layers or metric.layers)
     table.attrs = {"examples": metric.total, "estimator": estimator, "unbiased": unbiased, "kernel": str(kernel)}
     if group is not None:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from companion._checks import at_least, whole_number
+from companion._checks import at_least
 from companion.features import _resolution, as_tensor, float64, float64_device
 from companion.similarity._cka import _conclude, _hsics, _rows
 from companion.similarity._kernels import MINIMUM, Kernel, _rounding
@@ -24,7 +24,7 @@ NARROW = 16_384  # widest M that ExactCKA accumulates: 2 GiB of float64
 def check_group(group: int | None, unbiased: bool) -> int | None:
     """Refuse groups too small for HSIC₁, and any for HSIC₀."""
     if group is not None:
-        at_least(MINIMUM, group=whole_number(group=group))
+        at_least(MINIMUM, group=group)
         if not unbiased:
             raise ValueError(f"group={group} needs unbiased=True: the bias of HSIC₀ grows as groups get smaller")
     return group

@@ -26,8 +26,7 @@ FORMAT = "companion.training 2"
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain types) to `path`, whole or not at all; what stood there becomes `path.previous`.
 
-    The bytes go to a file aside in the same folder, reach the disk, and only then take the name: a process killed at
-    any moment, or a full disk (`OSError`), leaves a good checkpoint at `path`.
+    A process killed at any moment, or a full disk (`OSError`), leaves a good checkpoint at `path`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -125,11 +124,9 @@ def claim(path: str | Path, configuration: dict[str, Any], held: ExitStack) -> d
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and torch's (CPU and GPU) random numbers.
 
-    >>> seed_everything(7)
-    >>> first = torch.rand(3)
-    >>> seed_everything(7)
-    >>> torch.equal(torch.rand(3), first)
-    True
+    >>> seed_everything(0)
+    >>> torch.randint(100, (3,))
+    tensor([44, 39, 33])
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)

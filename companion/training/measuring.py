@@ -93,9 +93,8 @@ def evaluate(
     """Mean `loss`, share of right answers (`accuracy`) and number of `examples` of a loader's batches (x, y).
 
     Runs in eval mode without gradients and leaves every module in the mode it had. In a process group every rank calls
-    it with its own part of the examples, and gets the result over all of them. No example at all: `ValueError`. What is
-    right, and what has no accuracy: see `fit`. A list given as `right` is filled with bool tensors, one a batch of this
-    rank: which of its answers are right.
+    it with its own part of the examples, and gets the result over all of them. What is right, and what has no accuracy:
+    see `fit`. A list given as `right` is filled with bool tensors, one a batch of this rank.
 
     Raises:
         ValueError: no example; `right` of answers that are neither right nor wrong.

@@ -30,8 +30,7 @@ def candidates(device: torch.device) -> list[str]:
 
 def fastest_precision(model: nn.Module, data: Any, loss: Loss, channels_last: bool) -> str:
     """The precision in which a copy of the model does the first batch fastest, forward and backward; measured once for
-    each model of device and class of model in a process. Random states stay as they are.
-    """
+    each model of device and class of model in a process. Random states stay as they are."""
     device = next(model.parameters()).device
     there = (torch.cuda.get_device_name(device) if device.type == "cuda" else device.type, type(model))
     state = random_state(data, device)

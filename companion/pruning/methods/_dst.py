@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from companion._checks import between
+from companion._ranks import from_rank_zero
 from companion._weights import multiplies
 from companion.features import Layers
-from companion.pruning._masks import METHODS, Masks, from_rank_zero
+from companion.pruning._masks import METHODS, Masks
 
 
 def surrogate(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -45,9 +46,8 @@ class DST(Masks):
     The sparsity is not chosen: it follows from α. (In other places "DST" means `RigLITOP`.)
 
     The model's own parameters hold w̃, so the model stays plain; w and t are kept here. Just before each
-    `optimizer.step()` a hook of the optimizer puts w and the two gradients in place, and `step()` then masks anew. So a
-    masked weight is exactly 0, yet lives on in `latent`, with its momentum: it can come back, which is the point of the
-    method. Gradient clipping sees ∂L/∂w̃. Weight decay acts on w, not on t.
+    `optimizer.step()` a hook of the optimizer puts w and the two gradients in place, and `step()` then masks anew: a
+    masked weight lives on in `latent`, and can come back. Gradient clipping sees ∂L/∂w̃; weight decay acts on w alone.
 
     Args:
         alpha: weight α of the thresholds' term, above 0; it is `penalty()`, which `fit` adds by itself. In a loop of

@@ -36,17 +36,8 @@ class GraNet(Masks):
     >>> import torch
     >>> from companion.models import mlp
     >>> model = mlp([64, 32, 10])
-    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    >>> sparsity = GraNet(model, optimizer, sparsity=0.9, steps=20, every=5)
-    >>> round(sparsity.density(), 3)
-    0.5
-    >>> for _ in range(20):
-    ...     model(torch.randn(8, 64)).square().mean().backward()
-    ...     optimizer.step()
-    ...     sparsity.step()
-    ...     optimizer.zero_grad()
-    >>> round(sparsity.density(), 3)
-    0.1
+    >>> GraNet(model, torch.optim.SGD(model.parameters(), lr=0.1), sparsity=0.9, steps=1000, every=100)
+    GraNet(2 layers, sparsity 0.5, step 0)
     """
 
     by_gradient = True

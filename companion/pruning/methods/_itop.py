@@ -16,8 +16,7 @@ class RigLITOP(RigL):
     """RigL as in-time over-parameterization (Liu et al. 2021, arXiv 2102.02887): fewer, larger updates until the end.
 
     RigL with more time between updates, half of the weights exchanged at first, and no early end: `explored` in
-    `report()` is its rate R_s. The literature calls it "DST" too (so does GraNet's code, with every=1000). Arguments as
-    for `RigL`.
+    `report()` is its rate R_s. The literature calls it "DST" too. Arguments as for `RigL`.
 
     >>> import torch
     >>> from companion.models import mlp

@@ -29,21 +29,6 @@ class LotteryTicket:
     ones; larger networks need an early step (Frankle et al. 2020, arXiv 1912.05671). Everything in the model's
     `state_dict` is put back, norms and their statistics too; each training starts its own schedule anew.
 
-    >>> import torch
-    >>> from companion.models import mlp
-    >>> def train(model, masked):  # `fit(..., sparsity=masked(optimizer))` in earnest
-    ...     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    ...     sparsity = masked(optimizer)
-    ...     for _ in range(5):
-    ...         model(torch.randn(8, 64)).square().mean().backward()
-    ...         optimizer.step()
-    ...         sparsity.step()
-    ...     return round(sparsity.density(), 2)
-    >>> ticket = LotteryTicket(mlp([64, 32, 10]), train, sparsity=0.75, levels=2)
-    >>> ticket.run()  # what each training returned: the share of the weights that it had
-    [1.0, 0.5, 0.25]
-    >>> transferred = Masks(mlp([64, 32, 10]), None, ticket.masks)
-
     Args:
         train: called levels + 1 times; what it returns is kept.
         sparsity: share of all weights that are 0 in the end, in [0, 1); exact.
@@ -59,6 +44,15 @@ class LotteryTicket:
     Raises:
         ValueError: no such sparsity, levels or rewind; a training that ends before step `rewind`, or does not call
             `masked(optimizer)`.
+
+    >>> import torch
+    >>> from companion.models import mlp
+    >>> def train(model, masked):  # `fit(..., sparsity=masked(optimizer))` in earnest
+    ...     sparsity = masked(torch.optim.SGD(model.parameters(), lr=0.1))
+    ...     sparsity.step()
+    ...     return round(sparsity.density(), 2)
+    >>> LotteryTicket(mlp([64, 32, 10]), train, sparsity=0.75, levels=2).run()  # what each training returned
+    [1.0, 0.5, 0.25]
     """
 
     def __init__(
