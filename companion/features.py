@@ -614,7 +614,11 @@ class FeatureTap(Mapping[str, Tensor]):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FeatureTap:
         """What the hooks of a copied model belong to: a tap that stores nothing and holds nothing of this one's."""
-        return FeatureTap(nn.Sequential(nn.Identity()), "0", when=lambda: False)
+        return _silent()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What those of a saved model belong to, likewise."""
+        return _silent, ()
 
     # -- the mapping
     def __getitem__(self, name: str) -> Tensor:
@@ -635,6 +639,10 @@ class FeatureTap(Mapping[str, Tensor]):
         shapes = {name: tuple(x.shape) for name, x in self._features.items()}
         chosen = f"{len(self.layers)} layers: {list(self.layers)}"
         return f"FeatureTap({type(unwrap(self.model)).__name__}, {chosen}, features={shapes})"
+
+
+def _silent() -> FeatureTap:
+    return FeatureTap(nn.Sequential(nn.Identity()), "0", when=lambda: False)
 
 
 _OWNERS: dict[nn.Module, int] = {}  # module → the thread that evaluates it

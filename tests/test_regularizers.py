@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+import pickle
 import subprocess
 import sys
 import warnings
@@ -399,6 +400,17 @@ def test_each_of_many_computed_weights_counts_though_memory_is_used_again(make):
 
 
 # ------------------------------------------------------------------------------------------------------------- copies
+def test_a_penalised_model_can_be_saved_whole_and_the_penalty_says_how():
+    model, x = small(), torch.randn(16, 1, 8, 8)
+    penalties = CKASparsity(model, 1.0, every=1), FeatureFlow(model)
+    loaded = pickle.loads(pickle.dumps(model))
+    torch.testing.assert_close(loaded(x), model(x))
+    model(x)
+    assert all(penalty() > 0 for penalty in penalties)
+    with pytest.raises(TypeError, match=r"FeatureFlow holds hooks .*save its state_dict\(\)"):
+        pickle.dumps(penalties[1])
+
+
 def test_a_penalty_on_the_module_that_holds_it_says_what_to_do():
     class Holder(nn.Module):
         def __init__(self) -> None:
@@ -562,8 +574,11 @@ def test_a_copy_of_the_model_is_not_penalised(net, images, build):
 def test_hooks_go_with_remove(net, images, build):
     penalty = build(net)
     assert isinstance(penalty, FeaturePenalty)
+    net(images)
     penalty.remove()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    with pytest.raises(RuntimeError, match="no features"):  # and not those of the last pass before, for ever
+        penalty()
 
 
 def test_a_dead_layer_adds_nothing_and_has_no_gradient(net, images):

@@ -210,8 +210,15 @@ class FeaturePenalty(BasePenalty):
         self._next = calls % self.every == 0
 
     def remove(self) -> None:
-        """Take the hooks off the model."""
+        """Take the hooks off the model; no call afterwards finds features."""
         self._hooks.close()
+        self._tap._clear()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(
+            f"{type(self).__name__} holds hooks on a model, which cannot be pickled: save its state_dict() beside the "
+            "model's, and build it anew"
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FeaturePenalty:
         """The penalty of the model's copy, with hooks of its own."""

@@ -90,7 +90,8 @@ def evaluate(
     accuracy: Accuracy | None = None,
     right: list[Tensor] | None = None,
 ) -> dict[str, float]:
-    """Mean `loss`, share of right answers (`accuracy`) and number of `examples` of a loader's batches (x, y).
+    """Mean `loss`, share of right answers (`accuracy`) and number of `examples` of a loader's batches (x, y). A batch's
+    loss counts by its examples, also where it weighs or ignores some.
 
     Runs in eval mode without gradients and leaves every module in the mode it had. In a process group every rank calls
     it with its own part of the examples, and gets the result over all of them. What is right, and what has no accuracy:
