@@ -76,7 +76,7 @@ def test_accuracies(record):
     assert quantities.pruned_on_average(record) == pytest.approx((79 + 69 + 40 + 30 + 12) / 5)
     with pytest.raises(ValueError, match=r"weights at \[0\.5, 0\.8, 0\.9\], not at 0\.7"):
         quantities.after_pruning(0.7)(record)
-    with pytest.raises(ValueError, match=r"\[0\.5, 0\.25\] of the multiply-adds, not to 0\.1"):
+    with pytest.raises(ValueError, match=r"shares of the multiply-adds, at \[0\.5, 0\.25\], not at 0\.1"):
         quantities.after_removal(0.1)(record)
 
 

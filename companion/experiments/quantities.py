@@ -151,7 +151,7 @@ def after_removal(macs: float, stage: str = "fine_tuned") -> Reading:
     def value(record: Record) -> float:
         shares = record.run.settings.get("prune", {}).get("macs", [])
         levels = dict(zip(shares, (level[stage] for level in record.result.get("filters", [])), strict=True))
-        return _at(macs, levels, record, "filters left")
+        return _at(macs, levels, record, "filters, in shares of the multiply-adds,")
 
     return value
 
