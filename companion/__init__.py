@@ -10,5 +10,5 @@ True
 
 import lazy_loader
 
-__version__ = "0.1.0"  # the only place: packaging reads it from here
+__version__ = "0.2.0"  # the only place: packaging reads it from here
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
