@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from companion.blocks import find_blocks, stages
 from companion.features import (
@@ -142,6 +141,7 @@ def turning_angles(path: Sequence[Float[Tensor, "examples ..."]]) -> Float[Tenso
 
     Raises:
         ValueError: no step.
+        RuntimeError: a second derivative is asked for.
 
     >>> turning_angles([torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]])]).rad2deg()
     tensor([[90.]])
@@ -212,8 +212,9 @@ class _Angle(torch.autograd.Function):
         return angle
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("turning angles have a first derivative only: take it without create_graph=True")
         d, e, a, b, angle = ctx.saved_tensors
         g = g * _inverse(angle.sin() * (angle < math.pi))
         across, along = -g * a * b, g * angle.cos()

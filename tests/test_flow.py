@@ -169,9 +169,8 @@ def test_gradients_match_finite_differences(device):
 
 def test_a_second_derivative_of_angles_is_refused_and_not_wrong():
     path = flow.steps(random_features("cpu", requires_grad=True))
-    gradients = torch.autograd.grad(flow.turning_angles(path).sum(), path[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradients[0].sum().backward()
+    with pytest.raises(RuntimeError, match="create_graph"):
+        torch.autograd.grad(flow.turning_angles(path).sum(), path[0], create_graph=True)
 
 
 @settings(max_examples=30, deadline=None)
