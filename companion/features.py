@@ -670,13 +670,14 @@ def evaluating(model: nn.Module, *others: nn.Module) -> Iterator[nn.Module]:
         _OWNERS.update(dict.fromkeys(mine, me))
     flags = [(module, module.training) for module in modules]
     try:
-        for net in (model, *others):
+        for net in (model, *others) if any(training for _, training in flags) else ():
             net.eval()
         with torch.no_grad():
             yield model
     finally:
         for module, training in flags:
-            module.training = training
+            if module.training != training:  # a module's attributes are slow to set
+                module.training = training
         with _FREED:
             for module in mine:
                 del _OWNERS[module]

@@ -134,18 +134,23 @@ def turning_angles(path: Sequence[Float[Tensor, "examples ..."]]) -> Float[Tenso
 
     Raises:
         ValueError: no step.
+        RuntimeError: a second derivative is asked for.
 
     >>> turning_angles([torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]])]).rad2deg()
     tensor([[90.]])
     """
     _check(path)
-    angles, heading = [], path[0]  # the last step that moved
+    angles, heading, scale = [], path[0], _scale(path[0])  # the last step that moved
     for e in path[1:]:
-        heading = carry(heading, e.shape[1:])
-        angles.append(_Angle.apply(heading, e))
-        moves = _norm(e) > 0
+        if heading.shape != e.shape:
+            heading = carry(heading, e.shape[1:])
+            scale = _scale(heading)
+        own = _scale(e)
+        angles.append(_Angle.apply(heading, e, scale, own))
+        moves = own > 0
         resting = not moves.all() if e.device.type == "cpu" else True  # elsewhere the answer would be waited for
         heading = torch.where(_as(moves, e), e, heading) if resting else e
+        scale = torch.where(moves, own, scale)
     return torch.stack(angles) if angles else _no_turns(path)
 
 
@@ -188,27 +193,36 @@ class _Angle(torch.autograd.Function):
     """θ = 2·atan2(‖u − v‖, ‖u + v‖) of every example's d and e; 0, with gradient 0, where one of them is 0.
 
     ∂θ/∂d = (u cos θ − v)/(‖d‖ sin θ), a combination of d and e; at θ = 0 and π, where every direction is as good, 0.
+    `a` and `b` are 1/‖d‖ and 1/‖e‖.
     """
 
     @staticmethod
-    def forward(ctx: Any, d: Tensor, e: Tensor) -> Float[Tensor, " examples"]:
-        a, b = (_inverse(torch.linalg.vector_norm(x.flatten(1), dim=1)) for x in (d, e))
-        u, v = d * _as(a, d), e * _as(b, e)
-        minus = torch.linalg.vector_norm((u - v).flatten(1), dim=1)
-        plus = torch.linalg.vector_norm(u.add_(v).flatten(1), dim=1)
+    def forward(ctx: Any, d: Tensor, e: Tensor, a: Tensor, b: Tensor) -> Float[Tensor, " examples"]:
+        u, v = (d * _as(a, d)).flatten(1), (e * _as(b, e)).flatten(1)
+        minus = torch.linalg.vector_norm(u.sub_(v), dim=1)
+        plus = torch.linalg.vector_norm(u.add_(v, alpha=2), dim=1)
         angle = torch.where((a > 0) & (b > 0), 2 * torch.atan2(minus, plus), 0)
         ctx.save_for_backward(d, e, a, b, angle)
         return angle
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("turning angles have a first derivative only: take it without create_graph=True")
         d, e, a, b, angle = ctx.saved_tensors
         g = g * _inverse(angle.sin() * (angle < math.pi))
         across, along = -g * a * b, g * angle.cos()
         return (
-            torch.addcmul(d * _as(along * a**2, d), e, _as(across, e)),
-            torch.addcmul(e * _as(along * b**2, e), d, _as(across, d)),
+            (d * _as(along * a**2, d)).addcmul_(e, _as(across, e)),
+            (e * _as(along * b**2, e)).addcmul_(d, _as(across, d)),
+            None,
+            None,
         )
+
+
+def _scale(d: Float[Tensor, "examples *feature"]) -> Float[Tensor, " examples"]:
+    """1/‖d‖, a constant."""
+    return _inverse(torch.linalg.vector_norm(d.detach().flatten(1), dim=1))
 
 
 def _norm(d: Float[Tensor, "examples *feature"], norm: float = 2) -> Float[Tensor, " examples"]:

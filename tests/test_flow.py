@@ -167,6 +167,12 @@ def test_gradients_match_finite_differences(device):
     assert torch.autograd.gradcheck(lambda *xs: flow.straightness(xs), features)
 
 
+def test_a_second_derivative_of_angles_is_refused_and_not_wrong():
+    path = flow.steps(random_features("cpu", requires_grad=True))
+    with pytest.raises(RuntimeError, match="create_graph"):
+        torch.autograd.grad(flow.turning_angles(path).sum(), path[0], create_graph=True)
+
+
 @settings(max_examples=30, deadline=None)
 @given(scale=st.floats(1e-6, 1e6), seed=st.integers(0, 99))
 def test_angles_and_straightness_ignore_scale_shift_and_rotation_lengths_scale(scale, seed):

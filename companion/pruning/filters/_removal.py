@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from companion.features import evaluating, float64_device, hooked
+from companion.features import evaluating, float64, float64_device, hooked
 from companion.pruning._inputs import as_input, call, tensors_of
 from companion.pruning._plain import refuse_computed
 from companion.pruning.filters._coupling import Coupling
@@ -66,10 +65,16 @@ def constants(model: nn.Module, coupling: Coupling, example: Any) -> Constants:
     emits depends on no other."""
     free = {f"{name}.weight" for name, channels in coupling.filters.items() if coupling.free[channels].all()}
     values = in_double(model, without=free)
+    like = next(value for value in values.values() if value.is_floating_point())
     zero(values, coupling, coupling.free)
-    emitted = _read(model, values, coupling, example)
-    emit_one(values, coupling, coupling.free)
-    return Constants(emitted, _read(model, values, coupling, example))
+    for name in free:
+        values[name] = like.new_zeros(()).expand(model.get_parameter(name).shape).as_subclass(_Zeros)
+    with reading(model, coupling, _constant) as read:
+        call(model, as_input(like, example), values)
+        emitted = dict(read)
+        emit_one(values, coupling, coupling.free)
+        call(model, as_input(like, example), values)
+    return Constants(emitted, read)
 
 
 @torch.no_grad()
@@ -93,12 +98,11 @@ def remove(
     Raises:
         ValueError: a channel that a layer does not read as a constant.
     """
-    small = double(model)
+    rest = _without(coupling, {name for last in branches for name in coupling.branches[last]})
+    small = double(model, without=[model.get_parameter(f"{name}.weight") for name in rest.filters])
     ends = [(_silence(small, coupling, last), coupling.filters[last]) for last in branches]
-    coupling = _without(coupling, {name for last in branches for name in coupling.branches[last]})
+    coupling, tensors = rest, _tensors(small)
     layers: dict[str, Any] = dict(small.named_modules())
-    tensors = _tensors(small)
-    zero(tensors, coupling, gone)
     at_borders: dict[str, Tensor] = {}  # layer → Σ_k c_k w_k, for those that need a constant channel
     for name, channels in coupling.inputs.items():
         dead = _at(gone, channels)
@@ -114,6 +118,7 @@ def remove(
         if not emitted.any():
             continue
         response = _response(layer, emitted)
+        response[gone[coupling.filters[name]]] = 0  # filters that are zero themselves
         if _pads_zeros(layer) and response.count_nonzero():
             at_borders[name] = response
         else:
@@ -122,16 +127,21 @@ def remove(
 
     kept = _carriers(coupling, constants, gone, at_borders)
     emit_one(tensors, coupling, kept)
+    alive = ~gone | kept
     for end, written in ends:
         end.value[kept[written]] = 1
-        end.value = _kept(end.value, (~gone | kept)[written])
-    for name, channels in coupling.inputs.items():
-        if (carriers := _at(kept, channels)).any():
-            columns = _columns(layers[name])
+        end.value = _kept(end.value, alive[written])
+    _slice(layers, coupling, alive)
+    for name, channels in coupling.inputs.items() if kept.any() else ():
+        written = coupling.filters[name]
+        if kept[written].any():
+            layers[name].weight.detach()[kept[written[alive[written]]]] = 0
+        if _at(kept, channels).any():
+            places = ~_at(~alive, channels)
+            columns, carriers = _columns(layers[name]), _at(kept, channels[places])
             columns[carriers.view(columns.shape[:2])] = 0
-        if name in at_borders:
-            _carry(layers[name], carriers, at_borders[name], constants.carried[name])
-    _slice(layers, coupling, ~gone | kept)
+            if name in at_borders:
+                _carry(layers[name], carriers, at_borders[name][alive[written]], constants.carried[name][places])
     return (small if exact else rounded(small, model)), kept
 
 
@@ -211,9 +221,11 @@ def in_double(model: nn.Module, without: Collection[str] = ()) -> dict[str, Tens
     return {name: doubled[id(tensor)] for name, tensor in own.items()}
 
 
-def double(model: nn.Module) -> nn.Module:
-    """A copy in float64."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(_doubled(p), p.requires_grad) for p in model.parameters()}
+def double(model: nn.Module, without: Iterable[nn.Parameter]) -> nn.Module:
+    """A copy in float64, but for some parameters, whose numbers are still those of `model`."""
+    shared = [p for p in without if not p.is_inference()]  # no other parameter can have an inference tensor's numbers
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in shared}
+    memo |= {id(p): nn.Parameter(_doubled(p), p.requires_grad) for p in model.parameters() if id(p) not in memo}
     memo |= {id(b): _doubled(b) for b in model.buffers()}
     # A module has a dozen dicts of hooks, and most are empty: half of what a deep copy would do.
     memo |= {id(d): type(d)() for m in model.modules() for d in vars(m).values() if isinstance(d, dict) and not d}
@@ -231,24 +243,22 @@ def rounded(small: nn.Module, model: nn.Module) -> nn.Module:
 
 
 # -------------------------------------------------------------------------------------------------------- what is read
-class _Biases(TorchFunctionMode):
-    """Layers whose filters are all zero give their bias: no product is computed with these `weights`."""
+class _Zeros(Tensor):
+    """The weight of a layer whose filters are all zero, which gives its bias: no product is computed with it."""
 
-    def __init__(self, weights: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.weights = {id(weight) for weight in weights}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if len(args) < 3 or id(args[1]) not in self.weights:
-            return func(*args, **(kwargs or {}))
-        x, weight, bias, *how = args
-        spatial = weight.ndim - 2
-        axis = x.ndim - 1 - spatial
-        one = x.narrow(axis, 0, 1)
-        if spatial:  # the output's size, from a convolution of one channel: stride, padding and dilation as they are
-            one = func(one, weight[:1, :1], None, *how[:3])
-        out = one.new_zeros((*one.shape[:axis], len(weight), *one.shape[axis + 1 :]))
-        return out if bias is None else out.add_(bias.view(-1, *[1] * spatial))
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            if len(args) < 3 or not isinstance(args[1], _Zeros):
+                return func(*args, **(kwargs or {}))
+            x, weight, bias, *how = args
+            spatial = weight.ndim - 2
+            axis = x.ndim - 1 - spatial
+            one = x.narrow(axis, 0, 1)
+            if spatial:  # the output's size, from a convolution of one channel with its stride, padding and dilation
+                one = func(one, weight[:1, :1], None, *how[:3])
+            out = one.new_zeros((*one.shape[:axis], len(weight), *one.shape[axis + 1 :]))
+            return out if bias is None else out.add_(bias.view(-1, *[1] * spatial))
 
 
 @contextmanager
@@ -266,30 +276,21 @@ def reading(model: nn.Module, coupling: Coupling, measure: Callable[[Tensor], Te
         yield read
 
 
-def _read(
-    model: nn.Module, values: dict[str, Tensor], coupling: Coupling, example: Any
-) -> dict[str, Float[Tensor, " inputs"]]:
-    """What the layers read with these values, as constants; weights that are left out are zeros."""
-    like = next(value for value in values.values() if value.is_floating_point())
-    zeros = {name: like.new_zeros(()).expand(p.shape) for name, p in model.named_parameters() if name not in values}
-    with reading(model, coupling, _constant) as read, _Biases(zeros.values()):
-        call(model, as_input(like, example), values | zeros)
-    return {name: value.cpu() for name, value in read.items()}
-
-
 def _constant(x: Float[Tensor, "inputs readings"]) -> Float[Tensor, " inputs"]:
     low, high = x.aminmax(dim=1)
     value = high.where(high - low <= 1e-9 * high.abs().clamp(min=1), torch.nan)
-    return value.where(~(value.abs() <= 1e-12), 0)  # what an instance norm leaves of a bias is rounding
+    return value.where(~(value.abs() <= 1e-12), 0).cpu()  # what an instance norm leaves of a bias is rounding
 
 
 # ------------------------------------------------------------------------------------------------- folding and merging
 def _response(layer: Any, emitted: Float[Tensor, " inputs"]) -> Float[Tensor, "outputs *kernel"]:
     """Σ_k c_k w_k: for each output and place in the kernel what the constants add, away from borders."""
-    weight = layer.weight.detach()  # outputs inputs/groups *kernel
     groups = getattr(layer, "groups", 1)
-    each = emitted.to(weight).view(groups, 1, -1).expand(-1, len(weight) // groups, -1).flatten(0, 1)
-    return torch.einsum("oi...,oi->o...", weight, each)
+    each = emitted.view(groups, 1, -1)
+    used = each.any(0)[0]
+    weight = float64(layer.weight.detach()[:, used])  # outputs inputs/groups *kernel
+    each = each[..., used].expand(-1, len(weight) // groups, -1).flatten(0, 1)
+    return torch.einsum("oi...,oi->o...", weight, each.to(weight))
 
 
 def _pads_zeros(layer: Any) -> bool:
@@ -354,10 +355,11 @@ def _carry(
 
 
 def _slice(layers: Mapping[str, Any], coupling: Coupling, alive: Bool[Tensor, " channels"]) -> None:
-    """Cut every layer down to the channels that are alive, in place."""
+    """Cut every layer down to the channels that are alive, in place, and what is left of its weight is in float64."""
+    dead = ~alive
     for name in coupling.filters:
         layer, rows, inputs = layers[name], alive[coupling.filters[name]], coupling.inputs[name]
-        columns = ~_at(~alive, inputs)
+        columns = ~_at(dead, inputs)
         sizes = ("in_features", "out_features") if isinstance(layer, nn.Linear) else ("in_channels", "out_channels")
         for size, left in zip(sizes, (columns, rows), strict=True):
             setattr(layer, size, int(left.sum()))
@@ -366,19 +368,22 @@ def _slice(layers: Mapping[str, Any], coupling: Coupling, alive: Bool[Tensor, " 
             layer.weight = _kept(layer.weight, rows)
         else:  # all groups lose the same places
             layer.weight = _kept(layer.weight, rows, columns[: layer.weight.shape[1]])
+        layer.weight.data = _doubled(layer.weight)
         if layer.bias is not None:
             layer.bias = _kept(layer.bias, rows)
     for name, channels in coupling.norms.items():
-        norm, places = layers[name], ~_at(~alive, channels)
+        norm, places = layers[name], ~_at(dead, channels)
+        if places.all():
+            continue
         norm.num_features = int(places.sum())
         if norm.affine:
             norm.weight, norm.bias = _kept(norm.weight, places), _kept(norm.bias, places)
         if norm.running_mean is not None:
             norm.running_mean, norm.running_var = norm.running_mean[places], norm.running_var[places]
     for name, channels in coupling.constants.items():
-        layers[name].value = _kept(layers[name].value, ~_at(~alive, channels))
+        layers[name].value = _kept(layers[name].value, ~_at(dead, channels))
     for name, channels in coupling.shortcuts.items():
-        shortcut, places = layers[name], ~_at(~alive, channels)
+        shortcut, places = layers[name], ~_at(dead, channels)
         shortcut.before, shortcut.after = (
             int(part.sum()) for part in (places[: shortcut.before], places[len(places) - shortcut.after :])
         )
