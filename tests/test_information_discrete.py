@@ -13,7 +13,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import digamma
-from symbols import SYMBOLS
 from torch import Tensor
 
 from companion.experiments.distributions import tasks
@@ -110,7 +109,7 @@ def test_a_row_is_a_symbol_and_names_do_not_matter() -> None:
 
 def test_corrections_take_bias_off() -> None:
     """Independent symbols, 300 examples of 20 × 20 pairs: the truth is 0."""
-    task = SYMBOLS["independent, 20 × 20 symbols"]
+    task = tasks()["independent, 20 × 20 symbols"]
     means = {}
     for correction in COUNTED:
         found = [discrete_mutual_information(*task.sample(300, s), correction=correction) for s in range(40)]
@@ -121,7 +120,7 @@ def test_corrections_take_bias_off() -> None:
 
 
 def test_standard_error_is_the_spread() -> None:
-    task = SYMBOLS["channel of 10 symbols, error 0.5"]
+    task = tasks()["channel of 10 symbols, error 0.5"]
     found = [discrete_mutual_information(*task.sample(1500, s), correction="plug-in") for s in range(80)]
     spread = np.std([float(f) for f in found], ddof=1)
     assert float(found[0].error or 0) == pytest.approx(spread, rel=0.3)

@@ -16,13 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import digamma
 from sklearn.datasets import load_digits
-from symbols import SYMBOLS
 from torch import Tensor
 
 from companion.experiments.distributions import Task, tasks
 from companion.information import entropy, ksg, mixed_ksg, mutual_information, ross
 
-TASKS = tasks() | SYMBOLS
+TASKS = tasks()
 CONTINUOUS = [task for task in TASKS.values() if task.family not in ("class", "discrete")]
 FLAT = [task for task in CONTINUOUS if task.p == task.q == 1]
 

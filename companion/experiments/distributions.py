@@ -2,8 +2,8 @@ r"""Distributions whose mutual information is known, to try estimators on.
 
 Four ways to know it: Gaussian variables have a closed form; a bijection of x alone or of y alone changes nothing, so
 any of them can be bent; the multivariate Student t adds a term that depends on its degrees of freedom only; and what
-is left is an entropy in one dimension, done to 1e-9 by quadrature. The families follow Czyż, Grabowski, Vogt,
-Beerenwinkel & Marx (2023, arXiv 2306.11078).
+is left is an entropy in one dimension or a sum, done to 1e-9 by quadrature. The families follow Czyż, Grabowski, Vogt,
+Beerenwinkel & Marx (2023, arXiv 2306.11078) and Gao et al. (2017).
 
 >>> task = tasks()["normal 1×1, ρ = 0.75"]
 >>> x, y = task.sample(1000, seed=0)
@@ -33,6 +33,7 @@ from companion.experiments.plan import Outcome, Workplace
 from companion.experiments.quantities import rounded
 from companion.experiments.records import Run
 from companion.information import mutual_information
+from companion.information.discrete import mutual_information_of
 from companion.information.estimates import TooFewExamplesError
 from companion.information.gaussian import gaussian_mutual_information
 
@@ -46,7 +47,7 @@ class Task:
     """A joint distribution with known mutual information.
 
     Attributes:
-        family: `"normal"`, `"bent"`, `"student"`, `"noise"` or `"mixture"`.
+        family: `"normal"`, `"bent"`, `"student"`, `"noise"`, `"mixture"`, `"class"` (y discrete) or `"discrete"`.
         truth: I(X;Y) in nats.
         p, q: features of x and y.
     """
@@ -68,9 +69,9 @@ def tasks() -> dict[str, Task]:
     """All distributions by name, from easy to hard within each family.
 
     >>> sorted({task.family for task in tasks().values()})
-    ['bent', 'mixture', 'noise', 'normal', 'student']
+    ['bent', 'class', 'discrete', 'mixture', 'noise', 'normal', 'student']
     """
-    found = [*_normal(), *_bent(), *_student(), *_noise(), *_mixtures()]
+    found = [*_normal(), *_bent(), *_student(), *_noise(), *_mixtures(), *_classes(), *_discrete()]
     return {task.name: task for task in found}
 
 
@@ -233,12 +234,16 @@ def _mixture_entropy(centres: list[float], deviation: float) -> float:
     return quad(minus_p_log_p, low, high, points=sorted(set(centres)), limit=400, epsabs=1e-11, epsrel=1e-11)[0]
 
 
+def _choice(n: int, m: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(m, (n, 1), generator=generator)
+
+
 def _mixtures() -> list[Task]:
     """X one of several bumps, Y = X + noise: I = h(Y) − h(noise), and X + noise is again a mixture of bumps."""
 
     def task(centres: list[float], own: float, noise: float) -> Task:
         def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-            c = torch.tensor(centres, dtype=torch.float64)[torch.randint(len(centres), (n, 1), generator=generator)]
+            c = torch.tensor(centres, dtype=torch.float64)[_choice(n, len(centres), generator)]
             e = torch.randn(2, n, 1, generator=generator, dtype=torch.float64)
             x = c + own * e[0]
             return x, x + noise * e[1]
@@ -249,6 +254,59 @@ def _mixtures() -> list[Task]:
 
     few, more = [task([-2, 2], 0.5, noise) for noise in (0.5, 2.0)], task([-4, 0, 4], 0.3, 0.3)
     return [*few, more, task([-3, -1, 1, 3], 0.2, 1.0)]
+
+
+# ------------------------------------------------------------------------------------------------ discrete on one side
+def _classes() -> list[Task]:
+    """Y a class, X normal around the class's centre: I = h(X) − h(X|Y)."""
+
+    def task(classes: int, distance: float, p: int) -> Task:
+        def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            y = _choice(n, classes, generator)
+            x = torch.randn(n, p, generator=generator, dtype=torch.float64)
+            x[:, :1] += distance * y
+            return x, y
+
+        centres = [distance * c for c in range(classes)]
+        truth = _mixture_entropy(centres, 1.0) - 0.5 * math.log(2 * math.pi * math.e)
+        return Task(f"{classes} classes, {distance:g} apart, {p}-dim.", "class", truth, p, 1, draw)
+
+    def uniform(classes: int) -> Task:
+        """X uniform on [y, y + 2] (Gao et al. 2017): I = ln m − (m−1)/m · ln 2."""
+
+        def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            y = _choice(n, classes, generator)
+            return y + 2 * torch.rand(n, 1, generator=generator, dtype=torch.float64), y
+
+        truth = math.log(classes) - (classes - 1) / classes * math.log(2)
+        return Task(f"uniform on [y, y + 2], {classes} classes", "class", truth, 1, 1, draw)
+
+    return [task(2, 1, 1), task(2, 3, 1), task(5, 2, 1), task(3, 2, 5), task(3, 2, 25), uniform(5), uniform(20)]
+
+
+# ------------------------------------------------------------------------------------------------------------ discrete
+def _discrete() -> list[Task]:
+    def task(name: str, table: Tensor) -> Task:
+        p = table.double() / table.double().sum()
+
+        def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            cell = torch.multinomial(p.flatten(), n, replacement=True, generator=generator)
+            return cell // p.shape[1], cell % p.shape[1]
+
+        return Task(name, "discrete", float(mutual_information_of(p)), 1, 1, draw)
+
+    def channel(m: int, error: float) -> Tensor:
+        """A symbol of m arrives as itself, or with probability `error` as any of the others."""
+        return torch.full((m, m), error / (m - 1)) + (1 - error - error / (m - 1)) * torch.eye(m, dtype=torch.float64)
+
+    ranks = torch.arange(1, 31).double()
+    return [
+        task("binary channel, error 0.1", channel(2, 0.1)),
+        task("channel of 10 symbols, error 0.5", channel(10, 0.5)),
+        task("channel of 50 symbols, error 0.5", channel(50, 0.5)),
+        task("independent, 20 × 20 symbols", torch.ones(20, 20)),
+        task("rare symbols, 30 × 30", 1 / (ranks[:, None] * ranks) + torch.diag(1 / ranks)),
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------- estimators tried

@@ -171,7 +171,7 @@ def without_blocks(number: int, stage: str = "pruned") -> Reading:
     return value
 
 
-def _at(wanted: float, levels: Mapping[Any, Mapping[str, Any]], record: Record, what: str) -> float:
+def _at(wanted: float, levels: Mapping[float, Mapping[str, Any]], record: Record, what: str) -> float:
     if wanted not in levels:
         raise ValueError(f"record {record.run} has {what} at {[*levels]}, not at {wanted}")
     return _percent(levels[wanted]["test"])
