@@ -356,8 +356,8 @@ def answer() -> str:
         f"ten gone, and by {gain.signed()} with nine. There FFR, which makes layers *more* alike, stands at "
         f"{known(rival.difference).signed()}{open_still}.",
         "- **Whole blocks: FFR frees some, at a price.** With three of nine blocks out, a net trained under FFR's "
-        f"length at ten times the first rounds' strength is better than its twin, by {fewer.signed(1)} points. But the whole "
-        f"net changes by {whole.signed(1)}, and with four out and another epoch of training nothing is gained "
+        f"length at ten times the first rounds' strength is better than its twin, by {fewer.signed(1)} points. But the "
+        f"whole net changes by {whole.signed(1)}, and with four out and another epoch of training nothing is gained "
         f"({tuned.signed(1)}).",
         "- **The two wishes do oppose each other, a little.** FFR shortens the steps from block to block by "
         f"{abs(shorter.value):.3f} of the features' size and raises the CKA inside stages by {alike.signed(3)}, about "
