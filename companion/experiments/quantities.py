@@ -165,7 +165,7 @@ def without_blocks(number: int, stage: str = "pruned") -> Reading:
 
     def value(record: Record) -> float:
         greedy = record.result.get("blocks", {}).get("greedy", [])
-        levels = {len(entry["gone"]): entry[stage] for entry in greedy if stage in entry}
+        levels: dict[float, Any] = {len(entry["gone"]): entry[stage] for entry in greedy if stage in entry}
         return _at(number, levels, record, f"blocks out, {stage},")
 
     return value
