@@ -24,15 +24,14 @@ WITHOUT = {
         *("data.cifar10", "data.cifar100", "data.tiny_imagenet", "data.imagenet", "data.ImageNetLoader"),
     },
     "comes out of a function, whose example shows it": {
-        *("flow.Trajectory", "similarity.Interval", "similarity.Null", "pruning.Cost", "pruning.Coupling"),
+        *("flow.Trajectory", "similarity.Interval", "pruning.Cost", "pruning.Coupling"),
         *("pruning.FilterReport", "pruning.FineTuning", "training.Place", "experiments.Outcome"),
-        *("experiments.ImageTask", "experiments.distributions.Task", "experiments.statistics.Common", "widgets.Parts"),
+        *("experiments.ImageTask", "experiments.distributions.Task", "widgets.Parts"),
     },
     "needs Lightning, a recipe shows it": {"training.lightning_log"},
     "works in Google Colab alone": {"experiments.notebook.keep_on_drive"},
     "arguments that every method takes: a signature refers to it": {"pruning.Options"},
     "its other half's example shows it": {"training.load_checkpoint"},
-    "another depth of `resnet20`": {"models.resnet32", "models.resnet44", "models.resnet56"},
     "a step of `prune_filters`, whose example shows it": {
         f"pruning.filters.{name}" for name in ("Constants", "constants", "remove")
     },
@@ -49,7 +48,7 @@ WITHOUT = {
         f"experiments.quantities.{name}"
         for name in (
             *("percent", "after_pruning", "after_removal", "without_blocks", "block_damage", "pruned_on_average"),
-            *("sparsity_kept", "cka_in_stages", "cka_of_blocks", "cka_of_neighbours", "path_length", "path_angle"),
+            *("sparsity_kept", "cka_of_blocks", "cka_of_neighbours", "path_length", "path_angle"),
             *("straightness", "small_weights", "folded_norms", "raw_norms", "inner_scale", "inner_deviation"),
             *("branch_scale", "about_image", "about_label", "shared_information", "mean_cosine", "logarithm"),
         )

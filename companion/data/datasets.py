@@ -51,9 +51,13 @@ def load(name: str, split: Literal["train", "test"] = "train", root: str | Path 
     """
     sizes = {"tiny_imagenet": None, "tiny_imagenet_200": 200, "tiny_imagenet_20": 20}
     one_of(split=(split, ("train", "test")), name=(name, ("digits", "cifar10", "cifar100", *sizes)))
-    if name in sizes:
-        return tiny_imagenet("train" if split == "train" else "val", root, size=sizes[name])
-    return digits(split) if name == "digits" else {"cifar10": cifar10, "cifar100": cifar100}[name](split, root)
+    if name == "digits":
+        return digits(split)
+    if name == "cifar10":
+        return cifar10(split, root)
+    if name == "cifar100":
+        return cifar100(split, root)
+    return tiny_imagenet("train" if split == "train" else "val", root, size=sizes[name])
 
 
 def digits(split: Literal["train", "test"] = "train", seed: int = 0) -> Images:

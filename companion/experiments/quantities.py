@@ -216,7 +216,15 @@ def _percent(part: Mapping[str, Any]) -> float:
 
 # ----------------------------------------------------------------------------------------------------------- similarity
 def cka_in_stages(record: Record) -> float:
-    """Mean CKA between different blocks of the same stage."""
+    """Mean CKA between different blocks of the same stage.
+
+    >>> from companion.experiments.records import Run
+    >>> names = ["layer1.0", "layer1.1", "layer2.0"]
+    >>> cka = {"layers": names, "values": [[1, 0.75, 0.25], [0.75, 1, 0.5], [0.25, 0.5, 1]]}
+    >>> record = Record(Run("any", "smoke", "none", 0), {}, [], {"cka": cka}, {})
+    >>> cka_in_stages(record)
+    0.75
+    """
     return _mean_cka(record, same_stage)
 
 

@@ -54,7 +54,10 @@ def kolchinsky_tracey(
 ) -> Estimate:
     """Upper or lower bound of I(X;T) for T = h(X) + N(0, σ²I), σ the `noise`; differentiable.
 
-    X is one of these examples, each with the same probability: ln n is the most it can say.
+    X is one of these examples, each with the same probability.
+
+    It is a bound for *these* inputs: ln n is the most it can say, so examples must far outnumber what the layer tells
+    apart. The value depends on `noise`, which belongs into every figure that shows it.
 
     Raises:
         ValueError: noise that is not positive, an unknown bound, NaN, infinite values.

@@ -29,6 +29,7 @@ def _matrices(features: Mapping[str, Any], kernel: Kernel) -> dict[str, Tensor]:
         if len(x) < MINIMUM:
             raise ValueError(f"{name} has {len(x)} examples; HSIC needs at least {MINIMUM}")
         square = kernel == "precomputed" and x.ndim == 2 and x.shape[0] == x.shape[1]
+        # Half precision rounds to 1e-3 of the largest entry; features are off by far more.
         if square and (x - x.T).abs().amax() > 1e-3 * x.abs().amax():
             raise ValueError(f"{name} is not symmetric, so it is no kernel matrix; of features leave kernel as it is")
     counts = {name: len(x) for name, x in found.items()}

@@ -43,7 +43,9 @@ def cka_interval(
 
     `method="jackknife"` leaves out one example at a time, all n in O(n²) from the sums that HSIC₁ consists of.
     `method="subsample"` recomputes CKA on `subsamples` random subsets of `size` examples (default n/2) drawn *without*
-    replacement and rescales their spread by √(size/(n − size)) (the delete-d jackknife).
+    replacement and rescales their spread by √(size/(n − size)) (the delete-d jackknife). Resampling *with* replacement,
+    the bootstrap, is a trap: a duplicated example puts a copy of the removed diagonal back into the kernel matrix, and
+    unrelated features look alike.
 
     Where features by far outnumber examples both are cautious: the estimate's spread then falls as 1/n, not 1/√n, and
     the jackknife is up to √2 and halves up to 2 times too wide. Where a few directions dominate, they cover a little

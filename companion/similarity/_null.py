@@ -30,6 +30,11 @@ class Null:
         p: (1 + #{permuted ≥ value}) / (1 + permutations).
         mean: of the permuted values: where this CKA's scale has its zero.
         high: their quantile of `level`, from which on a value is more than chance at 1 − level.
+
+    >>> x = torch.randn(30, 3)
+    >>> found = cka_null(x, -x, permutations=99)
+    >>> found.p, found.high < found.value
+    (0.01, True)
     """
 
     value: float
@@ -64,10 +69,15 @@ def cka_null(
     Warns:
         UserWarning: x or y is dead; its p is 1.
 
-    >>> x, y = torch.randn(2, 32, 512, generator=torch.Generator().manual_seed(0))
-    >>> biased = cka_null(x, y, unbiased=False)  # whose zero is near 1 where features outnumber examples
-    >>> round(biased.value, 1), round(biased.mean, 1), biased.p > 0.05
-    (0.9, 0.9, True)
+    The biased value needs the null most. Its zero is not 0 but near 1 where features outnumber examples:
+
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> x, y = (torch.randn(128, 4096, generator=generator) for _ in range(2))
+    >>> biased, unbiased = cka_null(x, y, unbiased=False), cka_null(x, y)
+    >>> round(biased.value, 2), round(biased.mean, 2), abs(unbiased.value) < 0.05, abs(unbiased.mean) < 0.002
+    (0.97, 0.97, True, True)
+    >>> biased.p > 0.05, unbiased.p > 0.05
+    (True, True)
     """
     found = _against_null({"x": x}, {"y": y}, permutations, unbiased, kernel, level, seed)
     numbers = {name: float(found[name]) for name in ("value", "p", "mean", "high")}
