@@ -292,6 +292,8 @@ def test_figures_of_notebooks_say_what_they_show(path: Path) -> None:
             assert len(settings.get("image", {}).get("alt", "")) > 10, cell.source
             caption = settings.get("figure", {}).get("caption", "")
             assert len(caption.split()) > 3, cell.source
+            if "explorable(" not in cell.source:
+                assert caption.startswith("**"), f"a caption begins with what the figure shows, in bold: {caption}"
             assert "\\\\" not in caption, f"two backslashes break the line in the middle of a formula: {caption}"
 
 
