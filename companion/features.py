@@ -447,6 +447,9 @@ class FeatureTap(Mapping[str, Tensor]):
         self._graph = False  # whether the pass began with gradients
         self._selected = False
         self._ran: set[str] | None = None  # in the pass before, for `_require_features`
+        self._trusting = False  # copies only outputs that something overwrites, if whoever reads them calls `_read`
+        self._views: list[tuple[str, Tensor, int, bool]] = []  # layers, outputs, their versions, and whether copied
+        self._lasts: dict[str, bool] = {}  # whether a layer's output was as it had been when it was read
         self._finds_channels = self._reduce in (average_pool, per_position)
         self._latest: nn.Module | None = None  # of the layers with weights, whichever ran last
         self._stack = ExitStack()
@@ -471,6 +474,7 @@ class FeatureTap(Mapping[str, Tensor]):
 
     def _clear(self) -> None:
         self._features.clear()
+        self._views.clear()
         self._calls.clear()
         self.shapes.clear()
 
@@ -574,12 +578,27 @@ class FeatureTap(Mapping[str, Tensor]):
         if self._keep is not None:
             features = self._keep(features)
         # A view of the output would follow what later layers do to it in place (nn.ReLU(inplace=True)).
-        if (
-            torch.compiler.is_compiling()
-            or features.untyped_storage().data_ptr() == output.untyped_storage().data_ptr()
-        ):
-            features = features.clone()
+        if torch.compiler.is_compiling():
+            return features.clone()
+        if features.untyped_storage().data_ptr() == output.untyped_storage().data_ptr():
+            if not self._trusting or output.is_inference():
+                return features.clone()
+            copied = not self._lasts.get(name, False)
+            self._views.append((name, output, output._version, copied))
+            return features.clone() if copied else features
         return features
+
+    def _read(self) -> None:
+        """Learn, when a pass has been read, whose outputs nothing overwrote until then: from the next one on they are
+        kept without a copy. Does what was kept so hold what the layer gave?"""
+        for name, output, version, copied in self._views:
+            same = output._version == version
+            self._lasts[name] = same and self._lasts.get(name, True)
+            if not (same or copied):
+                raise RuntimeError(
+                    f"the output of layer {name!r} was overwritten in place before it was read, as in no pass before, "
+                    "so that its features are lost; from the next pass on they are copied"
+                )
 
     # -- life
     def attach(self) -> Self:

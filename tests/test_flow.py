@@ -188,6 +188,15 @@ def test_angles_and_straightness_ignore_scale_shift_and_rotation_lengths_scale(s
 
 
 # ---------------------------------------------------------------------------------------------- shapes and their change
+@pytest.mark.parametrize("old", [(7, 7), (5, 9), (8, 2)])
+@pytest.mark.parametrize("new", [(1, 1), (3, 2), (5, 1)])
+def test_carrying_averages_as_adaptive_pooling_does(old, new, device):
+    x = torch.randn(2, 3, *old, dtype=torch.float64, device=device)
+    torch.testing.assert_close(flow.carry(x, (5, *new))[:, 1:4], F.adaptive_avg_pool2d(x, new))
+    with torch.autocast(x.device.type, torch.bfloat16):
+        torch.testing.assert_close(flow.carry(x.float(), (3, *new)), F.adaptive_avg_pool2d(x.float(), new))
+
+
 def test_carried_features_are_never_longer_and_carrying_twice_is_carrying_once(device):
     x = torch.randn(4, 2, 8, 8, device=device)
     half, quarter = flow.carry(x, (4, 4, 4)), flow.carry(x, (8, 2, 2))

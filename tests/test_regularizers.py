@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet18, vit_b_16
@@ -623,7 +623,7 @@ def test_compiled_models_are_compiled_twice_at_most_with_the_features_and_withou
     """In a process of its own: the tests' check of shapes would be compiled with the model."""
     script = """
 import torch
-from torch import nn
+from torch import Tensor, nn
 from companion import CKASparsity, cka
 from companion.features import extract
 
@@ -973,6 +973,54 @@ def test_shortens_and_straightens_what_it_penalises():
         penalty = FeatureFlow(net, **{"length": 1.0, **options})
         values = descended(net, x, penalty)
         assert values[-1] < 0.5 * values[0], options
+
+
+class Overwriting(nn.Module):
+    """Two layers, the output of the first overwritten in place, if `overwrites`, before the second reads it."""
+
+    def __init__(self, overwrites: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.overwrites = nn.Linear(4, 4), nn.Linear(4, 4), overwrites
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        self.given = x
+        return self.second(x.mul_(2.0) if self.overwrites else x * 2.0)
+
+
+def test_outputs_are_copied_where_something_overwrites_them_and_only_there():
+    x = torch.randn(8, 4)
+    values = {}
+    for overwrites in (False, True):
+        torch.manual_seed(0)
+        net = Overwriting(overwrites)
+        penalty = KineticEnergy(net, 1.0, layers=nn.Linear)
+        for step in range(3):
+            net(x)
+            copied = penalty._tap["first"].data_ptr() != net.given.data_ptr()
+            assert copied == (overwrites or step == 0)
+            value = penalty()
+            (gradient,) = torch.autograd.grad(value, net.first.weight)
+            values[overwrites, step] = value.detach(), gradient
+    value, gradient = values[False, 0]
+    for other, slope in values.values():
+        assert torch.equal(other, value) and torch.allclose(slope, gradient, atol=1e-7)
+
+
+def test_an_output_that_is_overwritten_for_the_first_time_is_refused_once():
+    x, net = torch.randn(8, 4), Overwriting(False)
+    penalty = KineticEnergy(net, 1.0, layers=nn.Linear)
+    for _ in range(2):
+        net(x)
+        value = float(penalty())
+    net.overwrites = True
+    net(x)
+    with pytest.raises(RuntimeError, match=r"'first' was overwritten in place"):
+        penalty()
+    for overwrites in (True, False, True):
+        net.overwrites = overwrites
+        net(x)
+        assert float(penalty()) == pytest.approx(value)
 
 
 @pytest.mark.slow

@@ -148,6 +148,7 @@ class FeaturePenalty(BasePenalty):
 
     name = "features"
     shown: tuple[str, ...] = ("every", "layers")
+    examples: int | None = None  # how many of the batch's first ones a penalty reads; None: all
 
     def __init__(self, model: nn.Module, tap: Callable[..., FeatureTap], every: int = 1) -> None:
         super().__init__()
@@ -162,6 +163,7 @@ class FeaturePenalty(BasePenalty):
     def _attach(self, model: nn.Module) -> None:
         self._hooks = ExitStack()
         self._tap = self._make(model, detach=False, compiled=True, when=self._due).attach()
+        self._tap._trusting = True
         self._hooks.callback(self._tap.remove)
 
     @property
@@ -172,6 +174,10 @@ class FeaturePenalty(BasePenalty):
     def value(self, features: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """The penalty of the tapped features, by layer in order of execution, with its strength."""
         raise NotImplementedError
+
+    def _first(self, x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "n *feature"]:
+        # No slice where all are read: its backward pass would write the whole batch once more.
+        return x if self.examples is None else x[: self.examples]
 
     def _due(self) -> bool:
         """Asked at each tapped layer: keep its features?"""
@@ -201,6 +207,8 @@ class FeaturePenalty(BasePenalty):
                 f"{type(self).__name__} has no gradient: layers ran under torch.no_grad(), as those in a reentrant "
                 "checkpoint do; use checkpoint(..., use_reentrant=False)"
             )
+        if not torch.compiler.is_compiling():
+            self._tap._read()
         first = next(iter(self._tap.values()))
         with torch.autocast(first.device.type, enabled=False):
             return self._computed(self.value(self._tap))

@@ -36,9 +36,6 @@ class _OnSteps(FeaturePenalty):
         tap = functools.partial(flow.tap, layers=layers, before_relu=before_relu, reduce=self._first, select=select)
         super().__init__(model, tap, every)
 
-    def _first(self, x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "n *feature"]:
-        return x[: self.examples]
-
     def of(self, paths: Sequence[Sequence[Tensor]]) -> Float[Tensor, ""]:
         """The penalty of the steps, given for each trajectory."""
         raise NotImplementedError

@@ -99,7 +99,7 @@ class CKASparsity(FeaturePenalty):
         super().__init__(model, functools.partial(FeatureTap, layers=chosen, reduce=self._gram, select=select), every)
 
     def _gram(self, x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "n n"]:
-        return gram(x[: self.examples], self.kernel)
+        return gram(self._first(x), self.kernel)
 
     def value(self, features: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """β times the sum over pairs of the layers' Gram matrices."""

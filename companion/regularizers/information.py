@@ -83,7 +83,7 @@ class HSICBottleneck(FeaturePenalty):
         self._hooks.enter_context(hooked({"input": self._model}, keep, before=True))
 
     def _first(self, x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "few features"]:
-        return x[: self.examples].flatten(1).to(torch.promote_types(x.dtype, torch.float32))
+        return super()._first(x).flatten(1).to(torch.promote_types(x.dtype, torch.float32))
 
     def value(self, features: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """β Σ nHSIC(X, T) of the last training batch."""
