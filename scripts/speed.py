@@ -30,8 +30,8 @@ HEAD = """\
 What the package costs beside what one would do without it. Every number is a ratio of two times that were taken one
 after the other in the same round (for CKA the shorter of two turns each, for removal the shortest of three), and the
 median of {rounds} rounds; beside it stand the lowest and the highest. Taken is the time of the process, not that of the
-clock on the wall, which other programs disturb. The aims were set before these measurements; where one is missed, the
-line says so. On another processor the ratios differ: `make speed` measures them there and writes this page anew.
+clock on the wall, which other programs disturb. The aims were set before these measurements; a ratio beyond its aim is
+bold. On another processor the ratios differ: `make speed` measures them there and adds a column to this page.
 
 {where}
 
@@ -83,28 +83,38 @@ batches are hardly cheaper here, since each brings the fixed costs of its matric
 
 PARTS = (*TITLES, "growth")
 CURVES = {"layers": "layers", "examples": "examples", "width": "width", "batch": "examples in a batch"}
+COLORS = (plots.BLUE, plots.VERMILION, plots.GREEN, plots.WINE)
+Records = dict[str, dict[str, Any]]  # of one processor, by part
 
 
-def record(part: str) -> dict[str, Any]:
-    """What `bench_speed.py` wrote of a part."""
-    return json.loads((RECORDS / f"{part}.json").read_text())
+def records() -> dict[str, Records]:
+    """What `bench_speed.py` wrote, by processor."""
+    found = {}
+    for folder in sorted(path for path in RECORDS.iterdir() if path.is_dir()):
+        made = {part: json.loads((folder / f"{part}.json").read_text()) for part in PARTS}
+        name = made["cka"]["provenance"]["processor"].replace("(R)", "").removesuffix(" Processor")
+        found[name] = made
+    return found
 
 
 def where() -> str:
-    """Processor, threads and versions, one sentence for each setting."""
-    settings: dict[tuple[str, str, int], list[str]] = {}
-    for part in PARTS:
-        made = record(part)["provenance"]
-        settings.setdefault((made["processor"], made["torch"], made["threads"]), []).append(made["started"][:10])
-    return "\n".join(
-        f"Measured on one processor, {processor}, with {threads} thread{'s' * (threads != 1)} and torch {torch} "
-        f"({' to '.join(sorted({min(days), max(days)}))})."
-        for (processor, torch, threads), days in settings.items()
-    )
+    """Processor, threads, versions and days, one sentence for each."""
+    said = []
+    for name, made in records().items():
+        given = [part["provenance"] for part in made.values()]
+        days = sorted({one["started"][:10] for one in given})
+        one = given[0]
+        said.append(
+            f"{name}: {one['threads']} thread{'s' * (one['threads'] != 1)}, torch {one['torch']}, commit "
+            f"{' and '.join(sorted({each['commit'][:7] for each in given}))}, {' to '.join(days)}."
+        )
+    if len({part["provenance"]["commit"] for made in records().values() for part in made.values()}) > 1:
+        said.append("Where the commits differ, so may the code: compare a line with its aim, not with its neighbour.")
+    return "\n".join(said)
 
 
-def lines() -> list[dict[str, Any]]:
-    return [line for part in TITLES for line in record(part)["lines"]]
+def lines(made: Records) -> list[dict[str, Any]]:
+    return [line for part in TITLES for line in made[part]["lines"]]
 
 
 def missed(line: dict[str, Any]) -> bool:
@@ -116,64 +126,79 @@ def ratio(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.2f}"
 
 
-def row(line: dict[str, Any]) -> list[str]:
-    low, high = (f"{end(line['ratios']):.2f}" for end in (min, max))
-    aim = f"aim {line['aim']:.2f}, " + ("**missed**" if missed(line) else "reached")
-    return [line["what"], line["against"], ratio(line["ratios"]), f"{low} … {high}", aim]
+def cell(line: dict[str, Any]) -> str:
+    """The median, bold beyond the aim, and both ends."""
+    mark = "**" if missed(line) else ""
+    return f"{mark}{ratio(line['ratios'])}{mark} ({min(line['ratios']):.2f} … {max(line['ratios']):.2f})"
+
+
+def rows(part: str) -> list[list[str]]:
+    columns = [{(line["what"], line["against"]): line for line in made[part]["lines"]} for made in records().values()]
+    return [
+        [*key, f"{line['aim']:.2f}", *(cell(column[key]) if key in column else "not run" for column in columns)]
+        for key, line in columns[0].items()
+    ]
 
 
 def tally() -> str:
     """How many aims are reached, at the head of the page."""
-    reached = sum(not missed(line) for line in lines())
-    return f"Of {len(lines())} aims {reached} are reached and {len(lines()) - reached} are missed."
+    said = []
+    for name, made in records().items():
+        reached = sum(not missed(line) for line in lines(made))
+        said.append(f"Of {len(lines(made))} aims {reached} are reached on the {name}.")
+    return "\n".join(said)
 
 
 def in_words() -> str:
     """What the figure shows, for those who do not see it."""
     said = []
-    for name, points in record("growth")["curves"].items():
-        values = ", ".join(f"{ratio(point['ratios'])} at {point['at']}" for point in points)
-        said.append(f"{CURVES[name]}: {values}")
-    return "Four curves of CKA's time over the forward pass's. By " + "; by ".join(said) + "."
+    for name, made in records().items():
+        for what, points in made["growth"]["curves"].items():
+            values = ", ".join(f"{ratio(point['ratios'])} at {point['at']}" for point in points)
+            said.append(f"{name}, {CURVES[what]}: {values}")
+    return "Curves of CKA's time over the forward pass's. " + "; ".join(said) + "."
 
 
 def picture() -> Figure:
-    """A curve for each number that grows."""
-    curves = record("growth")["curves"]
-    figure, axes = plt.subplots(2, 2, figsize=(5.2, 4.2), sharey=True)
-    for axis, (name, points) in zip(axes.flat, curves.items(), strict=True):
-        at = [point["at"] for point in points]
-        middle = [statistics.median(point["ratios"]) for point in points]
-        ends = [
-            [value - min(point["ratios"]) for value, point in zip(middle, points, strict=True)],
-            [max(point["ratios"]) - value for value, point in zip(middle, points, strict=True)],
-        ]
-        axis.errorbar(at, middle, ends, color=plots.BLUE, marker="o", markersize=4, linewidth=1.2, capsize=2)
-        axis.set_xscale("log")
-        axis.set_xticks(at, [str(value) for value in at])
-        axis.minorticks_off()
-        axis.set(xlabel=CURVES[name])
+    """A panel for each number that grows, a curve for each processor."""
+    figure, axes = plt.subplots(2, 2, figsize=(5.2, 4.4), sharey=True)
+    for color, (name, made) in zip(COLORS, records().items(), strict=False):
+        for axis, (what, points) in zip(axes.flat, made["growth"]["curves"].items(), strict=True):
+            at = [point["at"] for point in points]
+            middle = [statistics.median(point["ratios"]) for point in points]
+            ends = [
+                [value - min(point["ratios"]) for value, point in zip(middle, points, strict=True)],
+                [max(point["ratios"]) - value for value, point in zip(middle, points, strict=True)],
+            ]
+            look = {"marker": "o", "markersize": 4, "linewidth": 1.2, "capsize": 2, "label": name}
+            axis.errorbar(at, middle, ends, color=color, **look)
+            axis.set_xscale("log")
+            axis.set_xticks(at, [str(value) for value in at])
+            axis.minorticks_off()
+            axis.set(xlabel=CURVES[what])
+    for axis in axes.flat:
         axis.axhline(1, color=plots.GREY, linewidth=0.8)
     for axis in axes[:, 0]:
         axis.set(ylabel="× the forward pass")
     axis.set(ylim=(0, 1.05 * axis.get_ylim()[1]))  # of all four
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 
 def digest() -> str:
     """A hash of what the figure shows: by it a test sees whether the picture is current."""
-    return hashlib.sha256(json.dumps(record("growth")["curves"]).encode()).hexdigest()
+    curves = {name: made["growth"]["curves"] for name, made in records().items()}
+    return hashlib.sha256(json.dumps(curves).encode()).hexdigest()
 
 
 def page() -> str:
     """The page's text."""
-    rounds = " or ".join(sorted({str(record(part)["rounds"]) for part in PARTS}))
+    found = records()
+    rounds = " or ".join(sorted({str(part["rounds"]) for made in found.values() for part in made.values()}))
     parts = [HEAD.format(rounds=rounds, where=where(), tally=tally())]
-    head = ["", "against", "ratio", "lowest … highest", "aim"]
-    parts += [
-        title + "\n" + table(head, [row(line) for line in record(part)["lines"]]) for part, title in TITLES.items()
-    ]
-    return "\n".join([*parts, GROWTH.format(alt=in_words(), rounds=record("growth")["rounds"])])
+    head = ["", "against", "aim", *found]
+    parts += [title + "\n" + table(head, rows(part)) for part, title in TITLES.items()]
+    return "\n".join([*parts, GROWTH.format(alt=in_words(), rounds=rounds)])
 
 
 def main() -> None:

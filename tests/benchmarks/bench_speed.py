@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_speed.py [cka steps removal growth] [--rounds 5]
 
-Each part writes `tests/benchmarks/records/PART.json`, from which `scripts/speed.py` writes the page. The tasks of a
-part run in turn, in alternating order, after one round that warms up; a ratio is that of one round, of what takes a
-second or less the ratio of the shortest of two or three turns in it. Taken is the time of the process on one thread of
-a processor, which others disturb less than the clock on the wall; their share of its caches remains.
+Each part writes `tests/benchmarks/records/PROCESSOR/PART.json`, from which `scripts/speed.py` writes the page. The
+tasks of a part run in turn, in alternating order, after one round that warms up; a ratio is that of one round, of what
+takes a second or less the ratio of the shortest of two or three turns in it. Taken is the time of the process on one
+thread of a processor, which others disturb less than the clock on the wall; their share of its caches remains.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -159,14 +160,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    RECORDS.mkdir(exist_ok=True)
     for name in arguments.parts or PARTS:
         started, begin = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
         torch.manual_seed(0)
         found = PARTS[name](arguments.rounds)
         where = provenance(CPU, started, time.perf_counter() - begin)
         text = json.dumps({"rounds": arguments.rounds, **found, "provenance": where})
-        write_aside(RECORDS / f"{name}.json", text + "\n")
+        place = RECORDS / re.sub(r"\W+", "_", where["processor"].replace("(R)", "")).lower()
+        place.mkdir(exist_ok=True, parents=True)
+        write_aside(place / f"{name}.json", text + "\n")
         print(name, json.dumps(found), flush=True)
 
 
