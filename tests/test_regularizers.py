@@ -1012,7 +1012,7 @@ def test_an_output_that_is_overwritten_for_the_first_time_is_refused_once():
     penalty = KineticEnergy(net, 1.0, layers=nn.Linear)
     for _ in range(2):
         net(x)
-        value = float(penalty())
+        value = float(penalty().detach())
     net.overwrites = True
     net(x)
     with pytest.raises(RuntimeError, match=r"'first' was overwritten in place"):
@@ -1020,7 +1020,7 @@ def test_an_output_that_is_overwritten_for_the_first_time_is_refused_once():
     for overwrites in (True, False, True):
         net.overwrites = overwrites
         net(x)
-        assert float(penalty()) == pytest.approx(value)
+        assert float(penalty().detach()) == pytest.approx(value)
 
 
 @pytest.mark.slow

@@ -9,7 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK, COLUMNS = 32, 512  # of K's rows, and of the features that stay in a processor's cache meanwhile
+# K's rows in a block, and how many numbers of X̃ stay in a processor's cache meanwhile, but so many columns at least.
+# No powers of two: rows of 2 KiB would contend for the same lines of it.
+BLOCK, CACHED, COLUMNS = 48, 73_728, 384
 
 
 class CenteredGram(torch.autograd.Function):
@@ -23,7 +25,7 @@ class CenteredGram(torch.autograd.Function):
     def forward(ctx: Any, x: Float[Tensor, "n features"]) -> tuple[Tensor, Tensor, Tensor]:
         n, p = x.shape
         in_parts = x.is_cpu and not torch.compiler.is_compiling()
-        block, ctx.columns = (BLOCK, COLUMNS) if in_parts else (max(n, 1), max(p, 1))
+        block, ctx.columns = (BLOCK, max(COLUMNS, CACHED // max(n, 1))) if in_parts else (max(n, 1), max(p, 1))
         # In the precision of the mean, without a copy of x in it.
         mean = x.new_empty(p, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
         k, centred = mean.new_zeros(n, n), _buffer(mean, n, ctx.columns)
