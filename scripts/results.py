@@ -658,16 +658,22 @@ def third(hypotheses: Mapping[str, Hypothesis], study: str) -> str:
     made = replay(study)
     runs = len(made) + len(made.missing)
     parts = [f"**`{study}`**. {EXPERIMENTS[study].question} {len(made)} of {runs} runs are recorded."]
+    if made and made.missing:
+        parts.append("How many runs it takes was fixed before: what they found is shown when all are in.")
     return "\n\n".join([*parts, *([expected(hypotheses, study, whole=not made.missing)] if made else [])])
 
 
 def expected(hypotheses: Mapping[str, Hypothesis], experiment: str, whole: bool = True) -> str:
-    """Every hypothesis on an experiment with its verdicts; a study that is not whole yet has none."""
+    """Every hypothesis on an experiment with its verdicts; a study that is not whole yet has none, nor findings: who
+    looks on the way may stop where it suits."""
     header = ["", "we expected", "by its page", "after Holm", "by the rule above", "findings (mean ± 95 % interval)"]
     rows = [
         [name, hypotheses[name].text]
-        + ([f"**{one.verdict}**", one.after_holm, by_rule(one)] if whole else ["not tested yet", "", ""])
-        + [one.numbers()]
+        + (
+            [f"**{one.verdict}**", one.after_holm, by_rule(one), one.numbers()]
+            if whole
+            else ["not tested yet", *[""] * 3]
+        )
         for name, one in judge(replay(experiment), hypotheses).items()
     ]
     return table(header, [6, 26, 12, 14, 14, 32], rows)
