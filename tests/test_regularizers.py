@@ -402,9 +402,9 @@ def test_each_of_many_computed_weights_counts_though_memory_is_used_again(make):
 # ------------------------------------------------------------------------------------------------------------- copies
 def test_a_penalised_model_can_be_saved_whole_and_the_penalty_says_how():
     model, x = small(), torch.randn(16, 1, 8, 8)
-    penalties = CKASparsity(model, 1.0, every=1), FeatureFlow(model)
-    loaded = pickle.loads(pickle.dumps(model))
-    torch.testing.assert_close(loaded(x), model(x))
+    penalties = CKASparsity(model, 1.0, every=1), FeatureFlow(model), HSICBottleneck(model)
+    for copied in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        torch.testing.assert_close(copied(x), model(x))
     model(x)
     assert all(penalty() > 0 for penalty in penalties)
     with pytest.raises(TypeError, match=r"FeatureFlow holds hooks .*save its state_dict\(\)"):

@@ -25,6 +25,21 @@ from companion.regularizers.base import (
 from companion.similarity import MINIMUM, Kernel
 
 
+class _Inputs:
+    """Keeps what a model is given for its penalty; a copy, as a saved or a copied model has it, keeps nothing."""
+
+    def __init__(self, penalty: HSICBottleneck | None = None) -> None:
+        self._penalty = penalty
+
+    def __call__(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        penalty = self._penalty
+        if penalty is not None and module is penalty._model and penalty._due():
+            penalty._input = penalty._first(args[0].detach()).clone()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Inputs, ()
+
+
 @PENALTIES.register("hsic_bottleneck", title="HSIC bottleneck", reads="features", signed=False)
 class HSICBottleneck(FeaturePenalty):
     """β · Σ_layers nHSIC(X, T): layers that depend less on the input.
@@ -75,12 +90,7 @@ class HSICBottleneck(FeaturePenalty):
 
     def _attach(self, model: nn.Module) -> None:
         super()._attach(model)
-
-        def keep(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if module is self._model and self._due():  # a copy of the model brings its hooks, and is another module
-                self._input = self._first(args[0].detach()).clone()
-
-        self._hooks.enter_context(hooked({"input": self._model}, keep, before=True))
+        self._hooks.enter_context(hooked({"input": self._model}, _Inputs(self), before=True))
 
     def _first(self, x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "few features"]:
         return super()._first(x).flatten(1).to(torch.promote_types(x.dtype, torch.float32))
