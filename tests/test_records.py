@@ -40,6 +40,12 @@ def test_provenance_names_models_and_versions_but_no_host():
     assert seen["processor"] and seen["torch"] and seen["accelerator"] is None
 
 
+def test_provenance_names_the_version_of_the_code_that_runs(monkeypatch):
+    """A checkout before another one's installation on the path: the installed version is not that of the run."""
+    monkeypatch.setattr("companion.__version__", "9.9.9")
+    assert records.provenance("cpu", "now", 1.0)["companion"] == "9.9.9"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -32,6 +32,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
+import companion
 from companion._files import write_aside
 
 if TYPE_CHECKING:
@@ -409,7 +410,7 @@ def provenance(
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": metadata.version("torchvision"),
-        "companion": metadata.version("identity-and-flow"),
+        "companion": companion.__version__,  # of the code that runs, whatever is installed beside it
         "commit": commit,
         "clean": clean,
         "how": dict(how or {}),
