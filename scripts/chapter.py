@@ -143,7 +143,7 @@ def write(root: Path, name: str) -> Path:
     label = name[3:].replace("_", "-")
     picture = new_code_cell(PICTURE.strip(), metadata={"tags": ["hide-input"]})
     picture.metadata["mystnb"] = {
-        "figure": {"caption": "The finding in one sentence. Then what is drawn.", "name": f"fig-{label}"},
+        "figure": {"caption": "**The finding in one sentence.** Then what is drawn.", "name": f"fig-{label}"},
         "image": {"alt": "A curve that rises from 0 to 1, ever more steeply."},
     }
     quiz = "\n\n".join(QUIZ.format(number=number) for number in (1, 2, 3))

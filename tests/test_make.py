@@ -29,7 +29,7 @@ def made(target: str, folder: Path, failing: str, *options: str) -> tuple[int, l
         (folder / tool).chmod(0o755)
     (folder / "installed").touch()
     variables = [f"BIN={folder}", f"INSTALLED={folder}/installed", f"BUILT={folder}/built"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "MKL"))}
     done = subprocess.run(
         ["make", target, *options, *variables], cwd=ROOT, env=environment, capture_output=True, text=True
     )
