@@ -129,7 +129,7 @@ def ratio(values: Sequence[float]) -> str:
 def cell(line: dict[str, Any]) -> str:
     """The median, bold beyond the aim, and both ends."""
     mark = "**" if missed(line) else ""
-    return f"{mark}{ratio(line['ratios'])}{mark} ({min(line["ratios"]):.2f}–{max(line["ratios"]):.2f})"
+    return f"{mark}{ratio(line['ratios'])}{mark} ({min(line['ratios']):.2f}–{max(line['ratios']):.2f})"
 
 
 def rows(part: str) -> list[list[str]]:
