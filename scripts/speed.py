@@ -6,6 +6,7 @@ python scripts/speed.py
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import statistics
 from collections.abc import Sequence
@@ -162,7 +163,7 @@ def in_words() -> str:
 def picture() -> Figure:
     """A panel for each number that grows, a curve for each processor."""
     figure, axes = plt.subplots(2, 2, figsize=(5.2, 4.4), sharey=True)
-    for color, (name, made) in zip(COLORS, records().items(), strict=False):
+    for color, (name, made) in zip(itertools.cycle(COLORS), records().items()):
         for axis, (what, points) in zip(axes.flat, made["growth"]["curves"].items(), strict=True):
             at = [point["at"] for point in points]
             middle = [statistics.median(point["ratios"]) for point in points]

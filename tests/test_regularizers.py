@@ -623,7 +623,7 @@ def test_compiled_models_are_compiled_twice_at_most_with_the_features_and_withou
     """In a process of its own: the tests' check of shapes would be compiled with the model."""
     script = """
 import torch
-from torch import Tensor, nn
+from torch import nn
 from companion import CKASparsity, cka
 from companion.features import extract
 

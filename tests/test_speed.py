@@ -20,7 +20,7 @@ LINES = [(where, line) for (where, _), made in RECORDS.items() for line in made.
 COLUMNS = [
     [cell.strip() for cell in row.strip("|").split("|")]
     for row in speed.PAGE.read_text().splitlines()
-    if row.startswith("| `") or row.startswith("| a ") or row.startswith("| filters")
+    if row.startswith(("| `", "| a ", "| filters"))
 ]
 
 
