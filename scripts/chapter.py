@@ -43,7 +43,7 @@ axis.set(xlabel="x", ylabel="y")
 plt.show()
 """
 GOALS = """\
-After it you will be able to
+After this chapter you will be able to
 
 - **write** the idea in a few lines;
 - **check** it against a case that can be solved;

@@ -10,7 +10,7 @@ import math
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +47,7 @@ from companion.experiments.statistics import (
     clustered,
     common_effect,
     mean,
+    pooled,
     sign_flip,
 )
 from companion.experiments.studies import penalties
@@ -116,8 +117,8 @@ on a penalty that did not act is a verdict on that strength of it.
 |---|---|---|
 {margins}
 
-These δ were named after the first two rounds had been run. Every equivalence found in those is **post hoc**; studies
-that are run from now on are the first to be judged by a δ that was named before.
+These δ were named after the first two rounds had been run. Every equivalence found in those is **post hoc**; the
+studies of the third round are the first to be judged by a δ that was named before.
 
 ## What these numbers cannot say
 
@@ -144,7 +145,10 @@ Seven hypotheses were [written down](hypotheses.md) before the first run of the 
 seeds. *By its page* is the verdict by what that page says would refute it, before and after Holm's correction for all
 findings. *Supported*: intervals show every number in the rule of refutation. *Not refuted* is not *true*. *By the rule
 above* is the verdict that a claim would get from the same numbers; it takes one decided finding, so a hypothesis of
-several parts may hold by one of them. (H6 compares two penalties that were picked by their means; such an interval is
+several parts may hold by one of them. Sizes of filters and scales γ are means over all blocks, as the pages have them,
+those that open a stage among them: no step leads there that FFR penalises, and the last γ changes by
+{opening} % under FFR's length (H3) and by {again} % under both terms
+(R4). (H6 compares two penalties that were picked by their means; such an interval is
 too optimistic. R1 is about five seeds; over both rounds the gain is decided: [claim {weights}](#claim-{weights}).)
 """
 MISJUDGED_BECAUSE = """\
@@ -154,7 +158,10 @@ H3, H7 and R4 speak of the size of inner filters, and this page used to judge th
 norm is no size. Halve the input of a convolution before a batch norm: σ halves, the output stays the same, and the norm
 doubles. FFR makes the steps shorter, so that every block gets a smaller input. For that reason the norm rose:
 """
-MISJUDGED_NOW = "Neither the weights nor |γ| grew. Judged by |γ|, which the scale of the input does not touch:"
+MISJUDGED_NOW = """\
+In the mean over blocks neither the weights nor |γ| grew; under both terms they did in the blocks that open a stage, by
+{raw} and {inner} %. Judged by |γ|, which the scale of the input does not touch:
+"""
 
 HOSTS = """\
 ## All hosts together
@@ -175,7 +182,9 @@ OPPOSED = """\
 ## Each undoes a little of the other's work
 
 What each penalty moves in a dense net, less no penalty. CKA-SR and AugCKA-SR lower the similarity and make the steps
-longer; FFR's length makes the steps shorter and raises the similarity inside stages.
+longer; FFR's length makes the steps shorter and raises the similarity inside stages. Between the last block of a stage
+and the first of the next, where it penalises nothing, FFR both lowers it, by {between}; over all neighbours, which is
+what H5 asks, the change is {neighbours}.
 """
 NOT_HERE = """\
 ## What is not here
@@ -250,7 +259,7 @@ def scale() -> str:
         EXPERIMENTS[name].runs("paper")[0].settings["epochs"] for name in names if "paper" in EXPERIMENTS[name].tiers
     ]
     return (
-        f"All of it is small: the claims rest on {len(made)} runs at tier `laptop` of a ResNet-20 and a slim VGG, "
+        f"All of it is small: the claims rest on {len(made)} trainings at tier `laptop` of a ResNet-20 and a slim VGG, "
         f"{halved} of them at half the resolution, with {min(epochs)} to {max(epochs)} epochs in place of {max(paper)} "
         f"and {seeds_a_test()} a test, on {listed(sorted(machines))}."
     )
@@ -318,11 +327,15 @@ def answer() -> str:
     """The first page's answer: what came out, at which scale, and what it could not have seen."""
     hosts, hardly = across("cka_sr"), across("cka_sr", target=True)
     gain, cost = named("aug_cka_sr", "weights pruned to .9"), named("aug_cka_sr", "AugCKA-SR, CIFAR-10")
-    masked = replay("masks_dose").where(sparsity=0.9)
+    masked = replay("masks_dose").where(sparsity=0.95)
     apart, lost = (
         known(masked.difference("random+cka_sr_0.1", "random", reading))
         for reading in (quantities.cka_in_stages, quantities.percent)
     )
+    rises = [
+        known(masked.difference(f"random+{penalty}", "random", quantities.small_weights))
+        for penalty in ("cka_sr_0.1", "aug_cka_sr_1")
+    ]
     lasso = known(replay("dense_penalties").difference("group_lasso", "none", quantities.small_weights))
     still = named("aug_cka_sr", "weights pruned to .8")
     rival = asked("ffr_length_curvature", "weights pruned to .9")
@@ -330,11 +343,12 @@ def answer() -> str:
     shorter, alike = moved("ffr_length_curvature", "relative step"), moved("ffr_length_curvature", "CKA in stages")
     longer, margin = moved("aug_cka_sr", "relative step"), QUANTITIES["CKA in stages"].delta
     depth = replay("depth")
-    fewer, whole, tuned = (
+    fewer, whole, two, four = (
         known(depth.difference("ffr_length_0.1", "none", reading))
         for reading in (
             quantities.without_blocks(3),
             quantities.percent,
+            quantities.without_blocks(2, "fine_tuned"),
             quantities.without_blocks(4, "fine_tuned"),
         )
     )
@@ -342,29 +356,29 @@ def answer() -> str:
     usual = Counter(record.run.settings["epochs"] for record in made).most_common(1)[0][0]
     halved = sum(record.run.settings.get("pool", 1) == 2 for record in made)
     points = (
-        "**What came out**, in short trainings of small networks, by our reading of FFR, of which we had the abstracts "
-        "(± is a 95 % interval over seeds, a point is one image in a hundred):",
-        "- **Accuracy of sparse training: no gain was seen.** At the strength chosen first CKA-SR changed neither the "
-        f"features (CKA inside stages by {hardly.signed(3)}) nor the accuracy ({hosts.signed()} points). Strong "
-        f"enough to set layers apart (β = .1, CKA {apart.signed()}), it lowered accuracy ({lost.signed(1)} points).",
-        "- **Small weights: no more than without.** At the strengths chosen their share stays within "
-        f"{QUANTITIES['small weights'].delta} % of all weights. A group lasso, a penalty on weights, adds "
-        f"{lasso.value:.0f} %.",
-        "- **Pruning: gains when much is gone, losses before.** AugCKA-SR, CKA-SR for all pairs of blocks, "
-        f"changes accuracy by {cost.signed()} points, by {still.signed()} with eight weights "
-        f"in ten gone, by {gain.signed()} with nine. There FFR, which makes layers *more* alike, stands at "
-        f"{known(rival.difference).signed()}{open_still}. Ten times as strong, FFR's length costs {whole.signed(1)}, "
-        f"gains {fewer.signed(1)} with three of nine blocks out, and nothing after fine-tuning ({tuned.signed(1)}, "
-        "four out).",
-        "- **The two wishes do oppose each other, a little.** FFR shortens the steps from block to block by "
-        f"{abs(shorter.value):.3f} of the features' size and raises the CKA inside stages by {alike.signed(3)}, about "
-        f"the least that we count ({margin:g}). AugCKA-SR lowers CKA and makes the steps longer, by "
-        f"{longer.signed(3)}.",
-        f"**At which scale.** {len(made)} trainings, {halved} of them at half the resolution, nearly all of a "
-        f"ResNet-20, most for {usual} epochs, with {seeds_a_test(fewer.count)} a comparison.",
+        "**What came out**, in short trainings of small networks, by our reading of FFR's abstracts (± is a 95 % "
+        "interval over seeds; accuracy in points):",
+        "- **The two wishes oppose each other, a little.** FFR shortens the blocks' steps by "
+        f"{abs(shorter.value):.3f} of the features' size and raises the CKA of a stage's blocks by {alike.signed(3)}, "
+        f"about the least that we count ({margin:g}). AugCKA-SR, CKA-SR for all pairs of blocks, lowers CKA and "
+        f"lengthens the steps, by {longer.signed(3)}.",
+        "- **Small weights: hardly more than without.** At the strengths chosen their share changes by less than "
+        f"{QUANTITIES['small weights'].delta} %; the largest doses of CKA-SR and AugCKA-SR change it by "
+        f"{rises[0].signed(1)} and {rises[1].signed(1)}, and cost accuracy. A group lasso, a penalty on weights, adds "
+        f"{lasso.value:.0f}.",
+        "- **Accuracy of sparse training: no gain was seen.** At the strength that a choice by accuracy took, CKA-SR "
+        f"changed neither the CKA in stages ({hardly.signed(3)}) nor the accuracy ({hosts.signed()}). Strong enough to "
+        f"act (β = .1 at sparsity .95: CKA {apart.signed()}), it lowered accuracy ({lost.signed(1)}).",
+        f"- **Pruning: gains when much is gone, losses before.** AugCKA-SR changes accuracy by {cost.signed()}, with "
+        f"eight weights in ten gone by {still.signed()}, nine by {gain.signed()}. There FFR, which makes a stage's "
+        f"blocks *more* alike, stands at {known(rival.difference).signed()}{open_still}. Its length, ten times as "
+        f"strong: {whole.signed(1)}, three of nine blocks out {fewer.signed(1)}; fine-tuned, two out {two.signed(1)}, "
+        f"four {four.signed(1)}.",
+        f"**At which scale.** {len(made)} trainings, {halved} at half the resolution, nearly all of a "
+        f"ResNet-20, most for {usual} epochs; {seeds_a_test(fewer.count)} a comparison.",
         "**What it could not have seen.** A true change of accuracy below "
-        f"{np.median(reached()):.1f} points would often go unnoticed in a comparison, and most gains in "
-        "the papers are smaller. Full training and larger nets lie beyond these runs.",
+        f"{np.median(reached()):.1f} points would often go unnoticed, and the gains that CKA-SR's appendix prints are "
+        "smaller. Full training and larger nets lie beyond these runs.",
     )
     wrapped = [
         textwrap.fill(one, 118, subsequent_indent="  " if one.startswith("-") else "", break_on_hyphens=False)
@@ -394,6 +408,11 @@ def moved(method: str, quantity: str) -> Mean:
     return known(effect(next(test for test in MOVED[method] if test.quantity == quantity)))
 
 
+def read_of(method: str, reading: Reading) -> Mean:
+    """Mean difference of a reading to no penalty in dense nets, over the rounds that have the method."""
+    return known(effect(replace(MOVED[method][0], reading=reading)))
+
+
 def known(found: Mean | None) -> Mean:
     if found is None:
         raise ValueError("a record behind a sentence of the page is missing")
@@ -402,7 +421,17 @@ def known(found: Mean | None) -> Mean:
 
 def in_logarithms(method: str, reading: Reading) -> Mean:
     """Mean difference of the logarithm to no penalty, over the rounds that have the method."""
-    return known(effect(replace(MOVED[method][0], reading=quantities.logarithm(reading))))
+    return read_of(method, quantities.logarithm(reading))
+
+
+def opening(method: str, reading: Callable[..., float], experiment: str | None = None) -> str:
+    """A size in the blocks that open a stage, where FFR penalises no step: its change against no penalty in %."""
+    test = replace(MOVED[method][0], reading=functools.partial(reading, opening=True))
+    pairs = [
+        [here / there for (name, _), (here, there) in test.values().items() if name == round_]
+        for round_ in ([experiment] if experiment else test.experiments)
+    ]
+    return known(pooled([100 * (ratio - 1) for ratio in ratios] for ratios in pairs)).signed(1)
 
 
 def over_hosts(penalty: str, target: bool = False) -> dict[tuple[str, int, float | None], float]:
@@ -640,7 +669,12 @@ def opposed() -> str:
         for method, tests in MOVED.items()
     ]
     header = ["penalty", *(test.quantity for test in MOVED["cka_sr"]), "seeds"]
-    return OPPOSED + "\n" + table(header, [18, 20, 20, 20, 10], rows)
+    between, neighbours = (
+        read_of("ffr_length_curvature", reading).signed(3)
+        for reading in (quantities.cka_between_stages, quantities.cka_of_neighbours)
+    )
+    said = OPPOSED.format(between=between.removeprefix("−"), neighbours=neighbours)
+    return said + "\n" + table(header, [18, 20, 20, 20, 10], rows)
 
 
 THIRD_ROUND = """\
@@ -659,7 +693,7 @@ def third(hypotheses: Mapping[str, Hypothesis], study: str) -> str:
     runs = len(made) + len(made.missing)
     parts = [f"**`{study}`**. {EXPERIMENTS[study].question} {len(made)} of {runs} runs are recorded."]
     if made and made.missing:
-        parts.append("How many runs it takes was fixed before: what they found is shown when all are in.")
+        parts.append("The rule for the number of runs was fixed before: what they found is shown when all are in.")
     return "\n\n".join([*parts, *([expected(hypotheses, study, whole=not made.missing)] if made else [])])
 
 
@@ -704,10 +738,15 @@ def misjudged() -> str:
             verdicts = [f"{one.verdict}; after Holm {one.after_holm}" for one in (before[name], now[name])]
             findings = " → ".join(one.numbers().rpartition("; ")[2] for one in (before[name], now[name]))
             rows.append([name, hypotheses[name].text, verdicts[0], f"**{verdicts[1]}**", findings])
-    reason = ["its reason was that what grows is not removable", "nothing grows; its numbers stand", "–"]
+    reason = ["its reason was that what grows is not removable", "in the mean nothing grows; its numbers stand", "–"]
     rows.append(["R5", AGAIN["R5"].text, *reason])
+    both = "ffr_length_curvature"
+    raw, inner = (
+        opening(both, reading).removeprefix("+") for reading in (quantities.raw_norms, quantities.inner_scale)
+    )
+    now_said = MISJUDGED_NOW.format(raw=raw, inner=inner)
     header = ["", "we expected", "by the folded norm", "by the inner |γ|", "the finding in question"]
-    return "\n\n".join(part.rstrip() for part in (*parts, MISJUDGED_NOW, table(header, [6, 28, 20, 20, 30], rows)))
+    return "\n\n".join(part.rstrip() for part in (*parts, now_said, table(header, [6, 28, 20, 20, 30], rows)))
 
 
 def gaps() -> str:
@@ -779,7 +818,11 @@ def page() -> str:
         parts.append(f"## {title}")
         parts += [section(place, claim, one, url, branch) for place, claim, one in claims if claim.paper == paper]
     weights = next(place for place, claim, _ in claims if claim.label == "a net can lose more weights")
-    parts += [hosts(), doses(), opposed(), EXPECTED.format(weights=weights)]
+    scales = {
+        "opening": opening("ffr_length", quantities.branch_scale, "dense_penalties"),
+        "again": opening("ffr_length_curvature", quantities.branch_scale, "dense_penalties_again"),
+    }
+    parts += [hosts(), doses(), opposed(), EXPECTED.format(weights=weights, **scales)]
     parts += [expected(HYPOTHESES, "dense_penalties"), expected(AGAIN, "dense_penalties_again"), misjudged()]
     parts.append(THIRD_ROUND)
     parts += [third(hypotheses, study) for study, hypotheses in THIRD.items()]

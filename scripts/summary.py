@@ -1,4 +1,4 @@
-"""Write the page *In one page* from the records: a report of what was reproduced, for those who read nothing else.
+"""Write the page *In brief* from the records: a report of what was reproduced, for those who read nothing else.
 
 python scripts/summary.py
 """
@@ -18,6 +18,7 @@ from results import (
     effect_of,
     judgements,
     listed,
+    manipulated,
     number,
     power,
     runs,
@@ -31,10 +32,9 @@ from companion.experiments.claims import Judgement
 from companion.experiments.records import Record
 
 PAGE = ROOT / "book" / "summary.md"
-SAID = {"equivalent within δ": "no effect (equivalent within δ)"}
 
 TEXT = """\
-# In one page
+# In brief
 
 A report of what we tried to reproduce and what came out, for those who read nothing else. Its numbers are computed
 from the [records](running.md); the tests write the page anew and compare.
@@ -64,7 +64,8 @@ are decided, squares are too small to count, open circles are undecided.
 ± is half of a 95 % interval, n the number of seeds (5 + 5: of two rounds), and "… to …" the lowest and the highest of
 a claim's tests. A test is decided when its interval excludes 0 after a correction for the number of tests of its claim
 ({{term}}`Holm's method`); so a claim can be undecided although one of its intervals by itself excludes 0. "No effect":
-every effect lies within a margin δ that counts as none, see {{term}}`equivalence`.
+every effect lies within a margin δ that counts as none, see {{term}}`equivalence`. Beside a verdict stands whether the
+penalty *acted* on what it penalises, in the cells of the claim's tests.
 
 {claims}
 
@@ -87,12 +88,12 @@ forms.
 
 ## What was hard
 
-- At the strengths that were chosen first CKA-SR hardly acted: no claim about it was put to the test by those runs. A
-  third round began with the strengths that do act.
+- At the strengths that were chosen first CKA-SR hardly acted: no claim of a benefit was put to the test by those runs.
+  A third round began with the strengths that do act.
 - FFR's equations were not available to us. Three readings, length, curvature and both, were trained.
 - Gains as small as the published ones need many seeds: the table says how many.
 - What a penalty seems to gain once weights are out depends on how weights are ranked. A placebo of the same size is the
-  control that decides; its runs have begun.
+  control that decides; {placebo} of its study's runs are recorded.
 
 ## Limits
 
@@ -100,6 +101,14 @@ Small networks, short trainings, mostly at half the resolution; CIFAR and a part
 recipes give at full size is not known to us: {gaps} registered experiments at tier `paper` lack records. Intervals
 cover what another seed changes, and neither other test images nor another recipe. We have not asked the authors.
 """
+
+
+def verdict(judged: Judgement) -> str:
+    """The verdict, whether δ was named after the runs, and whether the penalties acted."""
+    late = ", post hoc" * (judged.verdict == "equivalent within δ" and any(t.post_hoc for t in judged.tests))
+    said = f"no effect (equivalent within δ{late})" if judged.verdict == "equivalent within δ" else judged.verdict
+    acted = manipulated(judged)
+    return f"**{said}**" + (f"; {acted}" if acted else "")
 
 
 def told(judged: Judgement) -> str:
@@ -126,7 +135,7 @@ def page() -> str:
         [
             f"{{ref}}`{place} <{anchor(place)}>`",
             claim.text,
-            f"**{SAID.get(one.verdict, one.verdict)}**",
+            verdict(one),
             told(one),
             deciding(one) or "–",
         ]
@@ -134,11 +143,13 @@ def page() -> str:
     ]
     everything = [record for name, e in EXPERIMENTS.items() for tier in e.tiers for record in replay(name, tier)]
     gaps = sum("paper" in e.tiers and bool(replay(name, "paper").missing) for name, e in EXPERIMENTS.items())
+    placebo = replay("specificity")
     devices = {record.provenance["accelerator"] or "processors alone" for record in everything}
     how = (
-        f"{scale().replace('All of it is', 'It is')} Together they took {core_hours(runs()):,.0f} "
-        f"core-hours; all {len(everything)} recorded runs took {core_hours(everything):,.0f}, on "
-        f"{listed(sorted(devices))}. {power()}"
+        f"{scale().replace('All of it is', 'It is').replace('trainings', 'of these trainings', 1)} The others have "
+        "hypotheses of their own, those of [the third round](hypotheses_third.md). Those behind the claims took "
+        f"{core_hours(runs()):,.0f} core-hours; all {len(everything)} recorded runs took "
+        f"{core_hours(everything):,.0f}, on {listed(sorted(devices))}. {power()}"
     )
     return TEXT.format(
         answer=answer(),
@@ -147,6 +158,7 @@ def page() -> str:
         claims=table(["", "claim", "verdict", "numbers", "what would decide it"], [4, 30, 14, 34, 18], rows),
         how=textwrap.fill(how, 118, break_on_hyphens=False),
         gaps=gaps,
+        placebo=f"{len(placebo)} of {len(placebo) + len(placebo.missing)}",
     )
 
 

@@ -53,7 +53,7 @@ def test_the_first_cell_says_how_long_and_what_for(path: Path) -> None:
     assert re.search(r"· about \d+ (s|min)\b.* on an? .*(AMD|Intel|Apple|ARM)", facts) or "CPU: not measured" in facts
     assert re.search(r"· GPU: (not measured|about \d+ (s|min)\b.* on an? NVIDIA)", facts)
     before = prose(cells_of(path)).partition("\n## ")[0] + "\n"
-    (objectives,) = re.findall(r"^After it you will be able to\n\n((?:- .+\n)+)", before, re.MULTILINE)
+    (objectives,) = re.findall(r"^After this chapter you will be able to\n\n((?:- .+\n)+)", before, re.MULTILINE)
     goals = objectives.splitlines()
     assert 3 <= len(goals) <= 5 and all(goal.startswith("- **") for goal in goals), goals
     assert re.search(r"^\*\*You should know\*\* \S", before, re.MULTILINE)

@@ -50,7 +50,15 @@ WITHOUT = {
             *("percent", "after_pruning", "after_removal", "without_blocks", "block_damage", "pruned_on_average"),
             *("sparsity_kept", "cka_of_blocks", "cka_of_neighbours", "path_length", "path_angle"),
             *("straightness", "small_weights", "folded_norms", "raw_norms", "inner_scale", "inner_deviation"),
-            *("branch_scale", "about_image", "about_label", "shared_information", "mean_cosine", "logarithm"),
+            *(
+                "branch_scale",
+                "cka_between_stages",
+                "about_image",
+                "about_label",
+                "shared_information",
+                "mean_cosine",
+                "logarithm",
+            ),
         )
     },
     "finishes what a killed runner left, and names what `verify` finds": {

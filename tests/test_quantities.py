@@ -110,6 +110,7 @@ def test_sparsity_at_a_fixed_loss_of_accuracy(record):
 def test_similarity_path_and_information(record):
     assert quantities.cka_in_stages(record) == pytest.approx((0.9 + 0.8) / 2)
     assert quantities.cka_of_neighbours(record) == pytest.approx((0.9 + 0.7 + 0.8) / 3)
+    assert quantities.cka_between_stages(record) == pytest.approx(0.7)
     assert quantities.cka_of_blocks(record) == pytest.approx((0.9 + 0.5 + 0.1 + 0.7 + 0.3 + 0.8) / 6)
     assert (quantities.path_length(record), quantities.path_angle(record)) == pytest.approx((0.6, 1.5))
     assert quantities.straightness(record) == 0.5
@@ -122,6 +123,26 @@ def test_filters_as_they_act(record):
     assert quantities.inner_scale(record) == 1.5 and quantities.inner_deviation(record) == 1.5  # of −2, 1; of 1, 2
     assert quantities.branch_scale(record) == 0.5 and quantities.folded_norms(record, "conv2") == pytest.approx(8)
     assert quantities.small_weights(record) == pytest.approx(40)  # the first bin lies whole below a tenth of the RMS
+
+
+def test_sizes_of_blocks_that_open_a_stage_and_of_the_others(record):
+    """Each stage's first block by itself; the others, which FFR reaches, by themselves; None means all."""
+    layers = record.measures["weights"]["layers"]
+    (inner, last) = (layer for layer in layers if layer["name"].startswith("layer1.0"))
+    more = {"layer1.1": 5.0, "layer10.0": 10.0, "layer10.1": 20.0}
+    for block, size in more.items():
+        layers += [
+            inner | {"name": f"{block}.conv1", "filter_norms": [size], "bn_scale": [size], "bn_deviation": [1]},
+            last | {"name": f"{block}.conv2", "bn_scale": [-size]},
+        ]
+    for reading, alone in (
+        (quantities.branch_scale, [0.5]),
+        (quantities.inner_scale, [2, 1]),
+        (quantities.raw_norms, [1, 3]),
+    ):
+        assert reading(record, opening=True) == pytest.approx(np.mean([*alone, 10]))
+        assert reading(record, opening=False) == pytest.approx(np.mean([5, 20]))
+        assert reading(record) == pytest.approx(np.mean([*alone, 5, 10, 20]))
 
 
 @torch.no_grad()

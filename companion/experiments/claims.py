@@ -527,14 +527,15 @@ def _gain_for_all(judged: Judgement) -> str:
     if less is None or less.difference is None or raised is None:
         return ""
     gains = {method: t.difference for (method, _), t in rows.items() if t.difference is not None}
-    plain = mean(less.test.differences().values())
+    plain, delta = mean(less.test.differences().values()), less.delta or math.nan
     return (
         f"Is the gain at .9 one of low similarity? {sum(gain.value > 0 for gain in gains.values())} of {len(gains)} "
-        f"penalties lie above 0 there. FFR both *raises* CKA in stages, by {raised.signed(3)}, and gains "
-        f"{gains['ffr_length_curvature'].signed()} points; AugCKA-SR, which lowers CKA, gains "
-        f"{gains['aug_cka_sr'].signed()}. The one less the other is {less.difference.signed()} points "
-        f"({plain.signed()} without strata). So the gain is not specific to a low CKA. The penalties are not that many "
-        "independent findings either: all are compared with the same nets."
+        f"penalties lie above 0 there. FFR both *raises* CKA in stages, by {raised.signed(3)}, and stands at "
+        f"{gains['ffr_length_curvature'].signed()} points; AugCKA-SR, which lowers CKA, at "
+        f"{gains['aug_cka_sr'].signed()}. The one less the other is {less.difference.signed()} points, {less.says()} "
+        f"(post hoc; p = {less.size_p:.2g} for a difference of {delta:g} or more, {plain.equivalent(delta):.2g} "
+        "without strata). So these rounds do not show that the gain is specific to a low CKA. The penalties are not "
+        "that many independent findings either: all are compared with the same nets."
     )
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "after_removal",
     "block_damage",
     "branch_scale",
+    "cka_between_stages",
     "cka_in_stages",
     "cka_of_blocks",
     "cka_of_neighbours",
@@ -230,13 +231,23 @@ def cka_in_stages(record: Record) -> float:
 
 def cka_of_neighbours(record: Record) -> float:
     """Mean CKA between each block and the next, across stages too."""
-    follows = set(itertools.pairwise(filter(stage_of, record.frame("cka").index)))
+    follows = _neighbours(record)
     return _mean_cka(record, lambda a, b: (a, b) in follows)
+
+
+def cka_between_stages(record: Record) -> float:
+    """Mean CKA between the last block of each stage and the first of the next, where FFR penalises no step."""
+    follows = _neighbours(record)
+    return _mean_cka(record, lambda a, b: (a, b) in follows and not same_stage(a, b))
 
 
 def cka_of_blocks(record: Record) -> float:
     """Mean CKA between all different blocks."""
     return _mean_cka(record, lambda a, b: True)
+
+
+def _neighbours(record: Record) -> set[tuple[str, str]]:
+    return set(itertools.pairwise(filter(stage_of, record.frame("cka").index)))
 
 
 def _mean_cka(record: Record, chosen: Callable[[str, str], bool]) -> float:
@@ -427,15 +438,21 @@ def folded_norms(record: Record, ending: str = "conv1") -> float:
     return float((layers["filter_norms"] * layers["bn_scale"] / layers["bn_deviation"]).mean())
 
 
-def raw_norms(record: Record) -> float:
-    """Mean of ‖w‖ over the inner filters: it changes with every rescaling of a filter, which the batch norm undoes."""
-    return float(_of_filters(record, "conv1")["filter_norms"].mean())
+def raw_norms(record: Record, opening: bool | None = None) -> float:
+    """Mean of ‖w‖ over the inner filters: it changes with every rescaling of a filter, which the batch norm undoes.
+
+    `opening`: of the first block of every stage alone (True), where FFR penalises no step; of the others (False).
+    """
+    return float(_of_filters(record, "conv1", opening)["filter_norms"].mean())
 
 
-def inner_scale(record: Record) -> float:
+def inner_scale(record: Record, opening: bool | None = None) -> float:
     """Mean abs(γ) of the batch norms behind the first convolution of every block: the deviation of what the inner
-    filters put out, whatever the size of a filter or of the layer's input. So it compares networks."""
-    return float(_of_filters(record, "conv1")["bn_scale"].mean())
+    filters put out, whatever the size of a filter or of the layer's input. So it compares networks.
+
+    `opening`: as of `raw_norms`.
+    """
+    return float(_of_filters(record, "conv1", opening)["bn_scale"].mean())
 
 
 def inner_deviation(record: Record) -> float:
@@ -443,17 +460,24 @@ def inner_deviation(record: Record) -> float:
     return float(_of_filters(record, "conv1")["bn_deviation"].mean())
 
 
-def branch_scale(record: Record) -> float:
-    """Mean abs(γ) of the last batch norm of every branch: the scale of the residual step."""
-    return float(_of_filters(record, "conv2")["bn_scale"].mean())
+def branch_scale(record: Record, opening: bool | None = None) -> float:
+    """Mean abs(γ) of the last batch norm of every branch: the scale of the residual step.
+
+    `opening`: as of `raw_norms`.
+    """
+    return float(_of_filters(record, "conv2", opening)["bn_scale"].mean())
 
 
-def _of_filters(record: Record, ending: str) -> dict[str, np.ndarray]:
-    """Sizes of all filters of the convolutions inside blocks that end so."""
+def _of_filters(record: Record, ending: str, opening: bool | None = None) -> dict[str, np.ndarray]:
+    """Sizes of all filters of the convolutions inside blocks that end so; in the first block of every stage alone, in
+    the others, or (None) in all."""
     layers = record.measures["weights"]["layers"]
     inside = [layer for layer in layers if stage_of(layer["name"]) and layer["name"].endswith(ending)]
+    stages = [stage_of(layer["name"]) for layer in inside]
+    first = [stage != before for before, stage in itertools.pairwise([None, *stages])]
+    chosen = [layer for layer, opens in zip(inside, first, strict=True) if opening in (None, opens)]
     keys = ("filter_norms", "bn_scale", "bn_deviation")
-    return {key: np.abs(np.concatenate([layer[key] for layer in inside])) for key in keys}
+    return {key: np.abs(np.concatenate([layer[key] for layer in chosen])) for key in keys}
 
 
 # ---------------------------------------------------------------------------------------------------------- information

@@ -1,7 +1,7 @@
 """Information: entropies and mutual information, in closed form and estimated, and the information bottleneck.
 
 Functions are pure; every estimate is an `Estimate`: value, standard error where theory gives one, what it assumes, and
-whether it is a bound. Chapters *Measuring information* and *The information bottleneck* derive everything here.
+whether it is a bound. Chapters *Measuring information* and *The information bottleneck* derive most of it.
 """
 
 from __future__ import annotations

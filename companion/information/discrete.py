@@ -7,7 +7,7 @@ symbols, and mutual information too large by about (m_x − 1)(m_y − 1)/2n. Th
 - Grassberger (2003, physics/0307138):  ln n − (1/n) Σ n_i G(n_i);
 - shrinkage (Hausser & Strimmer 2009):  the plug-in of λ/m + (1 − λ) n_i/n.
 
-Chapter *Measuring information* derives them.
+Chapter *Measuring information* derives the bias.
 """
 
 from __future__ import annotations

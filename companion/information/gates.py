@@ -1,7 +1,8 @@
 r"""Gates of the variational information bottleneck (VIBNet; Dai, Zhu, Guo & Wipf 2018, arXiv 1802.10399).
 
-Each unit of a layer is multiplied by its own random number, h = (μ + σ ε) f(x) with ε ~ N(0, 1). How much the unit can
-tell is bounded by ½ ln(1 + μ²/σ²); its sum is added to the loss, and units with ln(σ²/μ²) ≥ 0 are pruned.
+Each unit of a layer is multiplied by its own random number, h = (μ + σ ε) f(x) with ε ~ N(0, 1). How much a unit tells
+is at most ½ ln(1 + μ²/σ²) plus ½ (ln E f² − E ln f²), which no gate changes: the first part, summed over units, is
+added to the loss, and units with ln(σ²/μ²) ≥ 0 are pruned.
 """
 
 from __future__ import annotations

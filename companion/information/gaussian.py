@@ -5,7 +5,7 @@ r"""Gaussian variables: everything about information is in the covariance matrix
   (Hotelling 1936; Gelfand & Yaglom 1957);
 - information bottleneck:  Chechik, Globerson, Tishby & Weiss (2005), the whole curve in closed form.
 
-Chapter *Measuring information* derives the first two, chapter *The information bottleneck* the third.
+Chapter *Identity layers* derives the first two, chapter *The information bottleneck* the third.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def gaussian_estimate(x: Any, y: Any, *, shrinkage: float | str = 0.0, unit: str
 
     Raises:
         ValueError: mismatched rows, NaN, infinite values, constant columns; without shrinkage too few examples
-            (n ≤ p + q), or a singular covariance.
+            (n ≤ p + q + 1), or a singular covariance.
 
     >>> x = torch.randn(1000, 1)
     >>> found = gaussian_estimate(x, x + torch.randn(1000, 1))

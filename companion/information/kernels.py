@@ -108,7 +108,8 @@ def normalized_hsic(
     """nHSIC = tr(R_X R_Y) with R = K̄(K̄ + ε n I)⁻¹, a number ≥ 0 without unit. Differentiable, float64.
 
     Args:
-        ridge: ε. As ε → 0 it tends to the number of directions that both kernel matrices span, whatever the data.
+        ridge: ε. As ε → 0 nHSIC tends to the sum of squared canonical correlations of both sides in feature space; for
+            an RBF kernel, whose matrix of different examples has full rank, to n − 1 whatever the data.
 
     Raises:
         ValueError: mismatched rows, ε ≤ 0, NaN, infinite values; an unknown kernel.
@@ -118,7 +119,7 @@ def normalized_hsic(
     True
     """
     if not ridge > 0:
-        raise ValueError(f"ridge={ridge} must be positive: without it nHSIC counts dimensions, not dependence")
+        raise ValueError(f"ridge={ridge} must be positive: without it nHSIC of an RBF kernel counts examples")
     a, b = (_whitened(_gram(z, kernel, name, constant=True), ridge) for name, z in (("x", x), ("y", y)))
     same_rows(a, b)
     return (a * b).sum()

@@ -13,7 +13,7 @@ Distances are max-norm, each column measured in its own spread (`estimates.stand
 on the units of a column, so no estimate does. Where neighbours lie at equal distances, as they do on pixels or counts,
 all at the edge count, in the joint space and on both sides; equal means to 1e-9 of the distance. In few dimensions a
 CPU searches k-d trees; otherwise, and on a GPU, blocks of rows are compared with all: memory O(n · block). Chapter
-*Measuring information* derives all four.
+*Measuring information* derives I₁ and Ross's.
 """
 
 from __future__ import annotations

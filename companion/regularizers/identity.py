@@ -40,8 +40,8 @@ class CKASparsity(FeaturePenalty):
         layers: the layers to compare, see `features.find_layers`; None: the blocks, see `blocks.find_blocks`.
         pairs: `"stage"`, `"all"`, `"adjacent"` (neighbours inside a stage), a list of pairs of names, or a mapping from
             pair to weight w_ij.
-        estimator: `"unbiased"` or `"biased"`. With few examples the biased value is near 1 whatever the layers do: a
-            warning says so.
+        estimator: `"unbiased"` or `"biased"`. With few examples the biased value says more about their number than
+            about the layers: a warning says so.
         form: what is summed: the value (`"signed"`; the unbiased one rewards negative values), its square, its
             positive part (`"clipped"`), or its negative (`"negated"`: a control that makes layers more alike).
         reduction: `"sum"` over ordered pairs, or `"mean"` over distinct ones.
@@ -87,8 +87,8 @@ class CKASparsity(FeaturePenalty):
         self.beta, self.examples = beta, checked(examples, MINIMUM)
         if estimator == "biased" and examples is not None and examples < FEW:
             warnings.warn(
-                f"biased CKA of {examples} examples is near 1 whatever the layers do (0.97 for 8 unrelated ones); "
-                "use estimator='unbiased', or more examples",
+                f"biased CKA of {examples} examples is near 1 for wide layers whatever they share (0.97 for 8 examples "
+                "of unrelated ones); use estimator='unbiased', or more examples",
                 stacklevel=2,
             )
         self.pairs, self.reduction, self.form, self.kernel = pairs, reduction, form, kernel

@@ -6,11 +6,11 @@ Rows are examples. With a kernel matrix K of one layer and L of the other, n × 
 - unbiased (Song et al. 2012):   HSIC₁ = ⟨K̃, L̃⟩ / (n(n−3)),  K̃ the *U-centred* matrix of Székely & Rizzo (2014);
 - CKA = HSIC(K, L) / √(HSIC(K, K) · HSIC(L, L))  (Kornblith et al. 2019).
 
-With few examples and many features the biased value is near 1 whatever the layers do; `unbiased=True` is the default
-everywhere. A *dead* layer, one that gives every example the same features (to the unbiased value: every example but
-one), has no CKA; it is **defined as 0**, with gradient 0. The same means: but for rounding in the dtype of the
-features; what a network makes of rounding later, such as a batch norm that divides it by √ε, is not seen. Chapters
-*Feature similarity* and *Estimating CKA well* derive everything here.
+With few examples of features that vary in many directions the biased value is near 1, whatever the layers share;
+`unbiased=True` is the default everywhere. A *dead* layer, one that gives every example the same features (to the
+unbiased value: every example but one), has no CKA; it is **defined as 0**, with gradient 0. The same means: but for
+rounding in the dtype of the features; what a network makes of rounding later, such as a batch norm that divides it by
+√ε, is not seen. Chapters *Feature similarity* and *Estimating CKA well* derive everything here.
 
 All functions compute in float32 (float64 for float64 features), whatever autocast says, and sum in float64.
 """

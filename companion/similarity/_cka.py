@@ -79,8 +79,8 @@ def cka(
     """Centred kernel alignment of two feature matrices, a number ≤ 1 without unit. Differentiable, float64.
 
     Invariant to rotation, reflection, scale and shift of the features of either side. With `unbiased` the value can be
-    negative; without it, it is ≥ 0 and close to 1 whenever features outnumber examples. A constant x or y gives 0 with
-    gradient 0.
+    negative; without it, it is ≥ 0, and close to 1 where the features vary in many more directions than there are
+    examples. A constant x or y gives 0 with gradient 0.
 
     Raises:
         ValueError: see `hsic`.

@@ -48,8 +48,8 @@ def cka_interval(
     unrelated features look alike.
 
     Where features by far outnumber examples both are cautious: the estimate's spread then falls as 1/n, not 1/√n, and
-    the jackknife is up to √2 and halves up to 2 times too wide. Where a few directions dominate, they cover a little
-    less often than `level` says.
+    the jackknife is about √2 and halves √3 times too wide, with 8 examples nearly 2 and 3 times. Where a few directions
+    dominate, they cover a little less often than `level` says.
 
     Raises:
         ValueError: see `hsic`; a level outside (0, 1); an unknown method; fewer than 8 examples or than 2 subsamples.

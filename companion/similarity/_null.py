@@ -59,9 +59,10 @@ def cka_null(
 
     Permuting the rows of y keeps both kernel matrices and breaks what links them. Under independence p is at most u
     with probability at most u, for any widths, kernel and estimator, if the examples are *exchangeable*: drawn
-    independently of each other. Tokens or places of one image, frames of one film, or augmentations of one picture are
-    not, and p is then too small; permute images, not places (`reduce="flatten"`, not `"per_position"`). A small p says
-    that two layers are dependent, not that they are alike: any two layers of one network are, since both see the input.
+    independently from one distribution. Tokens or places of one image, frames of one film, or augmentations of one
+    picture are not, and p is then too small; permute images, not places (`reduce="flatten"`, not `"per_position"`). A
+    small p says that two layers are dependent, not that they are alike: any two layers of one network are, since both
+    see the input.
 
     Raises:
         ValueError: see `hsic`; no permutation; a level outside (0, 1).
@@ -69,7 +70,8 @@ def cka_null(
     Warns:
         UserWarning: x or y is dead; its p is 1.
 
-    The biased value needs the null most. Its zero is not 0 but near 1 where features outnumber examples:
+    The biased value needs the null most. Its zero is not 0, but near 1 where features vary in many more
+    directions than there are examples:
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> x, y = (torch.randn(128, 4096, generator=generator) for _ in range(2))

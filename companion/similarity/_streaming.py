@@ -122,8 +122,9 @@ class MinibatchCKA(_LayerPairs):
 
     With `group=g` each batch of n examples is cut into ⌊n/g⌋ groups of equal size, give or take one, and the HSICs of
     the groups are averaged: g/n of the kernel matrices' work for the same estimand. HSIC₁ is a U-statistic of order 4
-    with Var = 16 ζ₁/n + 72 ζ₂/n² + … (Hoeffding 1948; Song et al. 2012, section 3). Groups leave the first term and
-    multiply the second by n/g; where layers are independent, ζ₁ = 0, the standard deviation grows by √(n/g).
+    (Hoeffding 1948; Song et al. 2012, section 3): its variance has a term that falls as 1/n and one that falls as 1/n².
+    Groups leave the first and multiply the second by about n/g. Where layers are independent the first is 0, and the
+    deviation grows by √((n − 3)/(g − 3)): by √(n/g) for large groups, by twice that for groups of 4.
 
     Args:
         layers, other_layers: names of the rows and, for two models, of the columns.
