@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shutil
@@ -35,7 +36,7 @@ def write_aside(path: Path, content: str | bytes | Callable[[IO[bytes]], Any]) -
     if isinstance(content, str):
         content = content.encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _aside(path)
+    aside = beside(path)
     try:
         with open(aside, "wb") as file:
             content(file) if callable(content) else file.write(content)
@@ -50,7 +51,7 @@ def write_aside(path: Path, content: str | bytes | Callable[[IO[bytes]], Any]) -
 @contextmanager
 def filled_aside(folder: Path) -> Iterator[Path]:
     """A new folder aside that becomes `folder` when all is in it, unless another process was faster."""
-    aside = _aside(folder)
+    aside = beside(folder)
     aside.mkdir(parents=True)
     try:
         yield aside
@@ -62,6 +63,12 @@ def filled_aside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _aside(path: Path) -> Path:
+def beside(path: Path) -> Path:
     """A passing name, its own for each of several processes."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed writers of this file left beside it: of `run` nothing that is of `run.pt`."""
+    for half in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.part"):
+        half.unlink()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import operator
-import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from tqdm.auto import tqdm
 
 from companion._ranks import rank
 
@@ -30,18 +31,10 @@ def progress(parts: Iterable[T], what: str, total: int | None = None) -> Iterato
         for done, part in enumerate(parts):
             # No bar before it is due: in a notebook each is made of ten widgets, even one that is never shown.
             if bar is None and time.monotonic() - started >= PATIENCE:
-                bar = _tqdm()(desc=what, total=total, initial=done, leave=False)
+                bar = tqdm(desc=what, total=total, initial=done, leave=False)
             yield part
             if bar is not None:
                 bar.update()
     finally:
         if bar is not None:
             bar.close()
-
-
-def _tqdm() -> Any:
-    if "ipykernel" in sys.modules:  # elsewhere `tqdm.auto` would load IPython to ask where it is
-        from tqdm.auto import tqdm
-    else:
-        from tqdm import tqdm
-    return tqdm

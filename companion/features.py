@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self, TypeAlias
 
-import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -47,48 +46,6 @@ Layers: TypeAlias = (
 Reducer: TypeAlias = "str | Callable[[Tensor], Tensor] | None"
 Select: TypeAlias = "Callable[[Any], Tensor] | Mapping[str, Callable[[Any], Tensor]] | None"
 Forward: TypeAlias = "Callable[[nn.Module, Any], Any] | None"
-
-
-def as_tensor(x: Any, name: str) -> Tensor:
-    """x as a tensor; arrays, lists and data frames of numbers are taken too.
-
-    Raises:
-        ValueError: not numbers.
-
-    >>> as_tensor([[1.0, 2.0]], "x")
-    tensor([[1., 2.]], dtype=torch.float64)
-    """
-    if isinstance(x, Tensor):
-        return x
-    try:
-        return torch.from_numpy(np.array(x, order="C"))
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} is a {type(x).__name__} without numbers; give a tensor or an array") from None
-
-
-WITHOUT_FLOAT64 = frozenset({"mps"})  # kinds of devices
-
-
-def float64_device(device: torch.device) -> torch.device:
-    """The device, or the CPU for one that has no float64 (Apple's MPS)."""
-    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
-
-
-def float64(x: Tensor) -> Tensor:
-    """x in float64, on the CPU where its device has none: sums, ties and thresholds are as exact on every device."""
-    return x.to(float64_device(x.device)).double()  # moved first: a device without float64 cannot convert
-
-
-def _resolution(dtype: torch.dtype) -> float:
-    """How far features may differ, relative to their size, and be the same: what is less is rounding of the network's
-    own arithmetic. It decides everywhere what is *dead*, constant over examples. Integers count as float64.
-    """
-    # If every entry of n equal rows c is off by u of its size, the energy of the centred rows is u² of the raw n‖c‖²;
-    # where they truly vary by d of their size, it is d². Through eight layers of sums of up to 4,096 products float32
-    # was off by u < ε; layers of 16 bits, which sum in float32 and round once, by less. So u = 16 ε and 4 ε are ample.
-    if not dtype.is_floating_point:
-        dtype = torch.float64
-    return (4 if dtype.itemsize < 4 else 16) * torch.finfo(dtype).eps
 
 
 # ------------------------------------------------------------------------------------------------------------- reducers
@@ -446,7 +403,7 @@ class FeatureTap(Mapping[str, Tensor]):
         self._mask: Tensor | None = None
         self._graph = False  # whether the pass began with gradients
         self._selected = False
-        self._ran: set[str] | None = None  # in the pass before, for `_require_features`
+        self._ran: set[str] | None = None  # in the pass before, for `require`
         self._trusting = False  # copies only outputs that something overwrites, if whoever reads them calls `_read`
         self._views: list[tuple[str, Tensor, int, bool]] = []  # layers, outputs, their versions, and whether copied
         self._lasts: dict[str, bool] = {}  # whether a layer's output was as it had been when it was read
@@ -498,7 +455,7 @@ class FeatureTap(Mapping[str, Tensor]):
         if not self._running and not self._loose:
             self._clear()
             self._loose = True
-        tensor = self._tensor(name, module, output)
+        tensor = self._tensor(name, output)
         if not self.detach and self._running and self._graph and not torch.is_grad_enabled():
             raise ValueError(
                 f"layer {name!r} runs without gradients inside a forward pass with them, so none would come back to "
@@ -541,7 +498,7 @@ class FeatureTap(Mapping[str, Tensor]):
                 "output} where dimension 0 does"
             )
 
-    def _tensor(self, name: str, module: nn.Module, output: Any) -> Tensor:
+    def _tensor(self, name: str, output: Any) -> Tensor:
         """The tensor of a layer's output, examples first."""
         if isinstance(self._select, Mapping) and name in self._select:
             return self._select[name](output)
@@ -638,6 +595,20 @@ class FeatureTap(Mapping[str, Tensor]):
     def __reduce__(self) -> tuple[Any, ...]:
         """What those of a saved model belong to, likewise."""
         return _silent, ()
+
+    def require(self) -> None:
+        """Refuse a forward pass that ran none of the tapped layers, or others than the pass before."""
+        if not self:
+            raise ValueError(
+                f"none of the chosen layers ran in the forward pass: {list(self.layers)}. A layer that is not used, or "
+                "whose weights another one uses without calling it (out_proj of nn.MultiheadAttention), has no features"
+            )
+        ran, self._ran = self._ran or set(self), set(self)
+        if ran != self._ran:
+            raise ValueError(
+                f"layers {sorted(ran ^ self._ran)} run in some batches and not in others, so there are no features of "
+                "all examples: choose layers that always run"
+            )
 
     # -- the mapping
     def __getitem__(self, name: str) -> Tensor:
@@ -838,7 +809,7 @@ def extract(
     with evaluating(model), FeatureTap(model, layers, reduce=reduce, select=select) as tap:
         for x in batches(data, batch_size, whole=forward is not None):
             run(model, x, forward)
-            _require_features(tap)
+            tap.require()
             for name, features in tap.items():
                 parts.setdefault(name, []).append(features)
     for name, chunks in parts.items():
@@ -848,18 +819,3 @@ def extract(
                 "as inputs of different lengths do; use reduce='average_pool', or pad all to one length"
             )
     return {name: torch.cat(chunks) for name, chunks in parts.items()}
-
-
-def _require_features(tap: FeatureTap) -> None:
-    """Refuse a forward pass that ran none of the tapped layers, or others than the pass before."""
-    if not tap:
-        raise ValueError(
-            f"none of the chosen layers ran in the forward pass: {list(tap.layers)}. A layer that is not used, or "
-            "whose weights another one uses without calling it (out_proj of nn.MultiheadAttention), has no features"
-        )
-    ran, tap._ran = tap._ran or set(tap), set(tap)
-    if ran != tap._ran:
-        raise ValueError(
-            f"layers {sorted(ran ^ tap._ran)} run in some batches and not in others, so there are no features of all "
-            "examples: choose layers that always run"
-        )

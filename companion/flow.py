@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from companion._checks import one_of
 from companion.blocks import find_blocks, stages
 from companion.features import (
     FeatureTap,
     Forward,
     Layers,
     Select,
-    _require_features,
     batches,
     evaluating,
     find_layers,
@@ -251,8 +251,7 @@ def _no_turns(path: Sequence[Tensor]) -> Float[Tensor, "0 examples"]:
 
 
 def _check(path: Sequence[Tensor], norm: float = 2) -> None:
-    if norm not in (1, 2):
-        raise ValueError(f"norm={norm!r}; use 1 or 2")
+    one_of(norm=(norm, (1, 2)))
     if not path:
         raise ValueError("a path needs at least one step; `steps` makes them from the features of two layers or more")
     if len({len(d) for d in path}) > 1 or any(d.ndim < 2 for d in path):
@@ -285,6 +284,11 @@ class Trajectory:
     curvature: Float[Tensor, "turns examples"]
     angle: Float[Tensor, "turns examples"]
     straightness: Float[Tensor, "stages examples"]
+
+    @property
+    def relative_length(self) -> Float[Tensor, "steps examples"]:
+        """‖d_l‖/‖x_l‖: each step relative to where it starts."""
+        return self.length / self.size.clamp(min=1e-12)
 
 
 def polygons(features: Mapping[str, Tensor], across_stages: bool = False) -> list[dict[str, Tensor]]:
@@ -370,7 +374,7 @@ def trajectory(
     with evaluating(model), tap(model, layers, before_relu=before_relu, select=select) as features:
         for x in batches(data, batch_size, whole=forward is not None):
             run(model, x, forward)
-            _require_features(features)
+            features.require()
             parts.append(measure(vertices(features, before_relu), across_stages=across_stages, norm=norm))
     tensors = [f.name for f in fields(Trajectory) if isinstance(getattr(parts[0], f.name), Tensor)]
     joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in tensors}

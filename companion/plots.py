@@ -21,7 +21,6 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageChops
 from PIL.PngImagePlugin import PngInfo
 from scipy import stats
@@ -45,7 +44,6 @@ __all__ = [
     "WINE",
     "cka_heatmap",
     "cka_heatmaps",
-    "curve",
     "glue",
     "interval",
     "mask_report",
@@ -333,44 +331,6 @@ def strip(
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set(xlabel="", ylabel="", ylim=(len(rows) - 0.5, -0.5))
     ax.grid(False, axis="y")
-    return ax
-
-
-def curve(runs: Any, quantity: str = "accuracy", *, ax: Axes | None = None) -> Axes:
-    """What a training wrote down each epoch: `plots.curve(record)`; of several runs, their mean with its 95 % interval.
-
-    Args:
-        runs: a record of `companion.experiments`, a history of `training.fit` (one mapping an epoch), or a list of
-            either, such as seeds.
-        quantity: drawn is everything of this name, on whichever images: `accuracy`, `validation_accuracy`, ….
-
-    Raises:
-        ValueError: no epoch holds the quantity; those that are there are named.
-
-    >>> axis = curve([{"accuracy": 0.5, "test_accuracy": 0.4}, {"accuracy": 0.7, "test_accuracy": 0.6}])
-    >>> [text.get_text() for text in axis.get_legend().get_texts()]
-    ['accuracy', 'test_accuracy']
-    >>> plt.close()
-    """
-    one = hasattr(runs, "curve") or all(isinstance(epoch, Mapping) for epoch in runs)
-    histories = [getattr(run, "curve", run) for run in ([runs] if one else runs)]
-    table = pd.DataFrame(
-        [
-            {"run": number, "epoch": entry.get("epoch", epoch), "of": name, quantity: value}
-            for number, history in enumerate(histories)
-            for epoch, entry in enumerate(history, start=1)
-            for name, value in entry.items()
-            if name == quantity or name.endswith(f"_{quantity}")
-        ]
-    )
-    if table.empty:
-        there = sorted({name for history in histories for entry in history for name in entry})
-        raise ValueError(f"quantity={quantity!r} is in no epoch; there are {there}")
-    if ax is None:
-        ax = plt.subplots(layout="constrained")[1]
-    sns.lineplot(table, x="epoch", y=quantity, hue="of", style="of", errorbar=interval, ax=ax)
-    ax.legend(title=None)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
 
 

@@ -63,8 +63,8 @@ SHOWN = {
 
 def changes(rounds: Sequence[Records], method: str, reading: Reading) -> list[float]:
     """What the penalty changes, seed by seed, against the same seed without a penalty."""
-    pairs = [[r.where(method=name).by_seed(reading) for name in (method, "none")] for r in rounds]
-    return [here[seed] - there[seed] for here, there in pairs for seed in here if seed in there]
+    pairs = [[r.where(method=name) for name in (method, "none")] for r in rounds]
+    return [value for here, there in pairs for value in here.differences(there, reading).values()]
 
 
 def answer(rounds: Sequence[Records]) -> Figure:

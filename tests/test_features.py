@@ -26,11 +26,11 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import TensorDataset
 
 from companion import cka, cka_interval, cka_map
+from companion._numbers import _resolution
 from companion.blocks import block_effects
 from companion.features import (
     REDUCERS,
     FeatureTap,
-    _resolution,
     average_pool,
     batches,
     evaluating,

@@ -14,7 +14,7 @@ from fake_cuda import CUDA, FakeCuda, OnCuda, tensors
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from companion import features, flow, models
+from companion import _numbers, flow, models
 from companion.information import bin_edges, discrete_entropy, gaussian_mutual_information, mutual_information
 from companion.regularizers import PENALTIES
 from companion.similarity import ExactCKA, MinibatchCKA, cka, cka_interval, cka_matrix, hsic
@@ -32,7 +32,7 @@ class Refuses(TorchFunctionMode):
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(features, "WITHOUT_FLOAT64", frozenset({"cuda"}))
+    monkeypatch.setattr(_numbers, "WITHOUT_FLOAT64", frozenset({"cuda"}))
     with FakeCuda(), Refuses():
         yield
 
@@ -58,10 +58,10 @@ def test_the_detector_detects(narrow: None) -> None:
 
 
 def test_a_mac_is_such_a_device() -> None:
-    assert features.float64_device(torch.device("mps")).type == "cpu"
-    assert features.float64_device(CUDA) == CUDA
+    assert _numbers.float64_device(torch.device("mps")).type == "cpu"
+    assert _numbers.float64_device(CUDA) == CUDA
     x = torch.randn(3)
-    assert features.float64(x).dtype == torch.float64 and torch.equal(features.float64(x).float(), x)
+    assert _numbers.float64(x).dtype == torch.float64 and torch.equal(_numbers.float64(x).float(), x)
 
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "companion"
 LIBRARY = [path for path in sorted(PACKAGE.rglob("*.py")) if "experiments" not in path.parts]
 ORDER = [  # a part imports only parts before it
     ("_checks",),
-    ("_registry", "_files", "_ranks", "_weights"),
+    ("_registry", "_files", "_numbers", "_ranks", "_weights"),
     ("_progress",),
     ("features",),
     ("blocks",),

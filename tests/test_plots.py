@@ -23,7 +23,6 @@ from PIL import Image
 from scipy import stats
 
 from companion import plots
-from companion.experiments import replay
 from companion.experiments.statistics import mean
 from companion.models import mlp
 from companion.pruning import SET, RandomPruning
@@ -187,24 +186,6 @@ def test_a_strip_shows_every_seed_their_mean_and_its_interval() -> None:
     assert texts(axis.texts) == ["not run"]
     with pytest.raises(ValueError, match="rows=0"):
         plots.strip({})
-
-
-def test_a_curve_of_a_record_in_one_line() -> None:
-    record = replay("random_masks", "laptop")[0]
-    axis = plots.curve(record)
-    names = [name for name in record.curve[0] if name == "accuracy" or name.endswith("_accuracy")]
-    assert texts(axis.get_legend().get_texts()) == names
-    for line, name in zip(axis.lines, names, strict=False):
-        np.testing.assert_allclose(line.get_ydata(), [epoch[name] for epoch in record.curve])
-    later = plots.curve([{"epoch": 11, "loss": 1.0}, {"epoch": 12, "loss": 0.5}], "loss", ax=plt.subplots()[1])
-    np.testing.assert_array_equal(later.lines[0].get_xdata(), [11, 12])
-    seeds = [[{"loss": 1.0}, {"loss": 0.5}], [{"loss": 3.0}, {"loss": 0.7}]]
-    several = plots.curve(seeds, "loss", ax=plt.subplots()[1])
-    np.testing.assert_allclose(several.lines[0].get_ydata(), [2.0, 0.6])
-    band = several.collections[0].get_paths()[0].vertices
-    assert band[:, 1].min() == pytest.approx(plots.interval([1.0, 3.0])[0])
-    with pytest.raises(ValueError, match=r"quantity='speed' is in no epoch; there are \['loss'\]"):
-        plots.curve(seeds, "speed")
 
 
 # ------------------------------------------------------------------------------------------------------- several maps

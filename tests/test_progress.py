@@ -25,7 +25,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         def close(self) -> None:
             bars[-1]["open"] = False
 
-    monkeypatch.setattr(_progress, "_tqdm", lambda: Bar)
+    monkeypatch.setattr(_progress, "tqdm", Bar)
     return bars
 
 

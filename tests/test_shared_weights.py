@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from companion import RigL, cost, prune_filters
 from companion.pruning import METHODS, LotteryTicket, Masks, RandomPruning, plan, rebuild
-from companion.regularizers import L1, GroupLasso, Orthogonality
+from companion.regularizers import L1, GroupLasso
 
 WORDS, WIDTH, HIDDEN = 20, 8, 16
 
@@ -177,7 +177,7 @@ def test_penalties_read_attention_and_go_by_outputs() -> None:
     assert len(L1(model, 1.0).layers) == 9
 
 
-@pytest.mark.parametrize("build", [L1, GroupLasso, Orthogonality, RandomPruning], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("build", [L1, GroupLasso, RandomPruning], ids=lambda kind: kind.__name__)
 def test_layers_that_the_default_passes_over_are_named(build: Any) -> None:
     def make(**to: Any) -> Any:
         model = nn.ModuleDict({"reader": nn.LSTM(3, 4), "pair": nn.Bilinear(4, 4, 4), "head": nn.Linear(4, 2)})

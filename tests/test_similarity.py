@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
-from companion.features import FeatureTap, _resolution, batches, extract
+from companion._numbers import _resolution
+from companion.features import FeatureTap, batches, extract
 from companion.models import digits_net
 from companion.regularizers import CKASparsity
 from companion.similarity import (
@@ -986,7 +987,7 @@ def test_the_best_of_unrelated_pairs_is_rarely_more_than_chance() -> None:
 def test_bad_nulls() -> None:
     x = gaussian(10, 3)
     for options, message in (
-        ({"permutations": 0}, "permutations=0 must lie in"),
+        ({"permutations": 0}, "permutations=0 must be at least 1"),
         ({"level": 1}, "level=1 must lie in"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion._checks import between
+from companion._numbers import float64, float64_device
 from companion.blocks._names import find_blocks
 from companion.features import (
     FeatureTap,
@@ -21,11 +22,8 @@ from companion.features import (
     Reducer,
     _channels,
     _first_tensor,
-    _require_features,
     batches,
     evaluating,
-    float64,
-    float64_device,
     run,
     unwrap,
 )
@@ -95,7 +93,7 @@ def block_effects(
             if tap.rerun:  # and a block its input, which is kept from now on
                 tap.start()
                 run(model, copy.deepcopy(x), forward)
-            _require_features(tap)
+            tap.require()
             for name, numbers in tap.items():
                 parts.setdefault(name, []).append(numbers)
     return _table(parts, tap.undefined, confidence)
@@ -133,10 +131,10 @@ class _Effects(FeatureTap):
         keep = module in self._overwritten or x.is_inference()
         self._inputs.append((x, x.clone() if keep else x, _version(x)))
 
-    def _tensor(self, name: str, module: nn.Module, output: Any) -> Tensor:
+    def _tensor(self, name: str, output: Any) -> Tensor:
         if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
             output = output[0]
-        return super()._tensor(name, module, output)
+        return super()._tensor(name, output)
 
     def _reduced(self, name: str, module: nn.Module, tensor: Tensor, output: Tensor) -> Tensor:
         given, x, version = self._inputs.pop()

@@ -29,7 +29,8 @@ from companion.features import (
     unwrap,
 )
 
-SCORES = ("cka", "step", "cosine", "influence", "angle")
+# A column of `block_effects`: 1 where the smallest goes first, −1 where the largest does.
+SCORES = {"cka": -1, "step": 1, "cosine": -1, "influence": 1, "angle": 1}
 Linear = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 Norm = nn.modules.batchnorm._BatchNorm
 
@@ -172,9 +173,8 @@ def remove_blocks(
             return pd.Series({name: -score(without([*gone, name])) for name in progress(left, "blocks")})
         if isinstance(score, str):
             network = without(gone) if gone else model
-            sign = -1 if score in ("cka", "cosine") else 1
-            return sign * block_effects(network, data, left, forward=forward)[score]  # type: ignore[arg-type]
-        one_of(**{f"score of {name}": (name, score) for name in left})
+            return SCORES[score] * block_effects(network, data, left, forward=forward)[score]  # type: ignore[arg-type]
+        one_of(**{f"score of {name}": (name, score.keys()) for name in left})
         return pd.Series({name: score[name] for name in left}, dtype=float)
 
     order: dict[str, float] = {}
@@ -183,7 +183,7 @@ def remove_blocks(
         for name in ranked.index[: 1 if greedy else count]:
             order[name] = ranked[name]
             left.remove(name)
-    sign = -1 if callable(score) or score in ("cka", "cosine") else 1
+    sign = SCORES[score] if isinstance(score, str) else -1 if callable(score) else 1
     return without([*order]), sign * pd.Series(order, name=score if isinstance(score, str) else "score")
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from companion import blocks, data, models
+from companion.blocks._removal import SCORES
 from companion.experiments import quantities
 from companion.experiments.plan import Outcome, Workplace
 from companion.experiments.pretrained import Part, network, seen
@@ -194,14 +195,14 @@ def block_effects(run: Run, place: Workplace) -> Outcome:
     return Outcome({"examples": table.attrs["examples"]}, [], {"effects": effects})
 
 
-SCORES = {"cka": -1, "step": 1, "influence": 1}  # a column of `block_effects`, and whether the smallest or largest goes
+SCORED = ("cka", "step", "influence")  # columns of `block_effects`
 
 
 def block_removal(run: Run, place: Workplace) -> Outcome:
     """Blocks whose input and output agree leave one after the other; all batch norms are estimated anew on the first
     `seen` training images, in one batch, and all choices are made on the `chosen` training images after these.
 
-    At once: in the order of each of `SCORES`, of the loss without the block (`"damage"`), or of chance (`random`
+    At once: in the order of each of `SCORED`, of the loss without the block (`"damage"`), or of chance (`random`
     orders); `"greedy"`: so many times the block without which the network of the moment has the smallest loss.
 
     The result holds `test`, of the whole network on the first `examples` test images, and `orders`: name → `gone`, in
@@ -215,7 +216,7 @@ def block_removal(run: Run, place: Workplace) -> Outcome:
     seen, chosen, truth = known[: s["seen"]], known[s["seen"] :], truth[s["seen"] :]
     free = [name for name, shortcut in chain.shortcuts.items() if isinstance(shortcut[0], nn.Identity)]
     table = blocks.block_effects(model, chosen, free)
-    orders = {score: list((sign * table[score]).sort_values(kind="stable").index) for score, sign in SCORES.items()}
+    orders = {score: list((SCORES[score] * table[score]).sort_values(kind="stable").index) for score in SCORED}
     images, labels = batch(run, place, "test", s["examples"])
     with torch.inference_mode():
 

@@ -313,7 +313,7 @@ def penalty_strengths_data(records: Iterable[Record]) -> dict[str, Any]:
     penalties: dict[str, dict[str, Any]] = {}
     for method, record in by_method.items():
         penalty, strength = method.rpartition("_")[::2]
-        entry = penalties.setdefault(penalty, {"method": penalty, "name": dict(TITLES)[penalty], "strengths": []})
+        entry = penalties.setdefault(penalty, {"method": penalty, "name": TITLES[penalty], "strengths": []})
         entry["strengths"].append({"label": strength, "net": _net(record)})
     counts = {penalty: len(entry["strengths"]) for penalty, entry in penalties.items()}
     if len(set(counts.values())) > 1:

@@ -141,7 +141,6 @@ def features(run: Run, place: Workplace) -> Outcome:
     shares = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9])
     grams = {name: gram(found.pop(name)).cpu() for name in [*found]}
     n = len(labels)
-    size = path.size.cpu().clamp(min=1e-30)
     measures = {
         "effects": {"blocks": [*effects.index], **{c: _numbers(effects[c]) for c in effects}},
         "cka": {"layers": [*grams], **intervals(grams)},
@@ -149,7 +148,7 @@ def features(run: Run, place: Workplace) -> Outcome:
         "chance": {str(part): by_chance(grams, part, run.seed) for part in (*PARTS, n) if part <= n},
         "paths": {
             "steps": path.steps,
-            "step": quantities.rounded((path.length.cpu() / size).quantile(shares, dim=1).T.tolist()),
+            "step": quantities.rounded(path.relative_length.cpu().quantile(shares, dim=1).T.tolist()),
             "turns": path.turns,
             "angle": quantities.rounded(path.angle.cpu().rad2deg().quantile(shares, dim=1).T.tolist()),
         },

@@ -20,9 +20,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion import flow
+from companion._numbers import float64
 from companion.blocks import compared_layers, same_stage, stage_of
 from companion.experiments.records import Record
-from companion.features import Layers, batches, device_of, evaluating, extract, find_layers, float64, hooked, run
+from companion.features import Layers, batches, device_of, evaluating, extract, find_layers, hooked, run
 from companion.information import gaussian_estimate, kolchinsky_tracey, noisy_label_information
 from companion.regularizers import FeaturePenalty
 from companion.similarity import cka_map
@@ -271,7 +272,7 @@ def trajectory(model: nn.Module, images: Tensor) -> dict[str, Any]:
         {
             "steps": path.steps,
             "length": path.length.mean(1),
-            "relative_length": (path.length / path.size.clamp(min=1e-12)).mean(1),
+            "relative_length": path.relative_length.mean(1),
             "turns": path.turns,
             "angle": path.angle.mean(1),
             "straightness": path.straightness.mean(1),
@@ -297,12 +298,12 @@ def straightness(record: Record) -> float:
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-def flow_by_example(model: nn.Module, images: Tensor, labels: Tensor, margins: int = 4) -> dict[str, Any]:
+def flow_by_example(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
     """The path of every image through all blocks, across stages: by depth, by class, and by how hard the image is.
 
     Returns:
         `layers`: `steps` and `turns` by name, and of `relative_length` ‖d_l‖/‖x_l‖ and `angle` (radians) at each the
-        `QUANTILES` over images; `classes`: means of both, class × layer; `margins`: the same for so many groups of
+        `QUANTILES` over images; `classes`: means of both, class × layer; `margins`: the same for four groups of
         equal size, those of smallest margin (the logit of the class less the largest other one) first; `examples`:
         `label`, `margin`, sum of the relative lengths, sum of the angles, straightness.
 
@@ -312,18 +313,17 @@ def flow_by_example(model: nn.Module, images: Tensor, labels: Tensor, margins: i
     (['layer1.1', 'layer1.2', 'layer1.3'], 40)
     """
     path = flow.trajectory(model, images, across_stages=True)
-    relative = path.length / path.size.clamp(min=1e-12)
     with evaluating(model):
         logits = torch.cat([model(x.to(device_of(model, x))) for x in batches(images)]).float()
     labels = labels.to(logits.device)
     own = logits.gather(1, labels[:, None])[:, 0]
     margin = own - logits.scatter(1, labels[:, None], -torch.inf).max(1).values
-    levels = torch.tensor(QUANTILES, device=relative.device)
+    levels = torch.tensor(QUANTILES, device=path.length.device)
     groups = {
         "classes": [labels == label for label in range(int(labels.max()) + 1)],
-        "margins": list(margin.argsort().chunk(margins)),
+        "margins": list(margin.argsort().chunk(4)),
     }
-    values = {"relative_length": relative, "angle": path.angle}
+    values = {"relative_length": path.relative_length, "angle": path.angle}
     quantiles = {name: value.quantile(levels, dim=1).T for name, value in values.items()}
     totals = {name: value.sum(0) for name, value in values.items()}
     means = {

@@ -129,7 +129,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class PhotographRecipe(Recipe):
-    """A training on ImageNet, see `imagenet.Photographs`.
+    """A training on ImageNet, see `photographs.Photographs`.
 
     Attributes:
         size: pixels a side after cropping.

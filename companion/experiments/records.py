@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import glob
 import hashlib
 import json
 import math
@@ -33,7 +32,7 @@ import pandas as pd
 from filelock import FileLock
 
 import companion
-from companion._files import write_aside
+from companion._files import sweep, write_aside
 
 if TYPE_CHECKING:
     import torch
@@ -275,9 +274,8 @@ def enlist(root: str | Path, paths: Iterable[Path], anew: bool = False) -> list[
         if new:
             both = known | {name: sha256(path) for name, path in new.items()}
             text = "".join(f"{digest}  {name}\n" for name, digest in sorted(both.items()))
-            write_aside(root / INDEX, lambda file: file.write(text.encode()))
-        for half in root.glob(f".{INDEX}.*.part"):  # a killed writer's
-            half.unlink()
+            write_aside(root / INDEX, text)
+        sweep(root / INDEX)
     return list(new.values())
 
 
@@ -285,8 +283,7 @@ def mend(root: Path, run: Run) -> None:
     """Finish what a runner that was killed, or a full disk, left half done after the record was written."""
     if run.path.as_posix() not in index(root):
         enlist(root, [root / run.path])
-    for half in (root / run.path).parent.glob(f".{glob.escape(run.path.name)}.*.part"):
-        half.unlink()
+    sweep(root / run.path)
 
 
 def load(path: Path) -> Record:
@@ -522,7 +519,7 @@ class Records(Sequence[Record]):
 
     def mean(self, value: Callable[[Record], float] = Record.accuracy) -> Mean:
         """Mean over the records, that is over seeds when the rest is fixed."""
-        from companion.experiments.statistics import mean  # here: its package imports this module
+        from companion.experiments.statistics import mean  # here: statsmodels loads for long
 
         return mean(value(r) for r in self)
 

@@ -78,7 +78,7 @@ def _claim(run: Run, checkpoint: Path, root: Path, held: ExitStack) -> tuple[Rec
         held.enter_context(FileLock(checkpoint.with_suffix(".run"), timeout=0))
     except Timeout:
         return None, False
-    there = _finished(run, root)  # written while we waited for the lock
+    there = _finished(run, root)  # written between the first look and the lock
     return there, there is None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from companion import data, models, training
 from companion.experiments.plan import Outcome, Workplace
 from companion.experiments.quantities import rounded
 from companion.experiments.records import Run
-from companion.training.precision import fastest_precision
+from companion.training.precision import fastest_precision, seconds
 
 HOW = ("precision", "channels_last", "compile")
 
@@ -42,14 +41,7 @@ def throughput(run: Run, place: Workplace) -> Outcome:
         def step() -> Any:
             return training.fit(model, [(x, y)], optimizer, epochs=1, progress=False, **options)
 
-    rates = []
-    for index in range(s["steps"] + 2):
-        clock = time.perf_counter()
-        step()
-        if place.device.type == "cuda":
-            torch.cuda.synchronize(place.device)
-        if index >= 2:
-            rates.append(batch / (time.perf_counter() - clock))
+    rates = [batch / seconds(step, place.device) for _ in range(s["steps"] + 2)][2:]
     low, median, high = torch.tensor(rates).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
     found = {"low": low, "median": median, "high": high, "steps": s["steps"]}
     return Outcome({"images_per_second": rounded(found)}, [], {})

@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from companion._checks import one_of
-from companion.features import as_tensor, float64
+from companion._checks import at_least, one_of
+from companion._numbers import as_tensor, float64
 from companion.information.estimates import (
     ESTIMATORS,
     Estimate,
@@ -208,8 +208,7 @@ def bin_edges(x: Float[Tensor, "examples features"], bins: int = 30) -> list[Flo
     [tensor([2., 4., 6.], dtype=torch.float64)]
     """
     dtype, x = as_tensor(x, "x").dtype, continuous(x, constant=True)
-    if bins < 2:
-        raise ValueError(f"bins={bins}; a variable in fewer than 2 bins has no entropy")
+    at_least(2, bins=bins)
     constant = constant_columns(x, dtype).tolist()
     return [
         _atom(column.amin(), column.amax()) if still else _column_edges(column, bins)
@@ -240,8 +239,9 @@ def fixed_edges(features: int, bins: int = 30, low: float = -1.0, high: float = 
     >>> fixed_edges(features=1, bins=4)
     [tensor([-0.5000,  0.0000,  0.5000], dtype=torch.float64)]
     """
-    if bins < 2 or not low < high:
-        raise ValueError(f"bins={bins} from {low} to {high}; need at least 2 bins and low < high")
+    at_least(2, bins=bins)
+    if not low < high:
+        raise ValueError(f"low={low}, high={high}: low must be below high")
     return [torch.linspace(low, high, bins + 1, dtype=torch.float64)[1:-1] for _ in range(features)]
 
 

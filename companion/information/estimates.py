@@ -13,14 +13,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from companion._checks import one_of
+from companion._numbers import _resolution, as_tensor, float64, float64_device
 from companion._registry import Registry
-from companion.features import _resolution, as_tensor, float64, float64_device
 
 UNITS = {"nats": 1.0, "bits": math.log(2)}
 BOUNDS = ("upper", "lower", "neither")
 
 # Estimators of mutual information, registered where they are defined: `title`; what `x` and `y` may be; the `bound`
-# that the estimate is; `finite`: whether the truth must be finite for it to mean anything.
+# that the estimate is; `finite`: whether the truth must be finite for it to mean anything; `by_distance`, of those that
+# go by how far apart numbers are and do not refuse classes themselves: they get them as numbers, with a warning.
 ESTIMATORS: Registry[Callable[..., "Estimate"]] = Registry("estimator")
 
 

@@ -7,9 +7,13 @@ added to the loss, and units with ln(σ²/μ²) ≥ 0 are pruned.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from companion._checks import at_least, between
 
 
 def gate_information(mean: Float[Tensor, "units"], variance: Float[Tensor, "units"]) -> Float[Tensor, "units"]:
@@ -43,8 +47,8 @@ class InformationGate(nn.Module):
 
     def __init__(self, units: int, *, variance: float = 0.01, threshold: float = 0.0) -> None:
         super().__init__()
-        if units < 1 or not variance > 0:
-            raise ValueError(f"units={units} must be at least 1 and variance={variance} positive")
+        at_least(1, units=units)
+        between(0, math.inf, open_low=True, open_high=True, variance=variance)
         self.mean = nn.Parameter(torch.ones(units))
         self.log_variance = nn.Parameter(torch.full((units,), float(variance)).log())
         self.threshold = threshold

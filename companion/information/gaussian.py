@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion._checks import between
-from companion.features import _resolution, as_tensor, float64
+from companion._numbers import _resolution, as_tensor, float64
 from companion.information.estimates import (
     ESTIMATORS,
     Estimate,
@@ -34,9 +34,7 @@ from companion.information.estimates import (
 
 
 # --------------------------------------------------------------------------------------------------------- closed forms
-def _factor(
-    covariance: Tensor, name: str = "covariance", rounding: Float[Tensor, "*batch d"] | float = 0.0
-) -> Float[Tensor, "*batch d d"]:
+def _factor(covariance: Tensor, rounding: Float[Tensor, "*batch d"] | float = 0.0) -> Float[Tensor, "*batch d d"]:
     """Cholesky factor of a covariance matrix in float64; refuses what is none.
 
     Args:
@@ -44,19 +42,19 @@ def _factor(
     """
     c = torch.as_tensor(covariance)
     if c.ndim < 2 or c.shape[-1] != c.shape[-2] or c.shape[-1] == 0:
-        raise ValueError(f"{name} must be (…, d, d); got shape {tuple(c.shape)}")
+        raise ValueError(f"covariance must be (…, d, d); got shape {tuple(c.shape)}")
     coarse, c = _resolution(c.dtype), float64(c)
     if not torch.isfinite(c).all():
-        raise ValueError(f"{name} holds NaN or infinite values")
+        raise ValueError("covariance holds NaN or infinite values")
     if not torch.allclose(c, c.mT, rtol=1e-6, atol=1e-9 * float(c.detach().abs().max())):
-        raise ValueError(f"{name} is not symmetric; give a covariance, not the data: covariance(x)")
+        raise ValueError("covariance is not symmetric; give a covariance, not the data: covariance(x)")
     factor, failed = torch.linalg.cholesky_ex((c + c.mT) / 2)
     # The squared pivots are what the variables before it leave of each variance. Of 0, rounding makes any small number.
     left, variance = (z.diagonal(dim1=-2, dim2=-1) for z in (factor.square(), c))
     least = rounding + max(c.shape[-1] * _resolution(c.dtype), coarse)
     if failed.any() or (left <= least * variance).any():
         raise ValueError(
-            f"{name} is not positive definite: a variable is a linear function of others, and the information "
+            "covariance is not positive definite: a variable is a linear function of others, and the information "
             "infinite. Drop it, use more examples than variables, or shrink: covariance(x, shrinkage='analytic')"
         )
     return factor
@@ -167,7 +165,9 @@ def _sampled_bias(n: int, p: int, q: int) -> float:
     return 0.5 * (log_determinant(p) + log_determinant(q) - log_determinant(p + q))
 
 
-@ESTIMATORS.register("gaussian", title="Gaussian", x="Gaussian", y="Gaussian", bound="neither", finite=False)
+@ESTIMATORS.register(
+    "gaussian", title="Gaussian", x="Gaussian", y="Gaussian", bound="neither", finite=False, by_distance=True
+)
 def gaussian_estimate(x: Any, y: Any, *, shrinkage: float | str = 0.0, unit: str = "nats") -> Estimate:
     """I(X;Y) from the sample covariance, as if X and Y were jointly Gaussian. Differentiable.
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.features import _resolution, as_tensor
+from companion._numbers import _resolution, as_tensor
 from companion.information.estimates import ESTIMATORS, Estimate, continuous, estimate, same_rows
 from companion.similarity import Kernel, h_center
 from companion.similarity._kernels import _kernel_matrix
@@ -68,7 +68,9 @@ def renyi_entropy(
     return estimate(_renyi(a, alpha), None, unit, estimator="renyi", assumes=_belief(alpha, kernel), examples=len(a))
 
 
-@ESTIMATORS.register("renyi", title="matrix-based Rényi", x="any", y="any", bound="not Shannon's", finite=False)
+@ESTIMATORS.register(
+    "renyi", title="matrix-based Rényi", x="any", y="any", bound="not Shannon's", finite=False, by_distance=True
+)
 def renyi(
     x: Float[Tensor, "examples *p"],
     y: Float[Tensor, "examples *q"],

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from companion.features import as_tensor, float64
+from companion._numbers import as_tensor, float64
 from companion.information.estimates import ESTIMATORS, Estimate, continuous, is_discrete, rounding_share, scale
 
 
@@ -51,14 +51,11 @@ def mutual_information(
             x, y = y, x
     measure = ESTIMATORS[estimator]
     scale(unit)  # refused before anything is computed
-    if estimator in BY_DISTANCE:
+    if ESTIMATORS.facts[estimator].get("by_distance"):
         x, y = _numbers(x, "x", estimator), _numbers(y, "y", estimator)
     if ESTIMATORS.facts[estimator]["finite"] and not any(classes):
         _warn_if_infinite(x, y)
     return measure(x, y, unit=unit, **options)
-
-
-BY_DISTANCE = ("gaussian", "renyi", "mixed", "infonce", "nwj", "dv")  # those that do not refuse classes themselves
 
 
 def _numbers(values: Any, name: str, estimator: str) -> Any:

@@ -309,7 +309,7 @@ def _ksg2_counts(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, block
     return tuple(_by_blocks(x, block, counts))
 
 
-@ESTIMATORS.register("mixed", title="mixed KSG", x="any", y="any", bound="neither", finite=False)
+@ESTIMATORS.register("mixed", title="mixed KSG", x="any", y="any", bound="neither", finite=False, by_distance=True)
 def mixed_ksg(
     x: Float[Tensor, "examples *p"],
     y: Float[Tensor, "examples *q"],

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion._checks import at_least, one_of, whole_number
+from companion._checks import at_least, one_of
 from companion._progress import progress
 from companion.information.estimates import ESTIMATORS, Estimate, TooFewExamplesError, continuous, estimate, same_rows
 
@@ -138,7 +138,7 @@ def variational_bound(
     ('lower', True)
     """
     one_of(bound=(bound, BOUNDS))
-    at_least(1, steps=whole_number(steps=steps))
+    at_least(1, steps=steps)
     x, y = continuous(x).detach(), continuous(y, "y").detach()
     same_rows(x, y)
     n, value_of = len(x), BOUNDS[bound]
@@ -186,6 +186,6 @@ def variational_bound(
 
 
 for _bound, _title, _side in (("infonce", "InfoNCE", "lower"), ("nwj", "NWJ", "lower"), ("dv", "DV", "neither")):
-    ESTIMATORS.register(_bound, title=_title, x="any", y="any", bound=_side, finite=True)(
+    ESTIMATORS.register(_bound, title=_title, x="any", y="any", bound=_side, finite=True, by_distance=True)(
         functools.partial(variational_bound, bound=_bound)
     )

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+from companion._checks import at_least
 from companion._weights import memory
 from companion.features import device_of, evaluating, hooked, unwrap
 from companion.pruning._inputs import as_input, call, require_tensor, tensors_of, whole_kernels
@@ -256,8 +257,8 @@ def latencies(
     >>> {name: len(one.seconds) for name, one in measured.items()}
     {'narrow': 5, 'wide': 5}
     """
-    if repeats < 2 or warmup < 0:
-        raise ValueError(f"repeats={repeats}, warmup={warmup}: at least 2 passes to measure, and 0 or more before them")
+    at_least(2, repeats=repeats)
+    at_least(0, warmup=warmup)
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(-warmup, repeats):
         for name, model in list(models.items())[:: 1 if turn % 2 else -1]:

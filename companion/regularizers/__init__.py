@@ -25,7 +25,7 @@ from companion.regularizers.base import PENALTIES, FeaturePenalty, ramp
 from companion.regularizers.flow import FeatureFlow, KineticEnergy
 from companion.regularizers.identity import AugmentedCKASparsity, CKASparsity
 from companion.regularizers.information import HSICBottleneck, VIBNet
-from companion.regularizers.weights import L1, GroupLasso, NetworkSlimming, Orthogonality
+from companion.regularizers.weights import L1, GroupLasso, NetworkSlimming
 
 __all__ = [
     "L1",
@@ -38,7 +38,6 @@ __all__ = [
     "HSICBottleneck",
     "KineticEnergy",
     "NetworkSlimming",
-    "Orthogonality",
     "VIBNet",
     "ramp",
 ]

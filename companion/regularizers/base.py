@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion._checks import at_least, between, whole_number
+from companion._checks import at_least, between
 from companion._registry import Registry
 from companion.features import FeatureTap, unwrap
 
@@ -60,7 +60,7 @@ def checked(examples: int | None, low: int) -> int | None:
     """How many of the batch's first examples: None for all, or a whole number from `low` on."""
     if examples is None:
         return None
-    at_least(low, examples=whole_number(examples=examples))
+    at_least(low, examples=examples)
     return examples
 
 
@@ -152,8 +152,8 @@ class FeaturePenalty(BasePenalty):
 
     def __init__(self, model: nn.Module, tap: Callable[..., FeatureTap], every: int = 1) -> None:
         super().__init__()
-        self.every = whole_number(every=every)
         at_least(1, every=every)
+        self.every = every
         self._next = True  # is the coming call due? A bool: a compiled graph would be remade for each count
         self._stored = self._blind = False
         self._model = unwrap(model)

@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion._checks import one_of
+from companion._numbers import float64_device
 from companion.blocks import find_blocks, stages
-from companion.features import FeatureTap, Layers, float64_device
+from companion.features import FeatureTap, Layers
 from companion.regularizers.base import PENALTIES, FeaturePenalty, Strength, check_strengths, checked, strength_at
 from companion.similarity import MINIMUM, Kernel, alignment, gram
 

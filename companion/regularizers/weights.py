@@ -152,21 +152,3 @@ class NetworkSlimming(_OnWeights):
 
     def term(self, weight: Tensor) -> Float[Tensor, ""]:
         return weight.abs().sum()
-
-
-@PENALTIES.register("orthogonality", title="orthogonality", reads="weights", signed=False)
-class Orthogonality(_OnWeights):
-    """strength · Σ_layers ‖WWᵀ − I‖²_F (Bansal et al. 2018, arXiv 1810.09102), or WᵀW where that is smaller.
-
-    >>> model = nn.Sequential(nn.Linear(2, 2))
-    >>> model[0].weight.data = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
-    >>> Orthogonality(model, strength=1.0)().item()
-    0.0
-    """
-
-    name = "orthogonality"
-
-    def term(self, weight: Tensor) -> Float[Tensor, ""]:
-        rows = weight.flatten(1)
-        rows = rows if rows.shape[0] <= rows.shape[1] else rows.T
-        return (rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)).square().sum()

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.features import _resolution, as_tensor, float64
+from companion._numbers import _resolution, as_tensor, float64
 from companion.similarity._kernels import MINIMUM, Kernel, gram, h_center, u_center
 
 

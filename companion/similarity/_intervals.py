@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion._checks import at_least, between, one_of
+from companion._checks import at_least, between, one_of, whole_number
+from companion._numbers import float64
 from companion._progress import progress
-from companion.features import float64
 from companion.similarity._cka import _above, _centered, _conclude, _hsics, _matrices, _ratio
 from companion.similarity._kernels import MINIMUM, Kernel, _kernel_matrix, u_center
 
@@ -78,7 +78,7 @@ def cka_interval(
             error = float(((n - 1) / n * (left_out - left_out.mean()).square().sum()).sqrt())
         else:
             size = n // 2 if size is None else size
-            between(MINIMUM, n, open_high=True, size=size)
+            between(MINIMUM, n, open_high=True, size=whole_number(size=size))
             at_least(2, subsamples=subsamples)
             generator = torch.Generator().manual_seed(seed)
             turns = progress(range(subsamples), "subsamples")

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion._checks import given
-from companion.features import _resolution
+from companion._numbers import _resolution
 from companion.similarity._fast import CenteredGram
 
 Kernel: TypeAlias = "str | Callable[[Tensor], Tensor]"

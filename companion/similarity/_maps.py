@@ -18,7 +18,6 @@ from companion.features import (
     Layers,
     Reducer,
     Select,
-    _require_features,
     batches,
     evaluating,
     run,
@@ -105,7 +104,7 @@ def cka_map(
             found: list[dict[str, Tensor]] = []
             for net, tap in zip(nets, taps, strict=True):
                 run(net, x, forward)
-                _require_features(tap)
+                tap.require()
                 found.append(dict(tap))  # the other net may run layers of this one, too
             if metric is None:
                 metric = (

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion._checks import between, whole_number
+from companion._checks import at_least, between
 from companion._progress import progress
 from companion.similarity._cka import _conclude, _hsics, _matrices, _rows
 from companion.similarity._kernels import Kernel
@@ -139,7 +139,7 @@ def _against_null(
     level: float,
     seed: int,
 ) -> dict[str, Float[Tensor, "..."]]:
-    between(1, float("inf"), permutations=whole_number(permutations=permutations))
+    at_least(1, permutations=permutations)
     between(0, 1, open_low=True, open_high=True, level=level)
     given = _matrices({**xs, **(ys or {})}, kernel)
     with torch.no_grad():

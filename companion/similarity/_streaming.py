@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from companion._checks import at_least
-from companion.features import _resolution, as_tensor, float64, float64_device
+from companion._numbers import _resolution, as_tensor, float64, float64_device
 from companion.similarity._cka import _conclude, _hsics, _rows
 from companion.similarity._kernels import MINIMUM, Kernel, _rounding
 
@@ -262,7 +262,7 @@ class ExactCKA(_LayerPairs):
 
     def _forget(self) -> None:
         self.widths: list[int] = []
-        self._resolutions: list[float] = []  # of the features of each layer, see `features._resolution`
+        self._resolutions: list[float] = []  # of the features of each layer, see `_numbers._resolution`
 
     def reset(self) -> None:
         super().reset()

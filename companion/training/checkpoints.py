@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import os
 import pickle
 import random
-import secrets
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from companion._files import write_aside
+from companion._files import beside, sweep, write_aside
 
 FORMAT = "companion.training 2"
 
@@ -52,7 +50,7 @@ def _keep(path: Path) -> None:
     """Give a checkpoint the name of the previous one, too. Its own it loses only to the next."""
     if not path.exists():
         return
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    aside = beside(path)
     try:
         os.link(path, aside)
     except OSError:  # a file system without links
@@ -97,10 +95,7 @@ def claim(path: str | Path, configuration: dict[str, Any], held: ExitStack) -> d
         held.enter_context(FileLock(f"{path}.lock", timeout=0))  # the system lets go of it when the process dies
     except Timeout:
         raise RuntimeError(f"{path} is in use by another run: wait, or give this run another path") from None
-    # Left by a killed run: no live one can be writing this checkpoint, we hold the lock. Others in the folder may be on
-    # their way, such as `run.pt` beside `run`.
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.part"):
-        stale.unlink()
+    sweep(path)  # no live run can be writing this checkpoint: we hold the lock
     # The reader of a damaged checkpoint is told to delete it: then the one before goes on.
     found = next((candidate for candidate in (path, previous(path)) if candidate.exists()), None)
     if found is None:

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from companion._checks import at_least, given, one_of
+from companion._checks import at_least, between, given, one_of
 from companion._ranks import buffers_of_rank_zero, from_ranks, on_rank_zero, rank, world_size
 from companion.training.checkpoints import claim, random_state, save_checkpoint, seed_everything, set_random_state
 from companion.training.measuring import (
@@ -249,9 +249,8 @@ class _State:
         if self.resumed is not None:
             set_random_state(self.resumed[0], self.data, self.device)  # a plain DataLoader draws its order from it
         self.begun = random_state(self.data, self.device)
-        if hasattr(
-            self.data, "start"
-        ):  # a DeviceLoader: its order follows from its seed and the epoch, skipping is free
+        # A DeviceLoader's order follows from its seed and the epoch: skipping is free.
+        if hasattr(self.data, "start"):
             self.data.epoch, self.data.start = self.epoch, self.batch
         elif hasattr(getattr(self.data, "sampler", None), "set_epoch"):
             self.data.sampler.set_epoch(self.epoch)
@@ -487,8 +486,8 @@ def _refuse_nonsense(
         raise ValueError(
             f"the ranks have {lengths} batches an epoch: every rank needs as many, such as by a DistributedSampler"
         )
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip={clip!r}: the largest norm of the gradient, above 0, or None")
+    if clip is not None:
+        between(0, math.inf, open_low=True, clip=clip)
     if isinstance(schedule, LRScheduler):
         raise ValueError(
             f"schedule={type(schedule).__name__}(…): give multistep(…), cosine(…), one_cycle(…) or a function of "

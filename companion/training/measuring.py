@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from companion._checks import one_of
 from companion._progress import progress
 from companion._ranks import world_size
 from companion.features import evaluating
@@ -150,14 +151,17 @@ def move(x: Tensor, device: torch.device, channels_last: bool) -> Tensor:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r}: one of {', '.join(PRECISIONS)}")
+    one_of(precision=(precision, PRECISIONS))
     if precision == "float16" and device.type != "cuda":
         raise ValueError(f'precision="float16" on {device.type}: it needs a CUDA GPU; "bfloat16" works here')
-    # Before Ampere, as on Colab's T4, bfloat16 is emulated: slower than float32, and cuDNN cannot convolve in it.
-    if precision == "bfloat16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+    if precision == "bfloat16" and emulates_bfloat16(device):
         precision = "float32"
     return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32")
+
+
+def emulates_bfloat16(device: torch.device) -> bool:
+    """A GPU before Ampere, as Colab's T4: slower in bfloat16 than in float32, and cuDNN cannot convolve in it."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
 
 
 def full_precision(outputs: Any) -> Any:

@@ -14,7 +14,7 @@ from torch import nn
 
 from companion._ranks import on_rank_zero, world_size
 from companion.training.checkpoints import load_checkpoint, previous, random_state, set_random_state
-from companion.training.measuring import Loss, autocast, checked, full_precision, loss_of, move
+from companion.training.measuring import Loss, autocast, checked, emulates_bfloat16, full_precision, loss_of, move
 
 STEPS = 3  # timed for each precision, in turns, after one that warms up; the fastest counts
 _CHOSEN: dict[tuple[str, type], str] = {}  # model of device, class of model → what was fastest
@@ -24,7 +24,7 @@ def candidates(device: torch.device) -> list[str]:
     """What to compare: bfloat16, or float16 on a GPU that merely emulates it; float32 where neither is known to be
     good."""
     if device.type == "cuda":
-        return ["float32", "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"]
+        return ["float32", "float16" if emulates_bfloat16(device) else "bfloat16"]
     return ["float32", "bfloat16"] if device.type == "cpu" else ["float32"]
 
 
@@ -43,9 +43,10 @@ def fastest_precision(model: nn.Module, data: Any, loss: Loss, channels_last: bo
 
 def _measured(model: nn.Module, data: Any, loss: Loss, channels_last: bool) -> str:
     device = next(model.parameters()).device
-    names, twin = candidates(device), copy.deepcopy(model).train()
+    names = candidates(device)
     if len(names) == 1:
         return names[0]
+    twin = copy.deepcopy(model).train()
     x, y = checked(next(iter(data)))
     x, y = move(x, device, channels_last), y.to(device)
     taken = dict.fromkeys(names, math.inf)

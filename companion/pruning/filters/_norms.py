@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion._checks import one_of
-from companion.features import float64
+from companion._numbers import float64
 from companion.pruning._inputs import as_input, call
 from companion.pruning.filters._coupling import Coupling
 from companion.pruning.filters._removal import reading

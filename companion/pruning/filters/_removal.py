@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from companion.features import evaluating, float64, float64_device, hooked
+from companion._numbers import float64, float64_device
+from companion.features import evaluating, hooked
 from companion.pruning._inputs import as_input, call, tensors_of
 from companion.pruning._plain import refuse_computed
 from companion.pruning.filters._coupling import Coupling

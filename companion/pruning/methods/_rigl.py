@@ -55,6 +55,7 @@ class RigL(Masks):
     ) -> None:
         super().__init__(model, optimizer, **options)
         between(0, 1, open_low=True, drop=drop, end=end)
+        between(0, 1, floor=floor)
         self.every, self.drop, self.floor, self.end = every, drop, floor, end * steps
         updates_in(self.end, every)
         self.prune(sparsity, density, "random")

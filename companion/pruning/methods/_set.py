@@ -24,7 +24,7 @@ class SET(Masks):
     Args:
         sparsity, density, options: as for `RandomPruning`.
         every: steps between two updates.
-        drop: share of the alive weights that an update exchanges, in (0, 1).
+        drop: share of the alive weights that an update exchanges, in (0, 1].
         steps: no update from this step on; None for no end.
 
     >>> from companion.models import mlp
