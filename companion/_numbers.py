@@ -13,17 +13,19 @@ def as_tensor(x: Any, name: str) -> Tensor:
     """x as a tensor; arrays, lists and data frames of numbers are taken too.
 
     Raises:
-        ValueError: not numbers.
+        ValueError: not numbers; complex ones, of which some function would drop the imaginary part.
 
     >>> as_tensor([[1.0, 2.0]], "x")
     tensor([[1., 2.]], dtype=torch.float64)
     """
-    if isinstance(x, Tensor):
-        return x
-    try:
-        return torch.from_numpy(np.array(x, order="C"))
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} is a {type(x).__name__} without numbers; give a tensor or an array") from None
+    if not isinstance(x, Tensor):
+        try:
+            x = torch.from_numpy(np.array(x, order="C"))
+        except (TypeError, ValueError):
+            raise ValueError(f"{name} is a {type(x).__name__} without numbers; give a tensor or an array") from None
+    if x.is_complex():
+        raise ValueError(f"{name} is complex; give real and imaginary parts as two features")
+    return x
 
 
 WITHOUT_FLOAT64 = frozenset({"mps"})  # kinds of devices

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset, IterableDataset
 from torch.utils.module_tracker import ModuleTracker
 
@@ -58,7 +60,14 @@ def flatten(
     >>> flatten(torch.ones(5, 8, 4, 4)).shape
     torch.Size([5, 128])
     """
-    return x.flatten(1) if mask is None else torch.where(mask.bool()[..., None], x, 0).flatten(1)
+    return masked(x, mask).flatten(1)
+
+
+def masked(
+    x: Float[Tensor, "examples *feature"], mask: Shaped[Tensor, "examples tokens"] | None = None
+) -> Float[Tensor, "examples *feature"]:
+    """The output itself, in which masked tokens are 0: what they hold adds to no norm, no product and no step."""
+    return x if mask is None else torch.where(mask.bool()[..., None], x, 0)
 
 
 def average_pool(
@@ -128,25 +137,46 @@ def _weighted(module: nn.Module) -> list[nn.Module]:
     return [part for part in module.modules() if isinstance(part, FIRST + LAST)]
 
 
+def _width(module: nn.Module) -> int:
+    """How many channels a layer with weights gives."""
+    if isinstance(module, nn.LayerNorm):
+        return module.normalized_shape[-1]
+    if isinstance(module, nn.RNNBase):
+        return (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
+    return next(getattr(module, key) for key in WIDTHS if hasattr(module, key))
+
+
+def _side(module: nn.Module, ndim: int) -> int | None:
+    """The dimension, 1 or −1, that holds the channels of layers of a kind; None where outputs of that kind have another
+    number of dimensions than `ndim`, so that something was reshaped behind it."""
+    kind = type(module).__name__
+    # torchvision's LayerNorm2d is a LayerNorm that permutes inside.
+    if not isinstance(module, FIRST) and kind != "LayerNorm2d":
+        return -1
+    spatial = re.search(r"([123])d", kind)
+    return 1 if spatial is None or int(spatial[1]) + 2 == ndim else None
+
+
 def _channels(name: str, module: nn.Module, before: nn.Module | None, shape: torch.Size) -> int:
-    """The dimension that holds a layer's channels, 1 or −1: where the width of its last weights is found, else what its
-    kind of weights says. A layer without weights is judged by those that ran before it.
+    """The dimension that holds a layer's channels, 1 or −1: of one of torch's own kinds what the kind says, else where
+    the width of its last weights is found, else what their kind says. A layer without weights is judged by those that
+    ran before it.
 
     Raises:
-        ValueError: sequences of which neither tells.
+        ValueError: sequences of which neither tells, or of which width and kind tell different things.
     """
     own = _weighted(module)
     parts = own or ([] if before is None else [before])
     if parts:
-        found = [getattr(parts[-1], key) for key in WIDTHS if hasattr(parts[-1], key)]
-        width = parts[-1].normalized_shape[-1] if isinstance(parts[-1], nn.LayerNorm) else found[0]
-        sides = [axis for axis in (1, -1) if shape[axis] == width]
-        # torchvision's LayerNorm2d is a LayerNorm that permutes inside.
-        kinds = {1 if isinstance(part, FIRST) or type(part).__name__ == "LayerNorm2d" else -1 for part in parts}
-        if len(sides) == 1:
+        kinds = {_side(part, len(shape)) for part in parts}
+        kind = kinds.pop() if len(kinds) == 1 else None
+        if kind and module in own and type(module).forward.__module__.startswith("torch.nn."):
+            return kind
+        sides = [axis for axis in (1, -1) if shape[axis] == _width(parts[-1])]
+        if len(sides) == 1 and (len(shape) > 3 or kind in (None, *sides)):
             return sides[0]
-        if len(kinds) == 1 and (own or sides):
-            return kinds.pop()
+        if len(sides) != 1 and kind and (own or sides):
+            return kind
     if len(shape) > 3:
         return 1
     raise ValueError(
@@ -157,13 +187,13 @@ def _channels(name: str, module: nn.Module, before: nn.Module | None, shape: tor
 
 
 # --------------------------------------------------------------------------------------------------------------- layers
-# What wrappers write into the names of the modules that they wrap; DistributedDataParallel's stands in front.
+# What wrappers write into the names of the modules that they wrap, wherever they are.
 WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside the wrappers of DistributedDataParallel, DataParallel, `torch.compile` and activation
-    checkpointing (any nesting).
+    """The module inside the wrappers of DistributedDataParallel, DataParallel, AveragedModel, `torch.compile` and
+    activation checkpointing (any nesting).
 
     Raises:
         ValueError: it is no module.
@@ -174,7 +204,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"the model is {given(model)}; give a torch.nn.Module")
     while True:
-        if isinstance(model, DataParallel | DistributedDataParallel):
+        if isinstance(model, DataParallel | DistributedDataParallel | AveragedModel):
             model = model.module
             continue
         inner = next((model._modules[name] for name in WRAPPERS if name in model._modules), None)
@@ -184,12 +214,12 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def bare_name(name: str) -> str:
-    """The name of a layer in the bare model, without what compiling, checkpointing and distributing put into it.
+    """The name of a layer of an unwrapped model, without what compiling and checkpointing its parts put into it.
 
-    >>> bare_name("module.layer1.0._checkpoint_wrapped_module.conv1")
+    >>> bare_name("layer1.0._checkpoint_wrapped_module.conv1")
     'layer1.0.conv1'
     """
-    return ".".join(part for part in name.removeprefix("module.").split(".") if part not in WRAPPERS)
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def _wildcard(pattern: str) -> re.Pattern[str]:
@@ -208,16 +238,22 @@ def find_layers(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
 
     Raises:
         ValueError: a name or pattern that matches nothing (with the closest names), a choice of another kind, or an
-            empty choice.
+            empty choice; two modules of one name.
 
     >>> from companion.models import digits_net
     >>> list(find_layers(digits_net(), "layer1.?")), list(find_layers(digits_net(), nn.Linear))
     (['layer1.0', 'layer1.1', 'layer1.2', 'layer1.3'], ['linear'])
     """
     # Names are those of the bare model; a wrapped child is the module that is wrapped.
-    modules = {bare_name(name): unwrap(module) for name, module in unwrap(model).named_modules()}
-    modules.pop("", None)
     kind = type(unwrap(model)).__name__
+    modules: dict[str, nn.Module] = {}
+    for name, module in unwrap(model).named_modules():
+        if modules.setdefault(bare_name(name), unwrap(module)) is not unwrap(module):
+            raise ValueError(
+                f"two modules of {kind} are called {bare_name(name)!r} but for what wrappers write into names "
+                f"({', '.join(WRAPPERS)}); call one of them otherwise"
+            )
+    modules.pop("", None)
     single = isinstance(layers, str | type | nn.Module) or not isinstance(layers, Iterable)
     choices: list[Any] = [layers] if single else list(layers)  # type: ignore[arg-type]
     chosen: set[str] = set()
@@ -310,6 +346,13 @@ def _of_tokens(mask: Shaped[Tensor, "rows tokens"]) -> bool:
     return bool(((mask == 0) | (mask == 1)).all()) and not causal
 
 
+def _takes_mask(reduce: Callable[..., Tensor] | None) -> bool:
+    try:
+        return reduce is not None and "mask" in inspect.signature(reduce).parameters
+    except ValueError:  # a built-in function, such as torch.relu
+        return False
+
+
 def _same(x: Tensor) -> Tensor:
     return x
 
@@ -325,7 +368,7 @@ class FeatureTap(Mapping[str, Tensor]):
     Rows are examples. Layers that say `batch_first=False`, and what they are made of, have their first two dimensions
     exchanged, and `"average_pool"` and `"per_position"` find the channels by a layer's weights; what then has other
     rows than the model's input is refused. An `attention_mask` that the model is given by name reaches the named
-    reducers.
+    reducers, and functions that take it as `mask`.
 
     Args:
         model: any module; wrapped in DistributedDataParallel it is tapped inside the wrapper.
@@ -345,9 +388,10 @@ class FeatureTap(Mapping[str, Tensor]):
 
     Raises:
         ValueError: unknown layers or reducer; DataParallel over several devices; an output with no or several tensors
-            and no `select`; rows that are not the input's, or may not be where as many tokens as examples go through a
-            model with layers of `batch_first=False`; with `detach=False`, a layer that runs without gradients
-            inside a pass with them (`checkpoint(..., use_reentrant=True)`), from which no gradient would come back.
+            and no `select`; a transform of `torch.func`; rows that are not the input's, or may not be where as many
+            tokens as examples go through a model with layers of `batch_first=False`; with `detach=False`, a layer that
+            runs without gradients inside a pass with them (`checkpoint(..., use_reentrant=True)`), from which no
+            gradient would come back.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> with FeatureTap(model, layers=nn.Linear) as features:
@@ -400,7 +444,8 @@ class FeatureTap(Mapping[str, Tensor]):
         self._running = False  # inside a forward pass of the model
         self._loose = False  # layers ran outside one since
         self._examples: int | None = None
-        self._mask: Tensor | None = None
+        self._mask: Tensor | None = None  # of the pass whose features are kept
+        self._of_tokens = True  # it says which of them count
         self._graph = False  # whether the pass began with gradients
         self._selected = False
         self._ran: set[str] | None = None  # in the pass before, for `require`
@@ -408,6 +453,7 @@ class FeatureTap(Mapping[str, Tensor]):
         self._views: list[tuple[str, Tensor, int, bool]] = []  # layers, outputs, their versions, and whether copied
         self._lasts: dict[str, bool] = {}  # whether a layer's output was as it had been when it was read
         self._finds_channels = self._reduce in (average_pool, per_position)
+        self._masks = _takes_mask(self._reduce)
         self._latest: nn.Module | None = None  # of the layers with weights, whichever ran last
         self._stack = ExitStack()
 
@@ -421,11 +467,18 @@ class FeatureTap(Mapping[str, Tensor]):
     def _start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._elsewhere():
             return
+        wanted = self._when is None or self._when()
+        if not wanted and not module.training:
+            return  # a look in between, in evaluation mode: what the last training pass left is still to be read
         self._clear()
         first = _first_tensor(args, kwargs)
-        self._examples = len(first) if first is not None and first.ndim else None
+        listed = _single((*args, *kwargs.values())[:1])
+        self._examples = None if first is None or not first.ndim or listed else len(first)
         mask = kwargs.get("attention_mask")
-        self._mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        if wanted and isinstance(mask, Tensor) and mask.ndim == 2:
+            self._mask = mask
+            # Asked once: elsewhere than on the CPU the answer is waited for.
+            self._of_tokens = not self._masks or torch.compiler.is_compiling() or _of_tokens(mask)
         self._running, self._loose = True, False
         self._graph, self._selected, self._latest = torch.is_grad_enabled(), False, None
 
@@ -434,16 +487,23 @@ class FeatureTap(Mapping[str, Tensor]):
         self._views.clear()
         self._calls.clear()
         self.shapes.clear()
+        self._mask = None
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._elsewhere():
             return
-        self._running, self._examples, self._mask = False, None, None
+        self._running, self._examples = False, None
         if callable(self._select) and self._features and not self._selected and output is not None:
             raise ValueError(
                 f"select had nothing to select: the outputs of {list(self._features)} are tensors already; to take a "
                 "part of them use reduce=..., or select={'layer': function} by layer"
             )
+
+    def _fail(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """After every pass, one that raised too, in which `_end` was not called: its first layers are no features."""
+        if self._running and not self._elsewhere():
+            self._running, self._examples = False, None
+            self._clear()
 
     def _note(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not self._elsewhere():
@@ -455,6 +515,11 @@ class FeatureTap(Mapping[str, Tensor]):
         if not self._running and not self._loose:
             self._clear()
             self._loose = True
+        if not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None:
+            raise ValueError(
+                f"layer {name!r} runs inside a transform of torch.func, such as vmap or grad, whose tensors end with "
+                "it: no features can be kept; differentiate by torch.autograd, and run copies of a model one by one"
+            )
         tensor = self._tensor(name, output)
         if not self.detach and self._running and self._graph and not torch.is_grad_enabled():
             raise ValueError(
@@ -522,8 +587,8 @@ class FeatureTap(Mapping[str, Tensor]):
             axis = _channels(name, module, self._latest, tensor.shape)
             features = tensor.movedim(axis, -1 if tensor.ndim == 3 else 1)
         mask = self._mask
-        if mask is not None and self._reduce is not None and self._reduce in REDUCERS.values() and tensor.ndim == 3:
-            if mask.shape != features.shape[:2] or not _of_tokens(mask):
+        if mask is not None and self._reduce is not None and self._masks and tensor.ndim == 3:
+            if mask.shape != features.shape[:2] or not self._of_tokens:
                 raise ValueError(
                     f"layer {name!r} gives {tuple(tensor.shape)}, the attention mask is {tuple(mask.shape)}: which "
                     "tokens count is not known, unless it has a row of 0 (padding) and 1 for each example; reduce with "
@@ -542,7 +607,8 @@ class FeatureTap(Mapping[str, Tensor]):
                 return features.clone()
             copied = not self._lasts.get(name, False)
             self._views.append((name, output, output._version, copied))
-            return features.clone() if copied else features
+            # A view, as a copy is one more node: autograd sums gradients in the same order in either pass.
+            return features.clone() if copied else features.view_as(features)
         return features
 
     def _read(self) -> None:
@@ -570,7 +636,8 @@ class FeatureTap(Mapping[str, Tensor]):
             self._stack.enter_context(hooked(weighted, self._note))
         # An input is tapped before the layer runs: it may overwrite it.
         self._stack.enter_context(hooked(self.layers, self._store, before=self.inputs))
-        self._stack.callback(root.register_forward_hook(self._end, always_call=True).remove)
+        self._stack.callback(root.register_forward_hook(self._end).remove)
+        self._stack.callback(root.register_forward_hook(self._fail, always_call=True).remove)
         compiled = (hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in self.model.modules())
         if not self._compiled and any(compiled):
             self._stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -681,7 +748,8 @@ def batches(
     kept, unless `whole`. x is a tensor, or a mapping of tensors.
 
     Batches with fewer than `minimum` examples are joined with each other until they have as many; what is left, with
-    the batch before it (with the one after it, if it is the first).
+    the batch before it (with the one after it, if it is the first). Lists of tensors that are all alike, which may be
+    single examples, are left as they come.
 
     Raises:
         ValueError: batch_size below `minimum`; data or a batch of another kind, or no batch; batches to join that have
@@ -708,9 +776,11 @@ def batches(
                 f"a batch must be a tensor, a mapping, or a tuple that starts with one, not {type(x).__name__}; "
                 "say with forward=lambda model, batch: ... how the model takes it"
             )
-        if small is not None and (held is None or _size(x) < minimum):
+        few = not _single(x) and _size(x) < minimum
+        if small is not None and (held is None or few):
             x, small = _joined(small, x), None
-        if _size(x) < minimum:
+            few = _size(x) < minimum
+        if few:
             small = x
             continue
         if held is not None:
@@ -721,6 +791,17 @@ def batches(
     if held is None:
         raise ValueError("data holds no batch; a generator is empty once it has been read")
     yield held
+
+
+def _single(batch: Any) -> bool:
+    """Whether a batch holds a list of tensors of one type and number of dimensions: as sequences or images have it that
+    nothing has collated, so that neither their rows nor their number need be the batch's."""
+    if isinstance(batch, Mapping):
+        return any(map(_single, batch.values()))
+    if not isinstance(batch, tuple | list):
+        return False
+    kinds = [(x.dtype, x.ndim) if isinstance(x, Tensor) else None for x in batch]
+    return (len(kinds) > 1 and len({*kinds}) == 1 and None not in kinds) or any(map(_single, batch))
 
 
 def _size(batch: Any) -> int:
@@ -741,6 +822,11 @@ def _joined(a: Any, b: Any) -> Any:
     if isinstance(a, Mapping):
         return {key: _joined(part, b[key]) for key, part in a.items()}
     if isinstance(a, tuple | list):
+        if len(a) != len(b):
+            raise ValueError(
+                f"batches of {len(a)} and {len(b)} tensors cannot be joined; if they are lists of single examples, "
+                "collate each to one tensor, or to a mapping of tensors"
+            )
         return [_joined(*pair) for pair in zip(a, b, strict=True)]
     return a  # a setting, not one value for each example
 

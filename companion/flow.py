@@ -29,6 +29,7 @@ from companion.features import (
     batches,
     evaluating,
     find_layers,
+    masked,
     run,
     unwrap,
 )
@@ -155,7 +156,7 @@ def turning_angles(path: Sequence[Float[Tensor, "examples ..."]]) -> Float[Tenso
             scale = _scale(heading)
         own = _scale(e)
         angles.append(_Angle.apply(heading, e, scale, own))
-        moves = own > 0
+        moves = own != 0
         resting = not moves.all() if e.device.type == "cpu" else True  # elsewhere the answer would be waited for
         heading = torch.where(_as(moves, e), e, heading) if resting else e
         scale = torch.where(moves, own, scale)
@@ -175,8 +176,8 @@ def straightness(features: Sequence[Float[Tensor, "examples ..."]], norm: float 
     """
     length = lengths(steps(features), norm).sum(0)
     chord = _norm(features[-1] - functools.reduce(lambda x, y: carry(x, y.shape[1:]), features), norm)
-    moved = length > 0
-    return torch.where(moved, chord / torch.where(moved, length, 1), 1)
+    rests = length == 0
+    return torch.where(rests, 1, chord / torch.where(rests, 1, length))
 
 
 class _Norm(torch.autograd.Function):
@@ -209,7 +210,7 @@ class _Angle(torch.autograd.Function):
         u, v = (d * _as(a, d)).flatten(1), (e * _as(b, e)).flatten(1)
         minus = torch.linalg.vector_norm(u.sub_(v), dim=1)
         plus = torch.linalg.vector_norm(u.add_(v, alpha=2), dim=1)
-        angle = torch.where((a > 0) & (b > 0), 2 * torch.atan2(minus, plus), 0)
+        angle = torch.where((a == 0) | (b == 0), 0, 2 * torch.atan2(minus, plus))
         ctx.save_for_backward(d, e, a, b, angle)
         return angle
 
@@ -229,8 +230,9 @@ class _Angle(torch.autograd.Function):
 
 
 def _scale(d: Float[Tensor, "examples *feature"]) -> Float[Tensor, " examples"]:
-    """1/‖d‖, a constant."""
-    return _inverse(torch.linalg.vector_norm(d.detach().flatten(1), dim=1))
+    """1/‖d‖, a constant; NaN where ‖d‖ is not finite, as such a step has no direction and does not rest either."""
+    length = torch.linalg.vector_norm(d.detach().flatten(1), dim=1)
+    return _inverse(length + 0 * length)
 
 
 def _norm(d: Float[Tensor, "examples *feature"], norm: float = 2) -> Float[Tensor, " examples"]:
@@ -238,8 +240,8 @@ def _norm(d: Float[Tensor, "examples *feature"], norm: float = 2) -> Float[Tenso
 
 
 def _inverse(x: Tensor) -> Tensor:
-    """1/x, and 0 where x is 0."""
-    return torch.where(x > 0, 1 / x, 0)
+    """1/x, and 0 where x is 0; NaN stays NaN."""
+    return torch.where(x == 0, 0, 1 / x)
 
 
 def _as(per_example: Tensor, x: Tensor) -> Tensor:
@@ -353,7 +355,8 @@ def trajectory(
     forward: Forward = None,
     batch_size: int = 256,
 ) -> Trajectory:
-    """Measures of the trajectories of all examples, in evaluation mode; the model is left as it was.
+    """Measures of the trajectories of all examples, in evaluation mode; the model is left as it was. Tokens that an
+    `attention_mask` passed by name rules out are 0 all along, and add nothing.
 
     Args:
         data, forward: see `features.extract`.
@@ -382,7 +385,8 @@ def trajectory(
 
 
 def tap(model: nn.Module, layers: Layers | None = None, *, before_relu: bool = False, **options: Any) -> FeatureTap:
-    """A tap on the vertices of a model's trajectories, unreduced; read them by `vertices`.
+    """A tap on the vertices of a model's trajectories, unreduced but for masked tokens, which are 0; read them by
+    `vertices`.
 
     Args:
         layers: see `features.find_layers`; None: the blocks, see `blocks.find_blocks`.
@@ -399,7 +403,7 @@ def tap(model: nn.Module, layers: Layers | None = None, *, before_relu: bool = F
     chosen: Layers = find_blocks(model) if layers is None else layers
     if before_relu:
         chosen = [_last_relu(name, block) for name, block in find_layers(model, chosen).items()]
-    return FeatureTap(model, chosen, **{"reduce": None, "inputs": before_relu, **options})
+    return FeatureTap(model, chosen, **{"reduce": masked, "inputs": before_relu, **options})
 
 
 def vertices(features: Mapping[str, Tensor], before_relu: bool = False) -> dict[str, Tensor]:

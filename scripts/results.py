@@ -35,9 +35,18 @@ from companion.experiments.claims import (
     penalty_of,
     strength_of,
 )
-from companion.experiments.hypotheses import AGAIN, HYPOTHESES, MISJUDGED, THIRD, Hypothesis, Judged, judge
+from companion.experiments.hypotheses import (
+    AGAIN,
+    HYPOTHESES,
+    MISJUDGED,
+    THIRD,
+    Expected,
+    Hypothesis,
+    Judged,
+    judge,
+)
 from companion.experiments.quantities import Reading
-from companion.experiments.records import Record, Run
+from companion.experiments.records import Record, Records, Run
 from companion.experiments.statistics import (
     ALPHA,
     QUANTITIES,
@@ -694,7 +703,32 @@ def third(hypotheses: Mapping[str, Hypothesis], study: str) -> str:
     parts = [f"**`{study}`**. {EXPERIMENTS[study].question} {len(made)} of {runs} runs are recorded."]
     if made and made.missing:
         parts.append("The rule for the number of runs was fixed before: what they found is shown when all are in.")
-    return "\n\n".join([*parts, *([expected(hypotheses, study, whole=not made.missing)] if made else [])])
+    if study == "specificity":
+        parts.append(raised(hypotheses["C1"], made))
+    return "\n\n".join([*filter(None, parts), *([expected(hypotheses, study, whole=not made.missing)] if made else [])])
+
+
+def raised(primary: Hypothesis, made: Records, first: int = 10, most: int = 30) -> str:
+    """How many seeds the primary difference takes, by its deviation over the first ten seeds; its mean is not looked
+    at. Nothing before there are ten."""
+    (finding,) = primary.findings
+    assert isinstance(finding, Expected) and finding.quantity is not None
+    sides = (made.where(method=method) for method in (finding.method, finding.baseline))
+    here, there = (side.by_seed(finding.reading) for side in sides)
+    seeds = sorted(here.keys() & there.keys())[:first]
+    delta, planned = (
+        QUANTITIES[finding.quantity].delta,
+        len({run.seed for run in (*made.missing, *(one.run for one in made))}),
+    )
+    if len(seeds) < first or not delta:
+        return ""
+    spread = mean(here[seed] - there[seed] for seed in seeds)
+    needed = spread.deciding(delta, effect=False)
+    return (
+        f"After {first} seeds the deviation of the primary difference was estimated, {spread.deviation:.2f} points; "
+        f"its mean was not looked at. At that spread equivalence takes {needed} seeds, and {planned} were planned: "
+        f"{min(max(needed, planned), most)} are run."
+    )
 
 
 def expected(hypotheses: Mapping[str, Hypothesis], experiment: str, whole: bool = True) -> str:

@@ -72,7 +72,7 @@ def test_by_name_a_stage_is_the_numbered_container_of_numbered_blocks() -> None:
     ["module.layer1.0", "_orig_mod.layer1.0", "module._orig_mod.layer1._checkpoint_wrapped_module.0", "layer1.0"],
 )
 def test_wrappers_leave_no_trace_in_names(name: str) -> None:
-    assert bare_name(name) == label(name) == "layer1.0" and stage_of(name) == "layer1"
+    assert bare_name(name).removeprefix("module.") == label(name) == "layer1.0" and stage_of(name) == "layer1"
     assert spans([name, "layer1.1"]) == [("stage 1", 0, 2)]
 
 
@@ -530,6 +530,26 @@ def test_one_shot_removal_by_a_measure() -> None:
         )
     _, gone = remove_blocks(model, 2, score=dict(zip(can_go.index, [5, 1, 4, 2, 3, 6, 7], strict=True)))
     assert gone.to_dict() == {can_go.index[1]: 1, can_go.index[3]: 2}
+
+
+def test_a_block_that_is_called_several_times_has_the_mean_of_its_calls() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = chain(lambda x: x + 9, lambda x: 1.5 * x)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.blocks[1](self.blocks[0](self.blocks[0](x)))
+
+    model, x = Recurrent(), noise(20, 3)
+    shorter, gone = remove_blocks(model, 2, score="step", data=x)
+    steps = block_effects(model, x).step
+    assert steps["blocks.1"] < steps["blocks.0#2"] < steps["blocks.0"] and torch.equal(shorter(x), x)
+    mean = steps[["blocks.0", "blocks.0#2"]].mean()
+    assert [*gone.items()] == [("blocks.1", pytest.approx(0.5)), ("blocks.0", pytest.approx(mean))]
+    assert [*remove_blocks(model, 1, score="step", data=x, greedy=True)[1].index] == ["blocks.1"]
+    _, gone = remove_blocks(model, 1, score="angle", data=x, blocks="blocks.0")  # of its first call: no step follows
+    assert gone["blocks.0"] == block_effects(model, x, "blocks.0").angle["blocks.0"]  # the last
 
 
 def test_greedy_removal_by_a_function() -> None:

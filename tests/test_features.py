@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import TensorDataset
 
@@ -41,7 +43,8 @@ from companion.features import (
     unwrap,
 )
 from companion.flow import trajectory
-from companion.regularizers import CKASparsity
+from companion.models import digits_net
+from companion.regularizers import CKASparsity, FeatureFlow
 from companion.similarity import gram
 
 
@@ -329,7 +332,7 @@ def test_hooks_are_gone_after_exit_and_after_an_exception() -> None:
     model = small_net()
     model[0].register_forward_hook(lambda *args: None)  # the user's own hook stays
     with FeatureTap(model, "*"):
-        assert hooks(model) == 1 + 8 + 2  # each layer, the model itself before and after, and the user's
+        assert hooks(model) == 1 + 8 + 3  # each layer, the model itself before, after and at an end, and the user's
     assert hooks(model) == 1
     with pytest.raises(RuntimeError), FeatureTap(model, "*"):
         model(torch.randn(2, 1, 4, 4))
@@ -1059,3 +1062,147 @@ def test_a_kernel_matrix_is_differentiated_at_the_features_that_were_given() -> 
     for one, other in zip(found[False], found[True], strict=True):
         torch.testing.assert_close(one, other)
     assert (found[True][0] < 0).any()
+
+
+class WithHead(nn.Module):
+    """A wrapper of one's own, whose child is called as DistributedDataParallel calls its."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module, self.fc = Swapped(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.module(x))
+
+
+def test_a_child_called_module_keeps_its_name() -> None:
+    model = nn.Sequential(WithHead())[0]
+    model.module.fc = nn.Linear(4, 4)
+    found = find_layers(model, nn.Linear)
+    assert {name: tuple(layer.weight.shape) for name, layer in found.items()} == {
+        "module.linear": (4, 4),
+        "module.fc": (4, 4),
+        "fc": (2, 4),
+    }
+    assert all(model.get_submodule(name) is layer for name, layer in found.items())
+    assert [*find_layers(DataParallel(model), "module.linear")] == ["module.linear"]
+    torch.testing.assert_close(extract(model, torch.ones(3, 4), "fc")["fc"], model(torch.ones(3, 4)).detach())
+
+
+def test_two_modules_of_one_name_are_refused() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2)))
+    model[0].add_module("_orig_mod", nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match=r"two modules of Sequential are called '0\.0'"):
+        find_layers(model, nn.Linear)
+
+
+def test_an_average_of_weights_is_the_net_that_it_averages() -> None:
+    net, x = digits_net(width=4), torch.randn(16, 1, 8, 8)
+    averaged = AveragedModel(net)
+    pd.testing.assert_frame_equal(cka_map(averaged, x), cka_map(net, x))
+    pd.testing.assert_frame_equal(block_effects(averaged, x), block_effects(net, x))
+    assert torch.equal(trajectory(averaged, x).length, trajectory(net, x).length)
+    for penalty in (CKASparsity(averaged, every=1), FeatureFlow(averaged)):
+        averaged.train()(x)
+        assert penalty().isfinite()
+
+
+class Tagger(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(8, 32, bidirectional=True, batch_first=True, **options)
+        self.drop = nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.rnn(x)[0])
+
+
+class Patches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.drop = nn.Conv2d(3, 16, 8, 8), nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.conv(x).flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize(("options", "width"), [({}, 64), ({"proj_size": 5}, 10)], ids=["hidden", "projected"])
+@pytest.mark.parametrize("tokens", [5, 10, 31, 32, 64])
+@pytest.mark.parametrize("layer", ["rnn", "drop"])
+def test_channels_of_a_layer_that_reads_both_ways(options: Any, width: int, tokens: int, layer: str) -> None:
+    model, x = Tagger(**options), torch.randn(9, tokens, 8)
+    pick = {"rnn": lambda output: output[0]}
+    raw = extract(model, x, layer, select=pick if layer == "rnn" else None, reduce=None)[layer]
+    found = extract(model, x, layer, select=pick if layer == "rnn" else None, reduce="average_pool")[layer]
+    assert found.shape == (9, width)
+    torch.testing.assert_close(found, raw.mean(1))
+
+
+def test_as_many_tokens_as_a_weight_is_wide() -> None:
+    """Averaged over channels, without a word, where the width of the weights is not that of the output."""
+    gated = nn.Sequential(nn.Sequential(nn.Linear(8, 64), nn.GLU()))
+    assert extract(gated, torch.randn(9, 31, 8), "0", reduce="average_pool")["0"].shape == (9, 32)
+    for layer in ("0", "0.1"):
+        with pytest.raises(ValueError, match="are the channels dimension 1 or the last"):
+            extract(gated, torch.randn(9, 64, 8), layer, reduce="average_pool")
+    model = Patches()
+    x = torch.randn(9, 3, 24, 24)
+    raw = extract(model, x, "drop", reduce=None)["drop"]
+    torch.testing.assert_close(extract(model, x, "drop", reduce="average_pool")["drop"], raw.mean(1))
+    with pytest.raises(ValueError, match="are the channels dimension 1 or the last"):
+        extract(model, torch.randn(9, 3, 32, 32), "drop", reduce="average_pool")
+
+
+@pytest.mark.parametrize("steps", [3, None], ids=["of one length", "of several"])
+def test_lists_of_single_examples_are_left_as_they_come(steps: int | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    long = torch.randint(2, 7, (4, 32), generator=generator)
+    data = [[torch.randn(steps or int(n), 6) for n in row] for row in long]
+    given = [len(batch) for batch in batches(data, minimum=8, whole=True)]
+    assert given == [32] * 4
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(2)])
+    table = block_effects(
+        model,
+        data,
+        reduce=lambda x: x.mean(1),
+        forward=lambda net, batch: net(nn.utils.rnn.pad_sequence(batch, batch_first=True)),
+    )
+    assert table.attrs["examples"] == 128
+    with pytest.raises(ValueError, match="batches of 3 and 1 tensors cannot be joined"):
+        list(batches([data[0][:3], [torch.randn(2, 6)]], minimum=8, whole=True))
+
+
+def test_collated_lists_are_joined_as_before() -> None:
+    data = [[torch.ones(n, 3), torch.zeros(n)] for n in (5, 2)]
+    assert [len(x) for x, _ in batches(data, minimum=4, whole=True)] == [7]
+
+
+def test_a_model_that_takes_a_list_of_examples() -> None:
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Conv2d(3, 8, 3)
+
+        def forward(self, images: list[Tensor]) -> Tensor:
+            return self.body(torch.stack([image[:, :8, :8] for image in images]))
+
+    data = [[torch.randn(3, 9, 8 + i) for i in range(6)] for _ in range(2)]
+    found = extract(Detector(), data, "body", forward=lambda model, batch: model(batch), reduce="average_pool")
+    assert found["body"].shape == (12, 8)
+
+
+def test_reducers_that_take_a_mask_are_given_it() -> None:
+    model, ids = Named(), torch.randint(0, 50, (6, 5))
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]] * 3)
+    batch = {"input_ids": ids, "attention_mask": mask}
+    last = extract(model, [batch], "embedding", reduce=lambda x, mask: x[torch.arange(6), mask.sum(1) - 1])
+    torch.testing.assert_close(last["embedding"], model.embedding(ids)[torch.arange(6), mask.sum(1) - 1].detach())
+    raw = extract(model, [batch], "embedding", reduce=None)["embedding"]
+    assert torch.equal(raw, model.embedding(ids)) and raw[0, 3:].all()
+    extract(model, [batch], "embedding", reduce=torch.relu)
+
+
+def test_transforms_of_torch_func_are_refused_in_one_sentence() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(10, 4)
+    with FeatureTap(net, "0"), pytest.raises(ValueError, match=r"inside a transform of torch\.func, such as"):
+        torch.func.vmap(net)(x)

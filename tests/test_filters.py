@@ -23,7 +23,9 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
+from companion.blocks import without_blocks
 from companion.models import digits_net, mlp, resnet20, vgg16_bn
 from companion.pruning import (
     channel_norms,
@@ -378,6 +380,65 @@ def test_what_cannot_go_exactly_is_held_and_the_rest_goes(name: str) -> None:
         assert any(re.search(why, reason) for reason in held.values())
 
 
+def odd_is_padded(m: nn.Module, x: Tensor) -> Tensor:
+    up = F.interpolate(F.max_pool2d(x, 2), scale_factor=2)
+    return torch.cat([x, F.pad(up, (0, x.shape[3] - up.shape[3], 0, x.shape[2] - up.shape[2]))], 1)
+
+
+class PaddedToEven(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)))
+
+
+def strided(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 3, 2, 1)
+
+
+PADDED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "by the network": (lambda: Around(odd_is_padded, width=12), "would not read a constant"),
+    "by a layer": (lambda: Around(lambda m, x: m.cv(x), cv=PaddedToEven(6, 6, 2, 2)), "another one: its outputs"),
+    "where it is longer": (lambda: Around(lambda m, x: m.cv(strided(x)), cv=PaddedToEven(6, 6, 2, 2)), "another one"),
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_removal_is_exact_at_sizes_that_are_padded_and_the_example_is_not(name: str) -> None:
+    make, why = PADDED[name]
+    torch.manual_seed(0)
+    model = randomize(make()).eval()
+    smaller, report = prune_filters(model, torch.randn(2, 3, 18, 18), norm="l2", relative="rank", threshold=0.45,
+                                    repeats=0)  # fmt: skip
+    assert re.search(why, report.held["first.0"]) and len(report.zeroed["then.0"]) == 4 and report.error < 1e-12
+    zeroed = zero_filters(model, report.zeroed)
+    assert all(distance(zeroed, smaller, torch.randn(2, 3, *size)) < 1e-5 for size in ((19, 18), (21, 23), (30, 17)))
+
+
+@pytest.mark.parametrize("size", [(8,), (3, 8, 8)])
+def test_a_size_that_the_network_refuses_is_not_asked_for(size: tuple[int, ...]) -> None:
+    flat = math.prod(size)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(flat, 6), nn.ReLU(), nn.Linear(6, 2))
+    _, report = prune_filters(model, torch.randn(2, *size), parameters=0.6, repeats=0)
+    assert report.error < 1e-12 and report.held == {"3": "the network returns it"}
+
+
+def test_no_longer_text_is_read_where_a_table_of_positions_may_end() -> None:
+    class Text(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.places = nn.Embedding(20, 8), nn.Embedding(12, 8)
+            self.body = nn.Sequential(nn.Conv1d(8, 8, 3), nn.ReLU(), nn.Conv1d(8, 8, 3))
+            self.last, self.lengths = nn.Linear(8, 4), set[int]()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.lengths.add(x.shape[1])
+            x = self.words(x) + self.places(torch.arange(x.shape[1], device=x.device))
+            return self.last(self.body(x.transpose(1, 2)).amax(2))
+
+    model = Text()
+    _, report = prune_filters(model, torch.randint(20, (2, 12)), parameters=0.8, repeats=0)
+    assert model.lengths == {11, 12} and report.error < 1e-12
+
+
 def test_what_a_layer_read_is_measured_before_another_overwrites_it() -> None:
     class Overwriting(nn.Module):
         def __init__(self) -> None:
@@ -560,6 +621,42 @@ def test_a_plan_of_another_network_is_refused() -> None:
         rebuild(nn.Sequential(nn.Conv2d(2, 2, 1)), plan(nn.Sequential(nn.Linear(2, 2))))
 
 
+@pytest.mark.parametrize("kind", ["compiled", "checkpointed"])
+def test_wrapped_parts_are_named_as_bare_ones(kind: str) -> None:
+    def wrapped(model: nn.Module) -> Any:
+        for i, block in enumerate(model.layer1):
+            model.layer1[i] = torch.compile(block) if kind == "compiled" else checkpoint_wrapper(block)
+        return model
+
+    torch.manual_seed(0)
+    model, x = resnet20(width=4), torch.randn(2, 3, 8, 8)
+    expected, _ = prune_filters(model, x, threshold=0.45, relative="rank", layers="layer1.*.conv1", repeats=0)
+    with torch.compiler.set_stance("force_eager"):
+        smaller, report = prune_filters(
+            wrapped(model), x, threshold=0.45, relative="rank", layers="layer1.*.conv1", repeats=0
+        )
+        assert len(report.zeroed) == 3 and plan(smaller) == plan(expected)
+        for original in (resnet20(width=4), wrapped(resnet20(width=4))):
+            again = rebuild(original, plan(smaller))
+            assert plan(again) == plan(smaller)
+            again.load_state_dict(
+                (expected if type(original.layer1[0]) is type(expected.layer1[0]) else smaller).state_dict()
+            )
+            assert distance(again, smaller, x) == 0
+
+
+def test_a_network_of_computed_weights_without_blocks_is_rebuilt_as_it_is() -> None:
+    def network() -> nn.Module:
+        model = digits_net(width=4, blocks=2)
+        nn.utils.parametrizations.weight_norm(model.layer1[0].conv1)
+        return model
+
+    shorter = without_blocks(network(), "layer1.1")
+    again = rebuild(network(), json.loads(json.dumps(plan(shorter))))
+    again.load_state_dict(shorter.state_dict())
+    assert distance(again, shorter, torch.randn(2, 1, 8, 8)) == 0
+
+
 def test_a_grouped_network_without_biases_is_rebuilt() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 8, 3, groups=8, bias=False), nn.BatchNorm2d(8),
                           nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 2))  # fmt: skip
@@ -588,6 +685,12 @@ def test_weights_that_are_computed_are_pruned_as_they_are(how: str) -> None:
     assert distance(model, smaller, x) < 1e-5 and torch.allclose(model(x), y)
     assert report.zeroed == ({"linear2": sorted(report.zeroed["linear2"])} if how == "torch's pruning" else {})
     assert len(report.zeroed.get("linear2", [])) == (3 if how == "torch's pruning" else 0)
+    fresh = mlp([4, 8, 6, 2])
+    make[how](fresh.linear2)
+    for original in (fresh, model):
+        again = rebuild(original, json.loads(json.dumps(plan(smaller))))
+        again.load_state_dict(smaller.state_dict())
+        assert torch.equal(again.eval()(x), smaller.eval()(x))
     for refused in (lambda: zero_filters(model, {"linear2": [0]}), lambda: couple(model, x)):
         with pytest.raises(ValueError, match=r"\['linear2'\] compute their weights"):
             refused()

@@ -15,6 +15,7 @@ from torchvision.models import resnet18, resnet50, vit_b_16
 
 from companion import flow, models
 from companion.features import FeatureTap, extract
+from companion.regularizers import FeatureFlow
 
 
 # --------------------------------------------------------------------------------------------------------- closed forms
@@ -346,3 +347,39 @@ def test_trajectories_of_networks(name, before_relu):
 def test_a_vision_transformer_has_one_trajectory():
     path = flow.trajectory(vit_b_16(num_classes=10, image_size=32), torch.randn(2, 3, 32, 32))
     assert len(path.stages) == 1 and path.length.shape == (11, 2)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_path_without_numbers_is_neither_straight_nor_at_rest(value):
+    net = nn.Sequential(*[layer for _ in range(4) for layer in (nn.Linear(4, 4), nn.Identity())])
+    layers, x = ["1", "3", "5", "7"], torch.randn(5, 4)
+    x[2] = value
+    path = flow.trajectory(net, x, layers)
+    for found in (path.angle, path.straightness):
+        assert found[:, 2].isnan().all() and found[:, [0, 1, 3, 4]].isfinite().all()
+    penalty = FeatureFlow(net.train(), length=0.0, curvature=1.0, variant="journal", layers=layers)
+    net(x)
+    assert penalty().isnan()
+
+
+def test_padding_does_not_count():
+    class Sentences(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.blocks = nn.Embedding(9, 8), nn.ModuleList([nn.Linear(8, 8) for _ in range(3)])
+
+        def forward(self, input_ids, attention_mask=None):
+            x = self.embedding(input_ids)
+            for block in self.blocks:
+                x = x + block(x).tanh()
+            return x
+
+    model, words, lengths = Sentences(), torch.randint(9, (6, 5)), torch.arange(6)[:, None] % 4 + 2
+    paths = []
+    for tokens in (5, 9):
+        batch = {"input_ids": F.pad(words, (0, tokens - 5)), "attention_mask": (torch.arange(tokens) < lengths).long()}
+        paths.append(flow.trajectory(model, [batch], "blocks.*"))
+    for name in ("size", "length", "curvature", "angle", "straightness"):
+        torch.testing.assert_close(getattr(paths[0], name), getattr(paths[1], name))
+    kept = flow.trajectory(model, words[:1, :2], "blocks.*")  # the first sentence has two words
+    torch.testing.assert_close(paths[0].length[:, :1], kept.length)

@@ -280,3 +280,13 @@ def test_gates_close_on_what_is_not_needed() -> None:
 def test_refuses(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_an_estimate_leaves_the_generators_of_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.manual_seed` would seed them all, and only the CPU's state is given back."""
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    x = torch.randn(400, 1, generator=torch.Generator().manual_seed(0))
+    one, two = (float(variational_bound(x, x + 1, steps=3, batch=16, seed=3)) for _ in range(2))
+    assert one == two and not seeded and torch.equal(before, torch.get_rng_state())

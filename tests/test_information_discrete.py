@@ -205,7 +205,7 @@ def test_symbols_that_are_nearly_all_different_warn() -> None:
         (lambda: discrete_mutual_information(torch.arange(3), torch.arange(4)), "3 rows and y 4"),
         (lambda: bin_edges(torch.randn(9, 1), 1), "bins=1"),
         (lambda: bin_index(torch.randn(9, 2), [torch.zeros(1)]), "1 lists of edges for 2"),
-        (lambda: fixed_edges(1, 5, 1, 0), "low < high"),
+        (lambda: fixed_edges(1, 5, 1, 0), "low must be below high"),
     ],
 )
 def test_refuses(call: Callable[[], Any], message: str) -> None:
@@ -221,3 +221,19 @@ def test_any_symbols_give_a_finite_entropy(symbols: list[int]) -> None:
         value = float(discrete_entropy(torch.tensor(symbols), correction=correction))
         assert math.isfinite(value)
         assert correction != "plug-in" or -1e-9 <= value <= math.log(len(set(symbols))) + 1e-9
+
+
+def test_binning_takes_one_column_of_integers_for_classes() -> None:
+    """Whatever the classes are called: quantiles of their names would say nothing of them."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 40, (4000,), generator=generator)
+    x = (y % 4).float()[:, None] + 0.01 * torch.randn(4000, 1, generator=generator)
+    names = torch.randperm(40, generator=generator)
+    found = [
+        float(mutual_information(x, labels, "binning", bins=4).value) for labels in (y, names[y], names[y][:, None])
+    ]
+    assert found == pytest.approx([math.log(4)] * 3, abs=0.1)  # bins of equal mass cut the groups a little
+    assert found[1:] == pytest.approx(found[:1] * 2)
+    assert float(mutual_information(y, names[y], "binning").value) == pytest.approx(math.log(40), abs=0.1)
+    counts = torch.randint(0, 1000, (500, 3), generator=generator)  # several columns are numbers
+    assert mutual_information(counts, counts[:, :1].float(), "binning", bins=4).value > 1

@@ -100,3 +100,17 @@ def test_refuses() -> None:
         VIBNet(gated(), beta=-1)
     with pytest.raises(ValueError, match="at least 4"):
         HSICBottleneck(net(), examples=3, layers=nn.Linear)
+
+
+def test_layers_that_ran_outside_a_pass_have_no_input_to_be_compared_with() -> None:
+    model = net()
+    penalty, (x, _) = HSICBottleneck(model, layers=nn.ReLU), batch()
+    for first in (False, True):
+        if first:
+            model(x + 1)
+            penalty()
+        model[:4](x)
+        with pytest.raises(RuntimeError, match="ran outside a forward pass of it"):
+            penalty()
+    model(x)
+    assert penalty() > 0

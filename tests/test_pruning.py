@@ -692,6 +692,26 @@ def test_a_state_of_another_model_is_refused() -> None:
         RandomPruning(net(), None, 0.5).load_state_dict(RandomPruning(digits_net(), None, 0.5).state_dict())
 
 
+@pytest.mark.parametrize("density", ["global", *DENSITIES])
+@pytest.mark.parametrize("grain", ["weight", "row"])
+def test_what_is_gone_stays_gone(density: str, grain: Any) -> None:
+    """Under a schedule that falls, between densities, and where rounding moves a weight from layer to layer."""
+    model = net()
+    masks = Masks(model, None, dense="7", grain=grain)
+    model[3].weight.data[0] = torch.nan  # scores last, yet is not gone
+    masks.prune(0.4, "global", lambda weight: weight.abs())
+    units = sum(mask.numel() for mask in masks._masks.values())
+    for sparsity in (0.42, 0.43, 0.3, 0.5, 0.52, 0.45):
+        before, gone = masks.masks, units - sum(masks.alive.values())
+        masks.prune(sparsity, density)
+        after, counts = masks.masks, {name: int((mask != 0).sum()) for name, mask in masks._masks.items()}
+        assert not any(bool((after[name] & ~before[name]).any()) for name in after)
+        assert counts == masks.alive
+        if grain == "weight":
+            assert units - sum(counts.values()) == max(gone, round(sparsity * units))
+    assert after["7"].all()
+
+
 # ------------------------------------------------------------------------------------------------------- lottery ticket
 def digits_batches(examples: int = 128) -> DeviceLoader:
     return DeviceLoader(digits("train").subset(range(examples)), 32)
@@ -761,6 +781,36 @@ def test_lottery_ticket_goes_on_where_it_stopped() -> None:
     resumed, _ = run(None, state)
     assert same(whole.masks, resumed.masks)
     assert same(whole.model.state_dict(), resumed.model.state_dict())
+
+
+@pytest.mark.parametrize("killed_at", [1, 3])
+@pytest.mark.parametrize("rewind", [0, 2])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_lottery_ticket_begins_an_interrupted_dense_training_anew(killed_at: int, rewind: int, fresh: bool) -> None:
+    def ticket(seed: int, killed_at: int | None = None) -> LotteryTicket:
+        def train_ticket(model: nn.Module, masked: Callable[[Any], Masks]) -> dict[str, Tensor]:
+            optimizer = torch.optim.SGD(model.parameters(), 0.05)
+            sparsity = masked(optimizer)
+            for _ in range(4):
+                if sparsity.steps == killed_at:
+                    raise InterruptedError
+                train(model, optimizer, sparsity, 1)
+            return copy.deepcopy(model.state_dict())
+
+        torch.manual_seed(seed)
+        return LotteryTicket(net(), train_ticket, 0.5, levels=1, rewind=rewind)
+
+    whole, stopped, again = ticket(0), ticket(0, killed_at), ticket(fresh)
+    expected = whole.run()
+    with pytest.raises(InterruptedError):
+        stopped.run()
+    if fresh:
+        again.load_state_dict(copy.deepcopy(stopped.state_dict()))
+    else:
+        stopped.train, again = again.train, stopped
+    outcomes = again.run()
+    assert same(dict(enumerate(outcomes)), dict(enumerate(expected)))
+    assert same(again.masks, whole.masks) and same(again.start, whole.start) and again.initial is None
 
 
 def test_lottery_levels_and_a_rewind_that_never_comes() -> None:
@@ -889,6 +939,29 @@ def test_random_masks_on_weights_that_are_sparse_already_are_refused() -> None:
         RandomPruning(model, None, 0.9)
     smaller = MagnitudePruning(model, None, 0.95)  # takes the zeros first, as it should
     assert alive(model) == sum(smaller.alive.values()) == WEIGHTS - round(0.95 * WEIGHTS)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("grain", ["weight", "row"])
+def test_a_masked_weight_is_zero_whatever_the_optimizer_made_of_it(
+    bad: float, dtype: torch.dtype, grain: Any, device: torch.device
+) -> None:
+    model = net(device).to(dtype)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    sparsity = MagnitudePruning(model, optimizer, 0.6, grain=grain)
+    set_gradients(model)
+    weights, gone = sparsity.weights["3"], ~sparsity.masks["3"]
+    assert weights.grad is not None
+    weights.grad[gone] = bad
+    optimizer.step()
+    expected = torch.where(gone, 0, weights.detach())
+    sparsity.step()
+    assert torch.equal(weights, expected) and gone.any()
+    assert not any(optimizer.state[weights][key][gone].any() for key in ("exp_avg", "exp_avg_sq"))
+    weights.data[~gone] = bad  # what is alive is not hidden
+    sparsity.step()
+    assert not weights[~gone].isfinite().any()
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -1037,6 +1110,14 @@ def test_dst_keeps_its_weights_when_the_optimizer_took_no_step() -> None:
     before = copy.deepcopy(sparsity.latent)
     sparsity.step()  # as after a float16 overflow
     assert same(sparsity.latent, before)
+
+
+def test_dst_masks_what_is_not_a_number() -> None:
+    model = net()
+    sparsity = DST(model, OPTIMIZERS["sgd"](model), alpha=0.1)
+    sparsity.latent["3"][0, 0] = torch.nan
+    sparsity.apply()
+    assert not sparsity.masks["3"][0, 0].any() and not model[3].weight[0, 0].any()
 
 
 def test_dst_layers_cannot_die_and_steps_cannot_be_forgotten() -> None:

@@ -529,3 +529,28 @@ def test_every_claim_names_its_chapter_and_its_tests_are_registered():
                 assert any(
                     run.method == method and run.sparsity == c.sparsity for run in EXPERIMENTS[name].runs(c.tier)
                 )
+
+
+def test_the_number_of_seeds_is_raised_by_the_spread_alone():
+    """C1's rule: after ten seeds, by their deviation; shifting every difference changes nothing, and never lowered."""
+    hypothesis = THIRD["specificity"]["C1"]
+    (finding,) = hypothesis.findings
+
+    def made(shift: float, spread: float, seeds: int) -> records.Records:
+        def net(method: str, seed: int, correct: float) -> Record:
+            level = {"sparsity": 0.9, "pruned": {"test": {"correct": correct, "examples": 100}}}
+            return Record(Run("specificity", "laptop", method, seed), {"weights": [level]}, [], {}, {})
+
+        drawn = np.random.default_rng(0).normal(size=seeds)
+        drawn = shift + spread * (drawn - drawn[:10].mean()) / drawn[:10].std(ddof=1)
+        sides = [net(finding.method, seed, 50 + d) for seed, d in enumerate(drawn)]
+        sides += [net(finding.baseline, seed, 50.0) for seed in range(seeds)]
+        missing = [Run("specificity", "laptop", finding.method, seed) for seed in range(seeds, 20)]
+        return records.Records(sides, missing)
+
+    assert results.raised(hypothesis, made(0.0, 1.0, 9)) == ""
+    told = results.raised(hypothesis, made(0.0, 1.0, 10))
+    assert "1.00 points" in told and told.endswith("20 are run.") and "takes 11 seeds" in told
+    assert results.raised(hypothesis, made(7.0, 1.0, 14)) == told, "neither the mean nor later seeds play a part"
+    assert results.raised(hypothesis, made(0.0, 1.7, 10)).endswith("27 are run.")
+    assert results.raised(hypothesis, made(0.0, 3.0, 10)).endswith("30 are run.")

@@ -20,7 +20,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from companion import _files
 from companion.data import DeviceLoader, Images
+from companion.models import digits_net
 from companion.pruning import DST, GraNet
+from companion.regularizers import FeatureFlow
 from companion.training import (
     History,
     adamw,
@@ -177,6 +179,31 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path,
 def test_a_finished_run_returns_its_result_without_training(tmp_path: Path) -> None:
     whole = run(tmp_path / "run.pt")
     assert_equal(run(tmp_path / "run.pt", before_step=stop_at(1)), whole)
+
+
+def test_feature_flow_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """A new tap copies outputs in its first pass: gradients are to be summed in the same order as later on."""
+    data = TensorDataset(torch.randn(96, 1, 8, 8), torch.arange(96) % 10)
+
+    def train(path: Path | None = None, stop: int | None = None) -> dict[str, Tensor]:
+        seed_everything(0)
+        model = digits_net(width=4)
+
+        def on_epoch(record: Any) -> None:
+            if record["epoch"] == stop:
+                raise Stop
+
+        loader = DataLoader(data, 16, shuffle=True, generator=torch.Generator().manual_seed(1))
+        fit(
+            model, loader, sgd(model, 0.05), epochs=3, penalty=FeatureFlow(model, 0.1, 0.1), checkpoint=path,
+            on_epoch=on_epoch, progress=False,
+        )  # fmt: skip
+        return model.state_dict()
+
+    with pytest.raises(Stop):
+        train(tmp_path / "run.pt", stop=2)
+    resumed, whole = train(tmp_path / "run.pt"), train()
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
 # ------------------------------------------------------------------------------------------------------------ kill −9

@@ -48,6 +48,7 @@ from companion.similarity import (
     rbf_kernel,
     u_center,
 )
+from companion.similarity._cka import _ratio
 from companion.similarity._fast import CenteredGram
 
 both_estimators = pytest.mark.parametrize("unbiased", [True, False], ids=["unbiased", "biased"])
@@ -1138,7 +1139,11 @@ def test_state_dict(kind: Any) -> None:
     metric = feed(kind("012"), data)
     metric.persistent(True)
     assert metric.state_dict()["examples"] == 17
-    assert all(value.dtype == torch.float64 for name, value in metric.state_dict().items() if name != "examples")
+    assert all(
+        value.dtype == torch.float64
+        for name, value in metric.state_dict().items()
+        if name not in ("examples", "pending")
+    )
 
 
 @pytest.mark.parametrize("kind", METRICS)
@@ -1540,3 +1545,71 @@ def test_cka_needs_neither_torchmetrics_nor_pandas() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["set()", "True"]
+
+
+def test_nan_stays_nan_in_a_ratio_and_a_dead_layer_is_zero() -> None:
+    own = torch.tensor([1.0, 0.0, torch.nan], dtype=torch.double)
+    cross = torch.outer(own, own)
+    found = _ratio(cross, own, own)
+    assert found[0, 0] == 1 and found[1, :2].eq(0).all() and found[0, 1] == 0
+    assert found[0, 2].isnan() and found[2, 2].isnan()
+    x = torch.randn(8, 5)
+    x[3, 2] = torch.nan
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3))
+    penalty = CKASparsity(model, 1.0, layers=nn.Linear, pairs="all", examples=None, every=1)
+    model(x)
+    assert penalty().isnan(), "not 0: training would go on with it"
+
+
+@pytest.mark.parametrize("kind", [ExactCKA, MinibatchCKA])
+def test_a_streaming_estimate_goes_on_from_its_state_dict(kind: type) -> None:
+    """torchmetrics' own checkpointing; a small batch is waiting when it is written."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        {"a": (a := torch.randn(n, 5, generator=generator)), "b": a[:, :3] + torch.randn(n, 3, generator=generator)}
+        for n in (10, 7, 3, 30, 2)
+    ]
+    whole, first, second = (kind(["a", "b"]) for _ in range(3))
+    for batch in batches:
+        whole.update(batch)
+    for metric in (first, second):
+        metric.persistent(True)
+    for batch in batches[:3]:
+        first.update(batch)
+    second.load_state_dict(first.state_dict())
+    torch.testing.assert_close(second.compute(), first.compute())
+    for batch in batches[3:]:
+        second.update(batch)
+    torch.testing.assert_close(second.compute(), whole.compute())
+    assert not kind(["a", "b"]).state_dict(), "not persistent: nothing in a model's state"
+
+
+def test_complex_features_are_refused_wherever_they_enter() -> None:
+    x = torch.randn(10, 4, dtype=torch.cfloat)
+    for call in (
+        lambda: gram(x),
+        lambda: gram(x, "rbf"),
+        lambda: cka(x, x),
+        lambda: ExactCKA(["a"]).update({"a": x}),
+        lambda: MinibatchCKA(["a"]).update({"a": x}),
+    ):
+        with pytest.raises(ValueError, match="complex; give real and imaginary parts"):
+            call()
+
+
+def test_each_of_two_models_has_its_own_part_of_select() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(4, 8, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.rnn(x)[0]
+
+    one, two = Recurrent(), nn.Sequential(nn.Linear(4, 8))
+    x = torch.randn(30, 5, 4)
+    select = {"rnn": lambda output: output[0]}
+    table = cka_map(one, x, "rnn", other=two, other_layers="0", select=select)
+    assert table.shape == (1, 1) and 0 < abs(float(table.iloc[0, 0])) <= 1
+    with pytest.raises(ValueError, match=r"select='lstm' is unknown; use one of \['rnn', '0'\]"):
+        cka_map(one, x, "rnn", other=two, other_layers="0", select={"lstm": lambda output: output[0]})

@@ -391,3 +391,18 @@ def test_whether_a_penalty_acted(values, state) -> None:
 def test_not_significant_is_not_the_same_as_nothing() -> None:
     few = mean([-0.05, 0.04, 0.01])
     assert few.p_value > 0.05 and acted(few, 0.02) == "unclear"
+
+
+@pytest.mark.parametrize("margin", [1.0, 0.8, 0.66, 0.6])
+def test_the_seeds_that_equivalence_alone_takes(margin: float) -> None:
+    """So many pairs, and no fewer, find equivalence four times out of five if there is no difference."""
+    unit = Mean(0.3, half=float(stats.t.ppf(0.975, 9)) / math.sqrt(10), count=10)  # deviation 1; the mean plays no part
+
+    def share(count: int) -> float:
+        drawn = np.random.default_rng(count).normal(size=(40_000, count))
+        half = stats.t.ppf(0.95, count - 1) * drawn.std(1, ddof=1) / math.sqrt(count)
+        return float((abs(drawn.mean(1)) + half < margin).mean())
+
+    count = unit.deciding(margin, effect=False)
+    assert share(count) > 0.79 and share(count - 1) < 0.81
+    assert count <= unit.deciding(margin)

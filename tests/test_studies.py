@@ -369,7 +369,8 @@ def test_every_hypothesis_of_a_study_reads_its_records(study, place):
     for name, found in judged.items():
         assert found.findings and all(finding.mean is not None for finding in found.findings), name
         assert found.verdict in ("supported", "refuted", "not refuted") or "mean" in found.verdict
-        assert f"| {name}" in (ROOT / PAGE).read_text() or study.name == "hosts_again"  # its page has no table
+        stands = "Primary: the change of accuracy under CKA-SR" if study.name == "hosts_again" else f"| {name}"
+        assert stands in (ROOT / PAGE).read_text()  # `hosts_again` has a sentence in place of a table
     assert "not run" not in {word for found in judged.values() for word in found.said}
 
 

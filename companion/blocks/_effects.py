@@ -220,7 +220,7 @@ def _table(parts: dict[str, list[Tensor]], undefined: dict[str, str], confidence
         sums.append(whole.sum(0))  # n times the HSICs of each batch of n
         left = sums[-1] - sizes * whole + (sizes - 1) * each
         norm = (left[:, 1].clamp(min=0) * left[:, 2].clamp(min=0)).sqrt()
-        left_out = torch.where(norm > 0, left[:, 0] / norm, 0)
+        left_out = torch.where(norm == 0, 0, left[:, 0] / norm)
         means.append(numbers[:, :3].mean(0))
         errors.append(torch.cat([left_out.var()[None] * (n - 1) ** 2 / n, numbers[:, :3].var(0) / n]).sqrt())
     cross, own, other = torch.stack(sums, 1)

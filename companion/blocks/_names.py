@@ -90,13 +90,18 @@ def stages(shapes: Mapping[str, torch.Size]) -> list[list[str]]:
 
 
 # ------------------------------------------------------------------------------------------------------- by their names
+def _plain(name: str) -> str:
+    """A name without what wrappers write into it; what DistributedDataParallel writes stands in front."""
+    return bare_name(name).removeprefix("module.")
+
+
 def stage_of(name: str) -> str | None:
     """The stage that a block, or a layer in it, belongs to by its name; None where names do not tell.
 
     >>> [stage_of(name) for name in ("layer10.3", "layer2.0.conv1", "module.features.1.0", "features.relu1_1", "fc")]
     ['layer10', 'layer2', 'features.1', None, None]
     """
-    found = STAGED.match(bare_name(name))
+    found = STAGED.match(_plain(name))
     return found[1] if found else None
 
 
@@ -115,7 +120,7 @@ def label(name: str) -> str:
     >>> [label(name) for name in ("relu", "layer1.0", "linear")]
     ['stem', 'layer1.0', 'logits']
     """
-    name = bare_name(name)
+    name = _plain(name)
     return ROLES.get(name, name)
 
 

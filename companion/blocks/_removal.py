@@ -130,8 +130,9 @@ def remove_blocks(
     """A copy of a network without the `count` blocks that a score finds easiest to miss; and these, with their scores.
 
     Args:
-        score: a column of `block_effects`, smallest first, of "cka" and "cosine" largest first; a number for each
-            block, smallest first; or a function of the network without the block (its accuracy), largest first.
+        score: a column of `block_effects`, smallest first, of "cka" and "cosine" largest first, the mean over the calls
+            of a block; a number for each block, smallest first; or a function of the network without the block (its
+            accuracy), largest first.
         data: for `block_effects`, and to see what a block takes and gives, see `without_blocks`.
         blocks: those that may go; None: all of `find_blocks` that can.
         greedy: score those that are left again after each removal; else the scores in the whole network decide at once.
@@ -173,7 +174,9 @@ def remove_blocks(
             return pd.Series({name: -score(without([*gone, name])) for name in progress(left, "blocks")})
         if isinstance(score, str):
             network = without(gone) if gone else model
-            return SCORES[score] * block_effects(network, data, left, forward=forward)[score]  # type: ignore[arg-type]
+            effects = block_effects(network, data, left, forward=forward)[score]  # type: ignore[arg-type]
+            block = [name if name in left else name.rpartition("#")[0] for name in effects.index]  # of a later call
+            return SCORES[score] * effects.groupby(block, sort=False).mean()
         one_of(**{f"score of {name}": (name, score.keys()) for name in left})
         return pd.Series({name: score[name] for name in left}, dtype=float)
 

@@ -72,7 +72,8 @@ class DeviceLoader(Epochs):
     Args:
         images: the data set; moved to `device`.
         batch_size: examples of a batch, all ranks together.
-        shuffle: draw a new order for each epoch.
+        shuffle: draw an order for each `epoch`; in a loop of your own set that before each pass, or take another
+            `seed`: two passes over the same epoch are the same.
         augment: crop and mirror at random, as torchvision's `RandomCrop(size, padding)` and `RandomHorizontalFlip()`.
         padding: pixels of black border on each side for the crop; 0: no crop.
         flip: whether augmentation mirrors every other image; no for digits, whose mirror images are none.

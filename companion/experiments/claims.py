@@ -394,7 +394,7 @@ HOSTS: Mapping[str, tuple[str, tuple[float, ...], str, str]] = {  # experiment �
 }
 IDENTITY = ("cka_sr", "aug_cka_sr")
 FLOW = ("ffr_length", "ffr_curvature", "ffr_length_curvature")
-PRUNED = "accuracy after pruning"  # the quantity
+PRUNING = "accuracy after pruning"  # the quantity
 DENSE = ("dense_penalties", "dense_penalties_again")  # two rounds of one experiment: pooled
 
 
@@ -436,7 +436,7 @@ def _swept(reading: Reading = quantities.percent, quantity: str = "accuracy") ->
 def _pruned(methods: Iterable[str], baseline: str = "none", levels: Iterable[float] = (0.8, 0.9)) -> list[Comparison]:
     """Penalties of dense nets, once most of the weights are gone."""
     return [
-        _dense(m, f"weights pruned to {_short(s)}", quantities.after_pruning(s), PRUNED, baseline=baseline)
+        _dense(m, f"weights pruned to {_short(s)}", quantities.after_pruning(s), PRUNING, baseline=baseline)
         for m in methods
         for s in levels
     ]
@@ -450,7 +450,7 @@ def _removed(method: str) -> list[Comparison]:
     if method in penalties.TINY_PENALISED:
         places["dense_penalties_tiny",] = "20 classes of Tiny ImageNet"
     return [
-        _dense(method, f"{place}, {share} of the MACs", quantities.after_removal(macs), PRUNED, experiments)
+        _dense(method, f"{place}, {share} of the MACs", quantities.after_removal(macs), PRUNING, experiments)
         for experiments, place in places.items()
         for share, macs in (("½", 0.5), ("¼", 0.25))
     ]

@@ -66,6 +66,19 @@ class Tier:
 PLAIN: Mapping[str, Any] = {"precision": "float32", "channels_last": False, "compile": False, "workers": 0}
 
 
+def _device() -> torch.device:
+    import torch  # here, because plans alone need none of it
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _work() -> Path:
+    try:
+        return Path(os.environ.get("COMPANION_WORK") or Path.home() / ".cache/companion/work")
+    except RuntimeError as error:
+        raise ValueError(f"no folder for runs in progress ({error}): set COMPANION_WORK") from error
+
+
 @dataclass(frozen=True)
 class Workplace:
     """Where and how runs are made; nothing here changes their result beyond rounding.
@@ -78,28 +91,15 @@ class Workplace:
         how: how runs are computed, over what the tier says: keys of `HOW`.
     """
 
-    device: torch.device = field(default_factory=lambda: _device())
+    device: torch.device = field(default_factory=_device)
     data: Path | None = None
-    work: Path = field(default_factory=lambda: _work())
+    work: Path = field(default_factory=_work)
     progress: bool = False
     how: Mapping[str, Any] = field(default_factory=dict)
 
     def computing(self) -> dict[str, Any]:
         """How runs are computed here: plainly, unless `how` says otherwise."""
         return {**PLAIN, **self.how}
-
-
-def _device() -> torch.device:
-    import torch  # here, because plans alone need none of it
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _work() -> Path:
-    try:
-        return Path(os.environ.get("COMPANION_WORK") or Path.home() / ".cache/companion/work")
-    except RuntimeError as error:
-        raise ValueError(f"no folder for runs in progress ({error}): set COMPANION_WORK") from error
 
 
 class Outcome(NamedTuple):

@@ -201,10 +201,10 @@ class Mean:
             farthest *= 2
         return self.deviation * float(optimize.brentq(short, 0, farthest))
 
-    def deciding(self, within: float, power: float = 0.8) -> float:
+    def deciding(self, within: float, power: float = 0.8, *, effect: bool = True) -> float:
         """How many seeds would decide: the smallest number at which a single test finds, with this probability, a true
-        effect of ±`within`, and two one-sided tests (TOST at .05) find equivalence if there is no effect. The true
-        deviation is taken to be `deviation`; infinite where there is no interval."""
+        effect of ±`within` (not asked for with `effect=False`), and two one-sided tests (TOST at .05) find equivalence
+        if there is no effect. The true deviation is taken to be `deviation`; infinite where there is no interval."""
         between(0, math.inf, open_low=True, open_high=True, within=within)
         between(0.5, 1, open_high=True, power=power)
         if not self.df:
@@ -215,10 +215,10 @@ class Mean:
         def found(count: int) -> float:
             """The smaller of the two probabilities, by noncentral t."""
             df, shift = count - 1, within * math.sqrt(count) / self.deviation
-            effect = stats.nct.sf(stats.t.ppf((1 + self.level) / 2, df), df, shift)
+            some = stats.nct.sf(stats.t.ppf((1 + self.level) / 2, df), df, shift) if effect else 1.0
             margin = stats.t.ppf(0.95, df)
             none = stats.nct.sf(margin, df, shift) - stats.nct.sf(-margin, df, -shift)
-            return float(min(effect, none))
+            return float(min(some, none))
 
         high = 2
         while found(high) < power:

@@ -12,9 +12,11 @@ Chapter *Measuring information* derives the bias.
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -28,6 +30,7 @@ from companion.information.estimates import (
     continuous,
     discrete,
     estimate,
+    is_discrete,
     mean_error,
     same_rows,
     scale,
@@ -265,16 +268,25 @@ def bin_index(
     return torch.stack(columns, 1)
 
 
+def _codes(x: Any, name: str, bins: int) -> Tensor:
+    """Bins of each column; the labels of one column of classes, whose order and distances mean nothing."""
+    if is_discrete(x) and math.prod(np.shape(x)[1:]) == 1:
+        return discrete(x, name)[0]
+    x = continuous(x, name).detach()
+    return bin_index(x, bin_edges(x, bins))
+
+
 @ESTIMATORS.register("binning", title="binning", x="any", y="any", bound="neither", finite=False)
 def binned(
-    x: Float[Tensor, "examples *p"],
-    y: Float[Tensor, "examples *q"],
+    x: Shaped[Tensor, "examples *p"],
+    y: Shaped[Tensor, "examples *q"],
     *,
     bins: int = 10,
     correction: str = "grassberger",
     unit: str = "nats",
 ) -> Estimate:
-    """I between x and y cut into bins that are learned from the data, column by column.
+    """I between x and y cut into bins that are learned from the data, column by column. One column of integers are
+    classes, each a bin of its own.
 
     Binning can only lose information, so the binned variables' true information is a lower bound; with few examples
     for each pair of bins the estimate of it is too large. The value depends on `bins` either way.
@@ -289,9 +301,7 @@ def binned(
     >>> f"{binned(x, x, bins=8, unit='bits').value:.1f}"  # eight bins of equal mass
     '3.0'
     """
-    x, y = continuous(x).detach(), continuous(y, "y").detach()
-    same_rows(x, y)
-    codes = [bin_index(z, bin_edges(z, bins)) for z in (x, y)]
+    codes = [_codes(z, name, bins) for z, name in ((x, "x"), (y, "y"))]
     found, pairs = _information(codes[0], codes[1], correction)
     _warn_of_single(len(x), pairs, "pairs of bins", "whether x and y go together")
     assumes = f"{bins} bins of equal mass a column keep what matters, and are few for {len(x)} examples"

@@ -118,8 +118,6 @@ def continuous(x: Any, name: str = "x", *, constant: bool = False) -> Float[Tens
     x = as_tensor(x, name)
     if x.ndim == 0 or x.shape[0] == 0 or x.numel() == 0:
         raise ValueError(f"{name} must be (examples, features) with at least one of each; got shape {tuple(x.shape)}")
-    if x.is_complex():
-        raise ValueError(f"{name} is complex; give real and imaginary parts as two features")
     dtype, x = x.dtype, float64(x[:, None] if x.ndim == 1 else x.flatten(1))
     if not torch.isfinite(x).all():
         rows = (~torch.isfinite(x)).any(1).nonzero()[:, 0]

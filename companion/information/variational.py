@@ -154,7 +154,7 @@ def variational_bound(
     # Standardised by the training part: the critic's first layer expects numbers around 1.
     x, y = (((z - z[fit].mean(0)) / z[fit].std(0).clamp(min=1e-12)).float() for z in (x, y.to(x.device)))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU, too
         critic = Critic(x.shape[1], y.shape[1], hidden).to(x.device)
     optimizer = torch.optim.Adam(critic.parameters(), lr=lr)
 

@@ -75,6 +75,19 @@ def whole(shares: Mapping[str, float]) -> dict[str, int]:
     return counts
 
 
+def within(counts: Mapping[str, int], alive: Mapping[str, int]) -> dict[str, int]:
+    """Counts with the same sum, as far as there is so much, none of them above what is alive.
+
+    >>> within({"conv": 60, "linear": 40}, {"conv": 50, "linear": 90}), within({"conv": 60}, {"conv": 50})
+    ({'conv': 50, 'linear': 50}, {'conv': 50})
+    """
+    most = {name: min(count, alive[name]) for name, count in counts.items()}
+    room = {name: alive[name] - count for name, count in most.items()}
+    excess = min(sum(counts.values()) - sum(most.values()), sum(room.values()))
+    more = whole({name: excess * free / (sum(room.values()) or 1) for name, free in room.items()})
+    return {name: most[name] + more[name] for name in counts}
+
+
 def number_kept(weights: int, sparsity: float) -> int:
     """Of so many weights `round(sparsity · weights)` go; the number that stays."""
     between(0, 1, open_high=True, sparsity=sparsity)

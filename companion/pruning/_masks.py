@@ -19,9 +19,11 @@ from companion._registry import Registry
 from companion._weights import matrices, memory, multiplies, warn_of_the_rest
 from companion.features import Layers, bare_name, find_layers, unwrap
 from companion.pruning._criteria import CRITERIA, top
-from companion.pruning._densities import DENSITIES, number_kept, uniform, whole
+from companion.pruning._densities import DENSITIES, number_kept, uniform, whole, within
 from companion.pruning._plain import refuse_computed
 
+_LOWEST = torch.finfo(torch.float32).min
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a number → a type for its bits
 METHODS: Registry[type] = Registry("method")  # sparse training methods, by the name that people type
 
 
@@ -106,8 +108,11 @@ class Masks:
             )
         self._before: list[tuple[Tensor, Tensor, int]] | None = []  # what was there when the masks were built
         self._cut: list[str] = []  # weights that were sparse already when random masks were built
-        # In the weights' own type, so that one fused multiplication applies them all.
-        self._masks = {name: torch.ones_like(self._units(weight)) for name, weight in self.weights.items()}
+        # Whole numbers as wide as the weights, so that one fused multiplication applies them all.
+        self._masks = {
+            name: torch.ones_like(self._units(weight), dtype=_BITS[weight.element_size()])
+            for name, weight in self.weights.items()
+        }
         self._seen = {name: torch.zeros_like(mask, dtype=torch.bool) for name, mask in self._masks.items()}
         self._alive: dict[str, int] | None = None
         if masks is not None:
@@ -186,7 +191,7 @@ class Masks:
         for name, weight in self.weights.items():
             mask = self._masks[name]
             if mask.shape == weight.shape and mask.stride() != weight.stride():  # the model became channels_last
-                mask = self._masks[name] = torch.empty_like(weight).copy_(mask)
+                mask = self._masks[name] = torch.empty_like(weight, dtype=mask.dtype).copy_(mask)
             state = self.optimizer.state.get(weight, {}) if self.optimizer is not None else {}
             for tensor in (weight, *state.values()):
                 if isinstance(tensor, Tensor) and tensor.shape == weight.shape:
@@ -194,7 +199,8 @@ class Masks:
                     masks.append(mask)
         if self._before == []:
             self._before = [(tensor, tensor.clone(), 0) for tensor in tensors]
-        torch._foreach_mul_(tensors, masks)
+        # As whole numbers: any bits times 0 are 0, while infinity or NaN times 0 would be NaN.
+        torch._foreach_mul_([tensor.view(_BITS[tensor.element_size()]) for tensor in tensors], masks)
         if self._before is not None:
             self._before = [(tensor, before, tensor._version) for tensor, before, _ in self._before]
 
@@ -206,9 +212,10 @@ class Masks:
         """Keep the weights that score highest, until exactly `sparsity` of all are gone.
 
         Args:
-            sparsity: share of all weights that are 0 afterwards, those pruned before included.
-            density: "uniform" or "erk" (each layer its number, see `companion.pruning.axes`), or "global": one
-                comparison across layers.
+            sparsity: share of all weights that are 0 afterwards, those pruned before included; below what is gone
+                already nothing changes, for what is gone does not come back here.
+            density: "uniform" or "erk" (each layer its number, see `companion.pruning.axes`; what a layer no longer
+                has alive the others keep), or "global": one comparison across layers.
             criterion: "random", "magnitude", "gradient", or a function of a weight to scores of its shape.
 
         Raises:
@@ -220,18 +227,22 @@ class Masks:
             if self._cut and self.optimizer is None:
                 raise ValueError(self._is_cut())
         dead = {name: mask.flatten() == 0 for name, mask in self._masks.items()}
-        scores = {name: score.masked_fill(dead[name], -torch.inf) for name, score in self._scores(criterion).items()}
+        scores = self._scores(criterion)
+        if density == "global":
+            scores |= {name: torch.full_like(scores[name], torch.inf) for name in self.dense}
+        for name, score in scores.items():  # what is gone comes after all that is alive, whatever its score
+            scores[name] = score.nan_to_num(_LOWEST, torch.inf, _LOWEST).masked_fill(dead[name], -torch.inf)
         if density == "global":
             sizes = {name: len(score) for name, score in scores.items()}
             uniform({name: (size,) for name, size in sizes.items()}, sparsity, self.dense)  # refuses too much
-            for name in self.dense:
-                scores[name].fill_(torch.inf)
-            chosen = top(torch.cat(list(scores.values())), number_kept(sum(sizes.values()), sparsity))
+            kept = min(number_kept(sum(sizes.values()), sparsity), sum(self.alive.values()))
+            chosen = top(torch.cat(list(scores.values())), kept)
             self.keep(dict(zip(sizes, chosen.split(list(sizes.values())), strict=True)))
             return
         counts = DENSITIES[density]({name: weight.shape for name, weight in self.weights.items()}, sparsity, self.dense)
         if self.grain == "row":
             counts = whole({name: counts[name] * len(weight) / weight.numel() for name, weight in self.weights.items()})
+        counts = within(counts, self.alive)
         self.keep({name: top(score, counts[name]) for name, score in scores.items()}, counts)
 
     @torch.no_grad()

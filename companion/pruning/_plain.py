@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 
+from companion.features import bare_name
+
 
 def computed_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """Each tensor that a module computes before its forward pass: module's name, module, the tensor's name."""
@@ -28,7 +30,7 @@ def computed_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
 
 def refuse_computed(model: nn.Module, layers: Iterable[str]) -> None:
     """What holds or zeros weights cannot do so with those that the next forward pass computes anew."""
-    computed = sorted({name for name, _, _ in computed_weights(model)} & set(layers))
+    computed = sorted({bare_name(name) for name, _, _ in computed_weights(model)} & {*map(bare_name, layers)})
     if computed:
         raise ValueError(
             f"{computed} compute their weights from other parameters: make them plain ones first, by "
@@ -70,3 +72,7 @@ def _settle(module: nn.Module, key: str) -> None:
         remove_weight_norm(module, key)
     else:
         remove_spectral_norm(module, key)
+        for handle, wrapped in list(module._load_state_dict_pre_hooks.items()):  # torch leaves it, and no state loads
+            hook: Any = getattr(wrapped, "hook", wrapped)
+            if type(hook).__name__ == "SpectralNormLoadStateDictPreHook" and hook.fn.name == key:
+                del module._load_state_dict_pre_hooks[handle]

@@ -9,12 +9,12 @@ from contextlib import ExitStack
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from companion._checks import at_least, between
 from companion._registry import Registry
-from companion.features import FeatureTap, unwrap
+from companion.features import FeatureTap, masked, unwrap
 
 Strength: TypeAlias = "float | Callable[[int], float]"
 
@@ -119,9 +119,10 @@ class FeaturePenalty(BasePenalty):
     A subclass gives the constructor a tap and writes `value`. The rest is done here: the hooks keep features only in
     training mode and only where the coming call is due; the value is computed in float32 (float64 for float64
     features) whatever autocast says. Each rank of a process group computes it on its own examples. Where batches are
-    accumulated, one call an optimizer step reads the last of them. Blocks may run under `torch.utils.checkpoint` with
-    `use_reentrant=False`. A deep copy of what holds both the model and the penalty, such as a LightningModule, has a
-    penalty of its own; a copy of the model alone is not penalised.
+    accumulated, one call an optimizer step reads the last of them; a pass in evaluation mode in between takes nothing
+    away. Tokens that an `attention_mask` passed by name rules out do not count. Blocks may run under
+    `torch.utils.checkpoint` with `use_reentrant=False`. A deep copy of what holds both the model and the penalty, such
+    as a LightningModule, has a penalty of its own; a copy of the model alone is not penalised.
 
     Args:
         model: any module; wrapped or compiled too, if the penalty is built before the first compiled call.
@@ -175,9 +176,13 @@ class FeaturePenalty(BasePenalty):
         """The penalty of the tapped features, by layer in order of execution, with its strength."""
         raise NotImplementedError
 
-    def _first(self, x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "n *feature"]:
+    def _first(
+        self, x: Float[Tensor, "examples *feature"], mask: Shaped[Tensor, "examples tokens"] | None = None
+    ) -> Float[Tensor, "n *feature"]:
         # No slice where all are read: its backward pass would write the whole batch once more.
-        return x if self.examples is None else x[: self.examples]
+        if self.examples is not None:
+            x, mask = x[: self.examples], mask if mask is None else mask[: self.examples]
+        return masked(x, mask)
 
     def _due(self) -> bool:
         """Asked at each tapped layer: keep its features?"""
@@ -188,7 +193,8 @@ class FeaturePenalty(BasePenalty):
         # forward pass must be computed again, or autograd misses what it needs.
         if torch._C._current_graph_task_id() != -1:
             return self._stored
-        self._stored = due
+        if self._model.training:
+            self._stored = due
         if due:
             self._blind = not torch.is_grad_enabled() or (self._blind and len(self._tap) > 0)
         return due

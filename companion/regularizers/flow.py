@@ -54,9 +54,16 @@ class _OnSteps(FeaturePenalty):
     def _scaled(
         self, norms: Float[Tensor, "parts examples"], like: Sequence[Tensor], power: float
     ) -> Float[Tensor, " parts"]:
-        """Means over the batch; per feature, of which n have a norm that goes like n^`power`, unless `"sum"`."""
-        means = norms.mean(1)
-        return means if self.reduction == "sum" else means / means.new_tensor([d[0].numel() ** power for d in like])
+        """Means over the batch; per feature, of which n have a norm that goes like n^`power`, unless `"sum"`. Masked
+        tokens have none."""
+        if self.reduction == "sum":
+            return norms.mean(1)
+        mask = self._tap._mask
+        if mask is None:
+            return norms.mean(1) / norms.new_tensor([d[0].numel() ** power for d in like])
+        tokens = self._first(mask.to(norms)).sum(1).clamp(min=1)
+        sizes = [tokens * d.shape[2] if d.ndim == 3 else torch.full_like(tokens, d[0].numel()) for d in like]
+        return (norms / torch.stack(sizes) ** power).mean(1)
 
 
 @PENALTIES.register("feature_flow", title="FFR", reads="features", signed=False)

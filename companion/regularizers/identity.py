@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from companion._checks import one_of
@@ -99,8 +99,10 @@ class CKASparsity(FeaturePenalty):
         chosen = find_blocks(model) if layers is None else layers
         super().__init__(model, functools.partial(FeatureTap, layers=chosen, reduce=self._gram, select=select), every)
 
-    def _gram(self, x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "n n"]:
-        return gram(self._first(x), self.kernel)
+    def _gram(
+        self, x: Float[Tensor, "examples *feature"], mask: Shaped[Tensor, "examples tokens"] | None = None
+    ) -> Float[Tensor, "n n"]:
+        return gram(self._first(x, mask), self.kernel)
 
     def value(self, features: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """β times the sum over pairs of the layers' Gram matrices."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from companion.blocks import find_blocks
@@ -34,7 +34,9 @@ class _Inputs:
     def __call__(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         penalty = self._penalty
         if penalty is not None and module is penalty._model and penalty._due():
-            penalty._input = penalty._first(args[0].detach()).clone()
+            x, mask = args[0].detach(), penalty._tap._mask
+            tokens = mask is not None and x.ndim == 3 and mask.shape == x.shape[:2]
+            penalty._input = penalty._first(x, mask if tokens else None).clone()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Inputs, ()
@@ -58,7 +60,7 @@ class HSICBottleneck(FeaturePenalty):
 
     Raises:
         ValueError: an argument out of range, unknown layers.
-        RuntimeError: no training forward pass since the model was tapped.
+        RuntimeError: no training forward pass since the model was tapped, or layers that ran outside one.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> penalty = HSICBottleneck(model, beta=0.1, layers="1")
@@ -92,13 +94,19 @@ class HSICBottleneck(FeaturePenalty):
         super()._attach(model)
         self._hooks.enter_context(hooked({"input": self._model}, _Inputs(self), before=True))
 
-    def _first(self, x: Float[Tensor, "examples *feature"]) -> Float[Tensor, "few features"]:
-        return super()._first(x).flatten(1).to(torch.promote_types(x.dtype, torch.float32))
+    def _first(
+        self, x: Float[Tensor, "examples *feature"], mask: Shaped[Tensor, "examples tokens"] | None = None
+    ) -> Float[Tensor, "few features"]:
+        return super()._first(x, mask).flatten(1).to(torch.promote_types(x.dtype, torch.float32))
 
     def value(self, features: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """β Σ nHSIC(X, T) of the last training batch."""
         x = self._input
-        assert x is not None  # the forward pass that left features came through the hook
+        if self._tap._loose or x is None:
+            raise RuntimeError(
+                "HSICBottleneck compares the layers with the model's input, but they ran outside a forward pass of it: "
+                "call model(x) in place of a part of it, such as model.forward_features(x)"
+            )
         if len(x) < MINIMUM:
             return x.new_zeros(())
         terms = [normalized_hsic(x, t, kernel=self.kernel, ridge=self.ridge) for t in features.values()]

@@ -131,7 +131,7 @@ class GroupLasso(_OnWeights):
     def term(self, weight: Tensor) -> Float[Tensor, ""]:
         rows = weight.flatten(1)
         squares = rows.square().sum(1)
-        norms = torch.where(squares > 0, squares, 1).sqrt() * (squares > 0)
+        norms = torch.where(squares == 0, 1, squares).sqrt() * (squares != 0)
         return rows.shape[1] ** 0.5 * norms.sum()
 
 

@@ -174,9 +174,10 @@ def _above(centred: Float[Tensor, "n n"], noise: Float[Tensor, ""]) -> Float[Ten
 
 
 def _ratio(cross: Float[Tensor, "a b"], own: Float[Tensor, "a"], other: Float[Tensor, "b"]) -> Float[Tensor, "a b"]:
-    """CKA from the three HSICs; 0, with gradient 0, where a layer is dead (its HSIC with itself is 0)."""
-    norm = torch.where(own > 0, own, 1).sqrt()[:, None] * torch.where(other > 0, other, 1).sqrt()[None, :]
-    return torch.where((own > 0)[:, None] & (other > 0)[None, :], cross / norm, 0)
+    """CKA from three HSICs; 0, with gradient 0, where a layer is dead (its HSIC with itself is 0). NaN stays NaN."""
+    dead, other_dead = own <= 0, other <= 0
+    norm = torch.where(dead, 1, own).sqrt()[:, None] * torch.where(other_dead, 1, other).sqrt()[None, :]
+    return torch.where(dead[:, None] | other_dead[None, :], 0, cross / norm)
 
 
 def _conclude(

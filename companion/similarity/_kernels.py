@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion._checks import given
-from companion._numbers import _resolution
+from companion._numbers import _resolution, as_tensor
 from companion.similarity._fast import CenteredGram
 
 Kernel: TypeAlias = "str | Callable[[Tensor], Tensor]"
@@ -98,6 +98,7 @@ def _kernel_matrix(
     Args:
         dtype: in which the features were computed, if that is not their own.
     """
+    x = as_tensor(x, "features")
     if kernel == "precomputed":
         if x.ndim != 2 or x.shape[0] != x.shape[1]:
             raise ValueError(f"a precomputed kernel matrix is (examples, examples); got shape {tuple(x.shape)}")

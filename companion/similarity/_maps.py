@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from companion.features import (
     Select,
     batches,
     evaluating,
+    find_layers,
     run,
     unwrap,
 )
@@ -94,9 +96,13 @@ def cka_map(
     metric: MinibatchCKA | ExactCKA | None = None
     with evaluating(*nets), ExitStack() as stack:
         keep = None if exact else functools.partial(gram, kernel=kernel) if group is None else grams
-        taps = [
-            FeatureTap(net, find_blocks(net) if names is None else names, reduce=reduce, select=select, keep=keep)
+        tapped = [
+            list(find_layers(net, find_blocks(net) if names is None else names))
             for net, names in zip(nets, chosen, strict=False)
+        ]
+        taps = [
+            FeatureTap(net, names, reduce=reduce, select=own, keep=keep)
+            for net, names, own in zip(nets, tapped, _selects(select, tapped), strict=True)
         ]
         for tap in taps:
             stack.enter_context(tap)
@@ -120,3 +126,12 @@ def cka_map(
     if group is not None:
         table.attrs["group"] = group
     return table
+
+
+def _selects(select: Select, layers: Sequence[list[str]]) -> list[Select]:
+    """For each net its own part of a mapping by layer; a function goes to all."""
+    if not isinstance(select, Mapping):
+        return [select] * len(layers)
+    for name in select:
+        one_of(select=(name, list(dict.fromkeys(itertools.chain(*layers)))))
+    return [{name: select[name] for name in names if name in select} for names in layers]

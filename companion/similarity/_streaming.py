@@ -45,6 +45,7 @@ class _LayerPairs(Metric):
 
     full_state_update = False
     examples: Tensor
+    _pending: tuple[str, ...]  # what a batch leaves for the next one, beside the sums
 
     def __init__(self, layers: Iterable[str], other_layers: Iterable[str] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -97,6 +98,18 @@ class _LayerPairs(Metric):
     def _other_labels(self) -> list[str]:
         return [f"other {name}" for name in self.other_layers or []]
 
+    def state_dict(self, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> dict[str, Any]:
+        """torchmetrics' own, and where that holds the sums (`persistent(True)`) also what the next `update` needs."""
+        found = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+        if self._persistent["examples"]:
+            found[f"{prefix}pending"] = {name: getattr(self, name) for name in self._pending}
+        return found
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name, value in state_dict.pop(f"{prefix}pending", {}).items():
+            setattr(self, name, value)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def _count(self) -> int:
         """Number of examples of all ranks: `compute` runs on the reduced sums."""
         self.total = int(self.examples)
@@ -145,6 +158,7 @@ class MinibatchCKA(_LayerPairs):
     cross: Tensor
     own: Tensor
     other: Tensor
+    _pending = ("_last", "_small", "_share")
 
     def __init__(
         self,
@@ -250,6 +264,7 @@ class ExactCKA(_LayerPairs):
     """
 
     moments: Tensor
+    _pending = ("widths", "_resolutions")
 
     def __init__(
         self, layers: Iterable[str], other_layers: Iterable[str] | None = None, *, unbiased: bool = True, **kwargs: Any

@@ -12,8 +12,9 @@ from torch import nn
 from companion._checks import one_of
 from companion.blocks import PassThrough
 from companion.blocks._removal import put_in
-from companion.features import unwrap
+from companion.features import bare_name, unwrap
 from companion.models import Subsample
+from companion.pruning._plain import computed_weights, plain
 from companion.pruning.filters._trace import BatchNorm, Blank, Constant, Convolution, InstanceNorm
 
 Plan = dict[str, dict[str, Any]]
@@ -22,17 +23,24 @@ Plan = dict[str, dict[str, Any]]
 def plan(model: nn.Module) -> Plan:
     """module → its type and sizes, for all that `prune_filters` and `without_blocks` cut or put in; good for JSON.
 
-    With the state dict it is all that must be kept of a smaller network (`rebuild`), whether pruned once or often.
+    With the state dict it is all that must be kept of a smaller network (`rebuild`), whether pruned once or often. It
+    says which modules compute their weights from others; after `prune_filters` none does.
 
     >>> plan(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.BatchNorm1d(3)))
     {'0': {'type': 'Linear', 'in_features': 4, 'out_features': 3, 'bias': True}, '2': {'type': 'BatchNorm1d', \
 'num_features': 3}}
     """
-    return {name: sizes for name, module in unwrap(model).named_modules() if (sizes := _sizes(module))}
+    model, found = unwrap(model), {}
+    computed = {name for name, _, _ in computed_weights(model)}
+    for name, module in model.named_modules():
+        if sizes := _sizes(module, name in computed):
+            found[bare_name(name)] = sizes
+    return found
 
 
 def rebuild(model: nn.Module, plan: Mapping[str, Mapping[str, Any]]) -> nn.Module:
-    """A copy of the original network with the sizes of the smaller one, whose state dict it then loads.
+    """A copy of the original network with the sizes of the smaller one, whose state dict it then loads. Weights that
+    the original computes from others are plain ones if none of the smaller one's is computed.
 
     >>> from companion.models import mlp
     >>> from companion.pruning import prune_filters
@@ -44,9 +52,10 @@ def rebuild(model: nn.Module, plan: Mapping[str, Mapping[str, Any]]) -> nn.Modul
     Raises:
         ValueError: the plan is of another architecture: the first module that differs is named.
     """
-    model = copy.deepcopy(unwrap(model))
+    model = unwrap(model)
+    model = copy.deepcopy(model if any("computed" in entry for entry in plan.values()) else plain(model))
     gone = {name: PassThrough(entry["outputs"]) for name, entry in plan.items() if entry["type"] == "PassThrough"}
-    modules = dict(model.named_modules())
+    modules = {bare_name(name): module for name, module in model.named_modules()}
     for name, entry in plan.items():
         sizes = dict(entry)
         kind = sizes.pop("type")
@@ -63,6 +72,8 @@ def rebuild(model: nn.Module, plan: Mapping[str, Mapping[str, Any]]) -> nn.Modul
                 setattr(modules[parent], child, _PUT_IN[kind](**sizes))
             continue
         one_of(type=(kind, [type(module).__name__]))
+        if "computed" in sizes:  # of the size that it had
+            continue
         bias = sizes.pop("bias", None)
         for key, value in sizes.items():
             setattr(module, key, value)
@@ -70,8 +81,8 @@ def rebuild(model: nn.Module, plan: Mapping[str, Mapping[str, Any]]) -> nn.Modul
     return put_in(model, gone)
 
 
-def _sizes(module: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {"type": type(module).__name__}
+def _sizes(module: Any, computed: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {"type": type(module).__name__} | ({"computed": True} if computed else {})
     if isinstance(module, nn.Linear):
         return found | _of(module, "in_features", "out_features") | {"bias": module.bias is not None}
     if isinstance(module, Convolution):
@@ -86,7 +97,7 @@ def _sizes(module: Any) -> dict[str, Any]:
         return found | _of(module, "outputs")
     if isinstance(module, Constant):
         return found | {"channels": len(module.value)}
-    return found if type(module) is nn.Identity else {}
+    return found if computed or type(module) is nn.Identity else {}
 
 
 def _of(module: Any, *keys: str) -> dict[str, Any]:

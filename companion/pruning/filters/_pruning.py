@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from companion._checks import between, one_of
 from companion._progress import progress
-from companion.features import Layers, evaluating, find_layers, unwrap
+from companion.features import Layers, bare_name, evaluating, find_layers, unwrap
 from companion.pruning._cost import Cost, Latency, MacCounter, cost, counting, latencies
 from companion.pruning._inputs import as_input, call, first, tensors_of
 from companion.pruning._plain import plain
@@ -41,7 +42,7 @@ class FilterReport:
         before, after: `companion.pruning.Cost` of one example.
         latency_before, latency_after: of the given example batch, measured in turns; None where not asked for.
         error: largest deviation of the outputs from those of the network with zeroed filters, both in float64, as a
-            share of the largest output.
+            share of the largest output: on all inputs on which it was checked.
     """
 
     zeroed: dict[str, list[int]]
@@ -113,7 +114,10 @@ def prune_filters(
     """Take small filters out of a network, with everything that is coupled to them: a smaller module, and a report.
 
     The smaller network computes in eval mode exactly what `model` computes with these filters zeroed; that is checked,
-    in float64, before it is returned. What cannot be taken out exactly is held, and the report says why (`held`).
+    in float64, before it is returned: on inputs of the example's size and, where `model` takes them, on inputs one
+    shorter and one longer in every dimension of space or time, for odd sizes alone may be padded. No other is tried.
+    What cannot be taken out exactly is held, and the report says why (`held`).
+
     `model` is left as it was; weights that it computes from others are plain ones in the smaller network. In train mode
     batch norms use other statistics, and the constants that were merged follow the smaller network's own.
 
@@ -235,6 +239,11 @@ class _Task:
         coupling = coupled(self.model, self.one, counting(self.model, counter))
         self.before = counter.cost(self.model)
         self.constants = constants(self.model, coupling, self.one)
+        self.resized = []
+        for other in _resized(self.model, self.one):
+            with suppress(Exception):  # of this size the network takes nothing
+                self.constants = self.constants.agreed(constants(self.model, coupling, other))
+                self.resized.append(other)
         for name, emitted in self.constants.emitted.items():  # what would not be constant if its filters were zero
             channels = coupling.inputs[name][emitted.isnan() & (coupling.inputs[name] >= 0)]
             varying = torch.zeros_like(coupling.free).index_fill_(0, channels, True)
@@ -245,10 +254,11 @@ class _Task:
         """Which channels may go, smallest first."""
         self.coupling = coupling
         self.norms = _relative(channel_norms(self.model, coupling, self.norm, self.example), coupling, self.relative)
-        chosen = coupling.filters if self.layers is None else find_layers(self.model, self.layers)
+        chosen = {*map(bare_name, coupling.filters)} if self.layers is None else {*find_layers(self.model, self.layers)}
         self.candidates = coupling.free & self.norms.isfinite()
-        for name in coupling.filters.keys() - chosen.keys():
-            self.candidates[coupling.filters[name]] = False
+        for name, channels in coupling.filters.items():
+            if bare_name(name) not in chosen:
+                self.candidates[channels] = False
         if not self.candidates.any():
             raise ValueError(f"layers={self.layers!r}: none of the filters may go; held are {coupling.held}")
         self.order = self.norms.where(self.candidates, math.inf).argsort(stable=True)[: int(self.candidates.sum())]
@@ -378,6 +388,7 @@ class _Task:
         with _fitting():
             small, constant = remove(self.model, self.coupling, self.constants, gone, branches, exact=True)
             example, *others = _trials(as_input(small, self.one))
+            others += [as_input(small, other) for other in self.resized]
             with evaluating(small, self.model):
                 with counting(small) as counter:
                     outputs = [call(small, example)]
@@ -393,10 +404,10 @@ class _Task:
         return smaller, constant, error, counter.cost(smaller)
 
     def misfits(self) -> Bool[Tensor, " channels"]:
-        """The families of channels of which not even every second one can go exactly."""
+        """The families of channels of which not even every second one can go exactly, the first or the others."""
         found = torch.zeros_like(self.candidates)
-        for family in _families(self.coupling):
-            second = family.nonzero().flatten()[1::2]
+        for family, start in product(_families(self.coupling), (1, 0)):
+            second = family.nonzero().flatten()[start::2]
             gone, _ = self.spare(torch.zeros_like(found).index_fill_(0, second, True), -math.inf)
             try:
                 if gone.any():
@@ -425,6 +436,23 @@ def _trials(example: Any) -> list[Any]:
         )
         trials.append(tree_map_only(Tensor, lambda x: _noise(x, generator) if x.is_floating_point() else x, more))
     return trials
+
+
+def _resized(model: nn.Module, example: Any) -> Iterator[Any]:
+    """The example one shorter, and one longer by its last row, in all dimensions that may be space or time. No longer
+    one where a table of positions may end: on a GPU no error says so."""
+    bounded = any(isinstance(module, nn.Embedding) for module in model.modules())
+    for more in (-1,) if bounded else (-1, 1):
+
+        def resized(x: Tensor, more: int = more) -> Tensor:
+            for dim in range(2 if x.is_floating_point() else 1, x.ndim):
+                last = x.shape[dim] - 1
+                x = x.index_select(dim, torch.arange(max(1, last + 1 + more), device=x.device).clamp(max=last))
+            return x
+
+        other = tree_map_only(Tensor, resized, example)
+        if [x.shape for x in tensors_of(other)] != [x.shape for x in tensors_of(example)]:
+            yield other
 
 
 def _noise(x: Tensor, generator: torch.Generator) -> Tensor:

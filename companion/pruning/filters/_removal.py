@@ -59,6 +59,14 @@ class Constants:
     emitted: Mapping[str, Float[Tensor, " inputs"]]
     carried: Mapping[str, Float[Tensor, " inputs"]]
 
+    def agreed(self, other: Constants) -> Constants:
+        """NaN too where an example of another size makes another value of it."""
+
+        def both(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: _constant(torch.stack([value, theirs.get(name, value)], 1)) for name, value in mine.items()}
+
+        return Constants(both(self.emitted, other.emitted), both(self.carried, other.carried))
+
 
 @torch.no_grad()
 def constants(model: nn.Module, coupling: Coupling, example: Any) -> Constants:

@@ -108,7 +108,7 @@ class DST(Masks):
             alive = w.abs() > t
             self._masks[name].copy_(alive)
             self._seen[name] |= alive
-            weight.copy_(w * alive)
+            weight.copy_(w.where(alive, 0))
         self._alive = None
 
     @torch.no_grad()

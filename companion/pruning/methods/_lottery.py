@@ -40,6 +40,8 @@ class LotteryTicket:
         level: 0 while the dense network trains, `levels` at the end.
         masks: of the present level, layer → bool tensor; they fit any model with such layers (`Masks`).
         start: the state to which the model is put back; None before step `rewind`.
+        initial: the state in which the dense training began, to begin it again after an interruption; None before it
+            and after it.
 
     Raises:
         ValueError: no such sparsity, levels or rewind; a training that ends before step `rewind`, or does not call
@@ -74,15 +76,21 @@ class LotteryTicket:
         self.levels, self.rewind, self.level, self.options = levels, rewind, 0, options
         self.masks: dict[str, Tensor] = Masks(model, None, **options).masks
         self.start: dict[str, Tensor] | None = None
+        self.initial: dict[str, Tensor] | None = None
         if rewind == 0:
             self.remember()
 
     def run(self) -> list[Any]:
-        """Train all levels that are left; returns what `train` returned at each. The model ends sparse and trained."""
+        """Train all levels that are left; returns what `train` returned at each. The model ends sparse and trained.
+
+        A level that was interrupted begins anew, from the state in which it began.
+        """
         outcomes = []
         while self.level <= self.levels:
-            if self.level > 0:
+            if self.level > 0 or self.rewind == 0:
                 self.reset()
+            else:
+                self._begin()
             self._held: Masks | None = None
             outcomes.append(self.train(self.model, self.masked))
             if self._held is None:
@@ -92,8 +100,15 @@ class LotteryTicket:
             if self.level < self.levels:
                 self._held.prune(iterative((self.level + 1) / self.levels, self.sparsity, self.levels), "global")
                 self.masks = self._held.masks
-            self.level += 1
+            self.level, self.initial = self.level + 1, None
         return outcomes
+
+    def _begin(self) -> None:
+        """The dense training from where it began, whose step `rewind` is still to come."""
+        if self.initial is None:
+            self.initial = self._present()
+        self.model.load_state_dict(self.initial)
+        self.start = None
 
     def masked(self, optimizer: Optimizer) -> Masks:
         """The present masks on the model, for one training."""
@@ -102,7 +117,10 @@ class LotteryTicket:
 
     def remember(self) -> None:
         """Take the model's present state as the one to go back to."""
-        self.start = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.start = self._present()
+
+    def _present(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def reset(self) -> nn.Module:
         """Make the model the ticket: the remembered state under the present masks."""
@@ -113,12 +131,14 @@ class LotteryTicket:
         return self.model
 
     def state_dict(self) -> dict[str, Any]:
-        """Level, masks and start: with them `run()` goes on at the beginning of the level that was interrupted."""
-        return {"level": self.level, "masks": dict(self.masks), "start": self.start}
+        """Level, masks, start and initial: with them `run()` goes on at the beginning of the level that was
+        interrupted."""
+        return {"level": self.level, "masks": dict(self.masks), "start": self.start, "initial": self.initial}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict()`."""
         self.level, self.masks, self.start = state["level"], dict(state["masks"]), state["start"]
+        self.initial = state.get("initial")
 
 
 class _Watched(Masks):

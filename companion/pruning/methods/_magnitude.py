@@ -18,7 +18,7 @@ class MagnitudePruning(Masks):
 
         s_u = s (1 − (1 − u/n)³)   at the u-th of n updates.
 
-    What is gone stays gone.
+    What is gone stays gone, also under a schedule that falls.
 
     Args:
         sparsity: share of all weights that are 0 in the end, in [0, 1); exact.
