@@ -63,7 +63,6 @@ The *idea* of $x$ is $x^2$.
 The few lines that are the idea, and a check against what is known:
 """
 CODE = """\
-# NBVAL_CHECK_OUTPUT
 def idea(x: Tensor) -> Tensor:
     return x * x
 
@@ -154,7 +153,7 @@ def write(root: Path, name: str) -> Path:
         picture,
         new_markdown_cell(GOALS),
         new_markdown_cell(IDEA.format(label=label)),
-        new_code_cell(CODE.strip()),
+        new_code_cell(CODE.strip(), metadata={"tags": ["nbval-check-output"]}),
         new_markdown_cell(OWN),
         new_markdown_cell(END.format(quiz=quiz)),
     ]

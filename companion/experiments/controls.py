@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from companion.regularizers import PENALTIES, AugmentedCKASparsity, CKASparsity
@@ -52,11 +52,13 @@ class _Placebo:
         self._rotations: dict[int, Tensor] = {}
         super().__init__(model, *args, **options)  # type: ignore[call-arg]
 
-    def _gram(self, x: Float[Tensor, "examples channels *positions"]) -> Float[Tensor, "n n"]:
+    def _gram(
+        self, x: Float[Tensor, "examples channels *positions"], mask: Shaped[Tensor, "examples tokens"] | None = None
+    ) -> Float[Tensor, "n n"]:
         channels = x.shape[1]
         if channels not in self._rotations:
             self._rotations[channels] = random_rotation(channels, self.seed).to(x.device)
-        return super()._gram(_Turned.apply(x, self._rotations[channels]))  # type: ignore[misc]
+        return super()._gram(_Turned.apply(x, self._rotations[channels]), mask)  # type: ignore[misc]
 
 
 @PENALTIES.register("placebo_cka_sr", title="CKA-SR, placebo", reads="features", signed=True)

@@ -325,7 +325,7 @@ PRUNING = "accuracy after pruning"  # the quantity
 PRUNED = {f"accuracy, {100 * s:.0f} % of weights out": quantities.after_pruning(s) for s in (0.8, 0.9)}
 REMOVED = {f"accuracy, filters to {s:g}": quantities.after_removal(s) for s in (0.5, 0.25)}
 SCALE = quantities.logarithm(quantities.branch_scale)  # of the last γ
-INNER = {"γ": quantities.inner_scale, "folded norm": quantities.folded_norms}  # by these names
+INNER: Mapping[str, Reading] = {"γ": quantities.inner_scale, "folded norm": quantities.folded_norms}
 
 
 def _no_gain(method: str, levels: Mapping[str, Reading]) -> list[Found]:

@@ -98,7 +98,9 @@ class _LayerPairs(Metric):
     def _other_labels(self) -> list[str]:
         return [f"other {name}" for name in self.other_layers or []]
 
-    def state_dict(self, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> dict[str, Any]:
+    def state_dict(  # type: ignore[override]
+        self, destination: Any = None, prefix: str = "", keep_vars: bool = False
+    ) -> dict[str, Any]:
         """torchmetrics' own, and where that holds the sums (`persistent(True)`) also what the next `update` needs."""
         found = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
         if self._persistent["examples"]:

@@ -65,7 +65,7 @@ def _measured(model: nn.Module, data: Any, loss: Loss, channels_last: bool) -> s
     return min(taken, key=lambda name: taken[name])
 
 
-def seconds(step: Callable[[], None], device: torch.device) -> float:
+def seconds(step: Callable[[], object], device: torch.device) -> float:
     """How long a step takes."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
