@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -43,8 +45,8 @@ def test_every_entry_leads_to_its_lines() -> None:
         )
         assert found, f"{module}.{name}"
         lines = (ROOT / found[1]).read_text().splitlines()[int(found[2]) - 1 : int(found[3])]
-        defined = next(line for line in lines if not line.lstrip().startswith(("@", ")")) or line.endswith(":"))
-        assert re.match(rf"\s*(def|class) {name.rpartition('.')[2]}\b", defined), defined
+        (defined,) = ast.parse(textwrap.dedent("\n".join(lines))).body
+        assert getattr(defined, "name", "") == name.rpartition(".")[2]
     assert address("companion.experiments.records", "Run.seed") is None and address("", "seed") is None
 
 
