@@ -155,7 +155,7 @@ def page() -> str:
         answer=answer(),
         total=len(CLAIMS),
         tally=counted([one.verdict for one in judgements()]),
-        claims=table(["", "claim", "verdict", "numbers", "what would decide it"], [4, 30, 14, 34, 18], rows),
+        claims=table(["", "claim", "verdict", "numbers", "what would decide it"], [4, 26, 22, 30, 18], rows),
         how=textwrap.fill(how, 118, break_on_hyphens=False),
         gaps=gaps,
         placebo=f"{len(placebo)} of {len(placebo) + len(placebo.missing)}",
