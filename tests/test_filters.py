@@ -436,7 +436,7 @@ def test_no_longer_text_is_read_where_a_table_of_positions_may_end() -> None:
 
     model = Text()
     _, report = prune_filters(model, torch.randint(20, (2, 12)), parameters=0.8, repeats=0)
-    assert model.lengths == {11, 12} and report.error < 1e-12
+    assert max(model.lengths) == 12 and len(model.lengths) == 3 and report.error < 1e-12
 
 
 def test_what_a_layer_read_is_measured_before_another_overwrites_it() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
@@ -114,8 +116,9 @@ def prune_filters(
     """Take small filters out of a network, with everything that is coupled to them: a smaller module, and a report.
 
     The smaller network computes in eval mode exactly what `model` computes with these filters zeroed; that is checked,
-    in float64, before it is returned: on inputs of the example's size and, where `model` takes them, on inputs one
-    shorter and one longer in every dimension of space or time, for odd sizes alone may be padded. No other is tried.
+    in float64, before it is returned: on inputs of the example's size and, where `model` takes them, on two others, one
+    less and one more than half of it in every dimension of space or time (than all of it, where half is refused or
+    small), for odd sizes alone may be padded. No other is tried.
     What cannot be taken out exactly is held, and the report says why (`held`).
 
     `model` is left as it was; weights that it computes from others are plain ones in the smaller network. In train mode
@@ -205,6 +208,7 @@ def finetune(model: nn.Module, train: Callable[[nn.Module], Any], evaluate: Call
 
 
 # ------------------------------------------------------------------------------------------------- what may go, and how
+SMALL = 8  # rows: half of so few are a size that few networks take
 EXACT = 1e-10  # in float64; what is wrong in structure is wrong by far more, behind a layer scale of 1e-6 too
 
 
@@ -239,11 +243,13 @@ class _Task:
         coupling = coupled(self.model, self.one, counting(self.model, counter))
         self.before = counter.cost(self.model)
         self.constants = constants(self.model, coupling, self.one)
-        self.resized = []
-        for other in _resized(self.model, self.one):
-            with suppress(Exception):  # of this size the network takes nothing
-                self.constants = self.constants.agreed(constants(self.model, coupling, other))
-                self.resized.append(other)
+        self.resized: list[Any] = []
+        for others in _resized(self.model, self.one):
+            for other in others:
+                with suppress(Exception):  # of this size the network takes nothing
+                    self.constants = self.constants.agreed(constants(self.model, coupling, other))
+                    self.resized.append(other)
+                    break
         for name, emitted in self.constants.emitted.items():  # what would not be constant if its filters were zero
             channels = coupling.inputs[name][emitted.isnan() & (coupling.inputs[name] >= 0)]
             varying = torch.zeros_like(coupling.free).index_fill_(0, channels, True)
@@ -438,21 +444,32 @@ def _trials(example: Any) -> list[Any]:
     return trials
 
 
-def _resized(model: nn.Module, example: Any) -> Iterator[Any]:
-    """The example one shorter, and one longer by its last row, in all dimensions that may be space or time. No longer
-    one where a table of positions may end: on a GPU no error says so."""
+def _resized(model: nn.Module, example: Any) -> Iterator[list[Any]]:
+    """The example in two other sizes, each in two ways, the first that the network takes is meant: one less and one
+    more than half of it, which is cheap, or than all of it, in all dimensions that may be space or time. None longer
+    than the example where a table of positions may end: on a GPU no error says so."""
     bounded = any(isinstance(module, nn.Embedding) for module in model.modules())
-    for more in (-1,) if bounded else (-1, 1):
 
-        def resized(x: Tensor, more: int = more) -> Tensor:
-            for dim in range(2 if x.is_floating_point() else 1, x.ndim):
-                last = x.shape[dim] - 1
-                x = x.index_select(dim, torch.arange(max(1, last + 1 + more), device=x.device).clamp(max=last))
-            return x
+    def resized(x: Tensor, share: int, more: int) -> Tensor:
+        for dim in range(2 if x.is_floating_point() else 1, x.ndim):
+            whole = x.shape[dim]
+            size = whole if whole <= SMALL else whole // share
+            size += (whole - size) % 2  # odd after one step where the example is even, and the other way round
+            rows = torch.arange(max(1, size + more), device=x.device)
+            x = x.index_select(dim, rows.clamp(max=whole - 1))  # longer by its last row
+        return x
 
-        other = tree_map_only(Tensor, resized, example)
-        if [x.shape for x in tensors_of(other)] != [x.shape for x in tensors_of(example)]:
-            yield other
+    def sizes(of: Any) -> list[int]:
+        return [size for x in tensors_of(of) for size in x.shape]
+
+    for more in (-1, 1):
+        others = [tree_map_only(Tensor, partial(resized, share=share, more=more), example) for share in (2, 1)]
+        longer = [max(map(operator.sub, sizes(other), sizes(example)), default=0) > 0 for other in others]
+        yield [
+            other
+            for other, too_long in zip(others, longer, strict=True)
+            if sizes(other) != sizes(example) and not (bounded and too_long)
+        ]
 
 
 def _noise(x: Tensor, generator: torch.Generator) -> Tensor:
