@@ -10,7 +10,7 @@ import math
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -708,26 +708,24 @@ def third(hypotheses: Mapping[str, Hypothesis], study: str) -> str:
     return "\n\n".join([*filter(None, parts), *([expected(hypotheses, study, whole=not made.missing)] if made else [])])
 
 
-def raised(primary: Hypothesis, made: Records, first: int = 10, most: int = 30) -> str:
-    """How many seeds the primary difference takes, by its deviation over the first ten seeds; its mean is not looked
-    at. Nothing before there are ten."""
+def raised(
+    primary: Hypothesis, made: Records, first: Sequence[int] = range(11, 21), planned: int = 20, most: int = 30
+) -> str:
+    """How many seeds the primary difference takes, by its deviation over the `first` ten that were whole (seed 10 began
+    on another processor and waits for it); its mean is not looked at. Nothing before there are ten."""
     (finding,) = primary.findings
     assert isinstance(finding, Expected) and finding.quantity is not None
     sides = (made.where(method=method) for method in (finding.method, finding.baseline))
     here, there = (side.by_seed(finding.reading) for side in sides)
-    seeds = sorted(here.keys() & there.keys())[:first]
-    delta, planned = (
-        QUANTITIES[finding.quantity].delta,
-        len({run.seed for run in (*made.missing, *(one.run for one in made))}),
-    )
-    if len(seeds) < first or not delta:
+    delta = QUANTITIES[finding.quantity].delta
+    if not {*first} <= here.keys() & there.keys() or not delta:
         return ""
-    spread = mean(here[seed] - there[seed] for seed in seeds)
+    spread = mean(here[seed] - there[seed] for seed in first)
     needed = spread.deciding(delta, effect=False)
     return (
-        f"After {first} seeds the deviation of the primary difference was estimated, {spread.deviation:.2f} points; "
-        f"its mean was not looked at. At that spread equivalence takes {needed} seeds, and {planned} were planned: "
-        f"{min(max(needed, planned), most)} are run."
+        f"After {len(first)} seeds the deviation of the primary difference was estimated, {spread.deviation:.2f} "
+        f"points; its mean was not looked at. At that spread equivalence takes {needed} seeds, and {planned} were "
+        f"planned: {min(max(needed, planned), most)} are run."
     )
 
 

@@ -543,9 +543,9 @@ def test_the_number_of_seeds_is_raised_by_the_spread_alone():
 
         drawn = np.random.default_rng(0).normal(size=seeds)
         drawn = shift + spread * (drawn - drawn[:10].mean()) / drawn[:10].std(ddof=1)
-        sides = [net(finding.method, seed, 50 + d) for seed, d in enumerate(drawn)]
-        sides += [net(finding.baseline, seed, 50.0) for seed in range(seeds)]
-        missing = [Run("specificity", "laptop", finding.method, seed) for seed in range(seeds, 20)]
+        sides = [net(finding.method, seed, 50 + d) for seed, d in enumerate(drawn, 11)]
+        sides += [net(finding.baseline, seed, 50.0) for seed in range(11, 11 + seeds)]
+        missing = [Run("specificity", "laptop", finding.method, seed) for seed in range(11 + seeds, 40)]
         return records.Records(sides, missing)
 
     assert results.raised(hypothesis, made(0.0, 1.0, 9)) == ""
