@@ -257,7 +257,7 @@ def seeds_a_test(*further: int) -> str:
     return f"{min(counts)} to {max(counts)} seeds"
 
 
-def scale() -> str:
+def scale(opening: str = "All of it is small: the claims rest on {count} trainings") -> str:
     """At which scale the tests were run."""
     made = runs()
     machines = {record.provenance["accelerator"] or record.provenance["processor"] for record in made}
@@ -268,7 +268,7 @@ def scale() -> str:
         EXPERIMENTS[name].runs("paper")[0].settings["epochs"] for name in names if "paper" in EXPERIMENTS[name].tiers
     ]
     return (
-        f"All of it is small: the claims rest on {len(made)} trainings at tier `laptop` of a ResNet-20 and a slim VGG, "
+        f"{opening.format(count=len(made))} at tier `laptop` of a ResNet-20 and a slim VGG, "
         f"{halved} of them at half the resolution, with {min(epochs)} to {max(epochs)} epochs in place of {max(paper)} "
         f"and {seeds_a_test()} a test, on {listed(sorted(machines))}."
     )
@@ -579,9 +579,13 @@ def cells(states: Counter[str]) -> str:
     return ", ".join([f"{word} in {count} cell{'s' * (count > 1)}", *(f"{other} in {n}" for other, n in rest)])
 
 
+def late(judged: Judgement) -> bool:
+    """Does the verdict rest on a δ that was named after the runs?"""
+    return judged.verdict == "equivalent within δ" and any(t.post_hoc for t in judged.tests)
+
+
 def verdict(judged: Judgement) -> str:
-    late = judged.verdict == "equivalent within δ" and any(t.post_hoc for t in judged.tests)
-    return f"**{judged.verdict}**{' (post hoc)' * late}"
+    return f"**{judged.verdict}**{' (post hoc)' * late(judged)}"
 
 
 def section(place: int, claim: Claim, judged: Judgement, url: str, branch: str) -> str:

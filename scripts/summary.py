@@ -17,6 +17,7 @@ from results import (
     deciding,
     effect_of,
     judgements,
+    late,
     listed,
     manipulated,
     number,
@@ -105,8 +106,8 @@ cover what another seed changes, and neither other test images nor another recip
 
 def verdict(judged: Judgement) -> str:
     """The verdict, whether δ was named after the runs, and whether the penalties acted."""
-    late = ", post hoc" * (judged.verdict == "equivalent within δ" and any(t.post_hoc for t in judged.tests))
-    said = f"no effect (equivalent within δ{late})" if judged.verdict == "equivalent within δ" else judged.verdict
+    none = f"no effect (equivalent within δ{', post hoc' * late(judged)})"
+    said = none if judged.verdict == "equivalent within δ" else judged.verdict
     acted = manipulated(judged)
     return f"**{said}**" + (f"; {acted}" if acted else "")
 
@@ -146,7 +147,7 @@ def page() -> str:
     placebo = replay("specificity")
     devices = {record.provenance["accelerator"] or "processors alone" for record in everything}
     how = (
-        f"{scale().replace('All of it is', 'It is').replace('trainings', 'of these trainings', 1)} The others have "
+        f"{scale('It is small: the claims rest on {count} of these trainings')} The others have "
         "hypotheses of their own, those of [the third round](hypotheses_third.md). Those behind the claims took "
         f"{core_hours(runs()):,.0f} core-hours; all {len(everything)} recorded runs took "
         f"{core_hours(everything):,.0f}, on {listed(sorted(devices))}. {power()}"

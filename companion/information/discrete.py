@@ -12,11 +12,9 @@ Chapter *Measuring information* derives the bias.
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -30,7 +28,7 @@ from companion.information.estimates import (
     continuous,
     discrete,
     estimate,
-    is_discrete,
+    is_classes,
     mean_error,
     same_rows,
     scale,
@@ -270,7 +268,7 @@ def bin_index(
 
 def _codes(x: Any, name: str, bins: int) -> Tensor:
     """Bins of each column; the labels of one column of classes, whose order and distances mean nothing."""
-    if is_discrete(x) and math.prod(np.shape(x)[1:]) == 1:
+    if is_classes(x):
         return discrete(x, name)[0]
     x = continuous(x, name).detach()
     return bin_index(x, bin_edges(x, bins))

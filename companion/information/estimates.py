@@ -178,6 +178,11 @@ def is_discrete(x: Any) -> bool:
     return values.dtype.kind in "biu" or _words(values)
 
 
+def is_classes(x: Any) -> bool:
+    """Whether x is one column of those: several are counts or pixels rather than classes."""
+    return is_discrete(x) and math.prod(np.shape(x)[1:]) == 1
+
+
 def _words(values: np.ndarray) -> bool:
     return values.dtype.kind in "US" or (values.dtype == object and all(isinstance(v, str) for v in values.flat))
 

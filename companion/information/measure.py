@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
 from companion._numbers import as_tensor, float64
-from companion.information.estimates import ESTIMATORS, Estimate, continuous, is_discrete, rounding_share, scale
+from companion.information.estimates import (
+    ESTIMATORS,
+    Estimate,
+    continuous,
+    is_classes,
+    is_discrete,
+    rounding_share,
+    scale,
+)
 
 
 def mutual_information(
@@ -62,7 +68,7 @@ def _numbers(values: Any, name: str, estimator: str) -> Any:
     """Integers as floats; of one column, which looks like classes, it is said."""
     if not is_discrete(values):
         return values
-    if math.prod(np.shape(values)[1:]) == 1:
+    if is_classes(values):
         warnings.warn(
             f"{name} is one column of integers or classes, and {estimator!r} goes by how far apart their numbers are: "
             "for classes use estimator='ross' or 'discrete', counts give as floats",
