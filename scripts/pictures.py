@@ -17,6 +17,7 @@ from companion import plots
 from companion.blocks import spans
 from companion.experiments import load_or_run
 from companion.experiments.explorables import network_name
+from companion.experiments.notebook import colour_of
 from companion.experiments.quantities import Reading, cka_in_stages, path_length, small_weights
 from companion.experiments.records import Record, Records
 
@@ -53,11 +54,11 @@ def two_wishes(record: Record) -> Figure:
 
 
 SHOWN = {
-    "aug_cka_sr": ("AugCKA-SR", plots.BLUE),
-    "cka_sr": ("CKA-SR", plots.BLUE),
-    "ffr_length_curvature": ("FFR, both", plots.VERMILION),
-    "ffr_length": ("FFR, length", plots.VERMILION),
-    "group_lasso": ("group lasso", plots.GREY),
+    "aug_cka_sr": "AugCKA-SR",
+    "cka_sr": "CKA-SR",
+    "ffr_length_curvature": "FFR, both",
+    "ffr_length": "FFR, length",
+    "group_lasso": "group lasso",
 }
 
 
@@ -72,7 +73,7 @@ def answer(rounds: Sequence[Records]) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(6.8, 3), layout="constrained", width_ratios=[1, 1.1])
     places = {"aug_cka_sr": (0.04, -0.19), "cka_sr": (0.055, -0.03), "ffr_length_curvature": (-0.16, 0.06)}
     for method, place in places.items():
-        name, colour = SHOWN[method]
+        name, colour = SHOWN[method], colour_of(method)
         x, y = (changes(rounds, method, reading) for reading in (path_length, cka_in_stages))
         left.plot(x, y, "D" if method == "cka_sr" else "o", color=colour, alpha=0.7, markersize=5)
         left.text(*place, name, color=colour, fontsize=10, ha="left")
@@ -81,8 +82,8 @@ def answer(rounds: Sequence[Records]) -> Figure:
     left.set(xlim=(-0.2, 0.2), ylim=(-0.45, 0.12))
     left.set(xlabel="change of a relative step", ylabel="change of CKA inside stages")
     left.set_title("They pull opposite ways, a little", fontsize=10.5)
-    rows = {name: changes(rounds, method, small_weights) for method, (name, _) in SHOWN.items()}
-    plots.strip(rows, ax=right, colours=dict(SHOWN.values()))
+    rows = {name: changes(rounds, method, small_weights) for method, name in SHOWN.items()}
+    plots.strip(rows, ax=right, colours={name: colour_of(method) for method, name in SHOWN.items()})
     right.set(xlabel="small weights, change in % of all")
     right.set_title("Neither makes weights small", fontsize=10.5)
     return figure

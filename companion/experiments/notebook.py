@@ -1,4 +1,4 @@
-"""What a chapter begins with: the one word that makes its records anew, and where Google Colab keeps them.
+"""What chapters share: the one word that makes their records anew, where Google Colab keeps them, a penalty's colour.
 
 See page *Running experiments*.
 """
@@ -14,7 +14,7 @@ from companion._checks import one_of
 from companion.experiments import archive
 from companion.experiments.records import Records, results_root
 
-__all__ = ["keep_on_drive", "records_by"]
+__all__ = ["colour_of", "keep_on_drive", "records_by"]
 
 DRIVE = Path("/content/drive/MyDrive")  # where Colab shows the reader's own Drive
 
@@ -74,3 +74,17 @@ def keep_on_drive(folder: str = "identity-and-flow") -> Path:
         (home / name).mkdir(parents=True, exist_ok=True)
         os.environ[variable] = str(home / name)
     return home
+
+
+def colour_of(method: str) -> str:
+    """A penalty's colour in every figure: CKA-SR, AugCKA-SR, FFR, a sum of penalties, or one on parameters alone.
+
+    >>> colour_of("ffr_length") == colour_of("ffr_curvature") != colour_of("cka_sr+ffr_length")
+    True
+    """
+    from companion import plots  # with matplotlib, which reading records does not need
+
+    if "+" in method:
+        return plots.WINE
+    kinds = {"cka_sr": plots.BLUE, "aug_cka_sr": plots.GREEN, "ffr": plots.VERMILION}
+    return next((colour for kind, colour in kinds.items() if method.startswith(kind)), plots.GREY)
