@@ -89,8 +89,8 @@ forms.
 
 ## What was hard
 
-- At the strengths that were chosen first CKA-SR hardly acted: no claim of a benefit was put to the test by those runs.
-  A third round began with the strengths that do act.
+- At the strengths that were chosen first CKA-SR hardly acted, so no claim about it was put to the test by those runs;
+  AugCKA-SR was. A third round began with the strengths that do act.
 - FFR's equations were not available to us. Three readings, length, curvature and both, were trained.
 - Gains as small as the published ones need many seeds: the table says how many.
 - What a penalty seems to gain once weights are out depends on how weights are ranked. A placebo of the same size is the

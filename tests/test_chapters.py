@@ -125,6 +125,19 @@ def test_the_core_path_is_marked(page: str) -> None:
     assert {name for mark, _, name in linked if mark} == CORE
 
 
+def test_the_hours_of_the_core_path_are_those_of_its_chapters_and_core_exercises() -> None:
+    path = [chapter for chapter in CHAPTERS if chapter.stem in CORE]
+    texts = ["\n".join(cell.source for cell in cells_of(chapter)) for chapter in path]
+    reading = sum(int(re.search(r"· about (\d+) minutes to read ·", text)[1]) for text in texts)
+    core = sum(int(minutes) for text in texts for minutes in re.findall(r"^★{1,3} · (\d+) minutes · core$", text, re.M))
+    numbers = {"two and a half": 2.5, "six": 6.0}
+    for page in ("README.md", "book/how_to_read.md", "book/intro.md"):
+        said = r"about (.+) hours of reading,\s+(\w+) with\s+the\s+exercises\s+marked\s+\*core\*"
+        alone, both = re.search(said, (ROOT / page).read_text()).groups()
+        assert abs(numbers[alone] - reading / 60) < 0.25, reading
+        assert abs(numbers[both] - (reading + core) / 60) < 0.5, core
+
+
 @every_chapter
 def test_a_chapter_of_the_core_path_says_so(path: Path) -> None:
     facts = [line for line in cells_of(path)[0].source.splitlines() if line][1]

@@ -557,6 +557,13 @@ def _strongest(judged: Judgement) -> str:
     )
 
 
+def _chosen_for_pruning(judged: Judgement) -> str:
+    """Whose test decides, where it is that of AugCKA-SR alone."""
+    if {t.test.method.removeprefix("none+") for t in judged.tests if t.says() in ("for", "against")} != {"aug_cka_sr"}:
+        return ""
+    return "Only AugCKA-SR's test decides, and its strength was chosen by the accuracy *after pruning*."
+
+
 _SMALL: Any = (quantities.small_weights, "small weights")
 _RANDOM = {penalty: _hosted("random_masks", penalty) for penalty in IDENTITY}
 _HUNDRED = {penalty: _hosted("random_masks_cifar100", penalty) for penalty in IDENTITY}
@@ -635,6 +642,7 @@ CLAIMS: tuple[Claim, ...] = (
         missing="Our net is a ResNet-20. "
         + _short_training("dense_penalties", "dense_cifar100")
         + " ImageNet: not registered.",
+        remark=_chosen_for_pruning,
     ),
     Claim(
         "CKA-SR",
