@@ -21,7 +21,7 @@ import torch
 from conftest import PATIENCE, ROOT
 from held import kill_after_a_save
 
-from companion import experiments, models, training
+from companion import data, experiments, models, training
 from companion.experiments import (
     EXPERIMENTS,
     Experiment,
@@ -38,6 +38,8 @@ from companion.experiments.__main__ import main
 from companion.experiments.distributions import known_information
 from companion.experiments.recipes import completed
 from companion.experiments.records import Run
+from companion.experiments.trainings import _shrink
+from companion.features import extract
 
 TINY = {
     "dataset": "digits",
@@ -634,6 +636,10 @@ def test_gradient_cosines_of_known_gradients_and_no_trace(device):
     assert found["cosine_loss_up"] == -found["cosine_loss_down"] and abs(found["cosine_loss_up"]) < 1
     assert not model.training and torch.equal(torch.get_rng_state(), random_state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        weight[0] = 0  # as under a mask: what would move it moves nothing
+    found = quantities.gradient_cosines(model, x, y, {"alive": lambda: weight[1:].sum(), "all": weight.sum})
+    assert found["cosine_alive_all"] == pytest.approx(1, abs=1e-4)
 
 
 def test_information_of_blocks_ignores_scale_and_survives_dead_layers(device):
@@ -648,6 +654,10 @@ def test_information_of_blocks_ignores_scale_and_survives_dead_layers(device):
     assert torch.equal(table, table.T) and float(table.diagonal().abs().max()) == 0
     assert float(table[1, 2]) > float(table[0, 4])  # neighbours know more of each other
     assert all(0 <= value <= math.log(120) + 1e-3 for value in found["about_image"])
+    block = extract(model, images, "layer1.0", reduce="average_pool")["layer1.0"].double()
+    block = (block - block.mean(0)) / (block - block.mean(0)).norm(dim=1).square().mean().sqrt()
+    bound = -(-torch.cdist(block, block).square() / (2 * 0.25**2)).exp().mean(1).log().mean()
+    assert found["about_image"][1] == pytest.approx(float(bound), rel=1e-3)
     assert all(y <= x + 1e-3 for x, y in zip(found["about_image"], found["about_label"], strict=True))
     with torch.no_grad():
         model.linear.weight.mul_(7), model.linear.bias.mul_(7)
@@ -659,6 +669,12 @@ def test_information_of_blocks_ignores_scale_and_survives_dead_layers(device):
     dead = quantities.information(model, images, labels)
     assert dead["about_image"][2] == pytest.approx(dead["about_image"][3]) and dead["about_image"][4] == 0
     assert dead["gaussian"]["values"][2][3] < 20 and abs(dead["gaussian"]["values"][1][4]) < 1
+
+
+def test_small_images_are_averages_rounded_to_the_nearest_level():
+    pixels = torch.tensor([[[[0, 1, 10, 10], [1, 1, 10, 11]]]], dtype=torch.uint8)  # means of 0.75 and 10.25
+    images = data.Images(pixels, torch.tensor([0]), ("any",), (0.5,), (0.5,), "two blocks")
+    assert _shrink(images, 2).images.tolist() == [[[[1, 10]]]] and _shrink(images, 1) is images
 
 
 def test_weight_measures_count_every_weight(device):

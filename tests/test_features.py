@@ -98,6 +98,7 @@ class Nested(nn.Module):
         ([nn.Conv2d, "6"], ["0", "2", "6"]),
         (lambda name, module: name > "2" and isinstance(module, nn.ReLU), ["4", "7"]),
         ("[0-2]", ["0", "1", "2"]),
+        ("[!0-5]", ["6", "7"]),
         ("*", list("01234567")),
     ],
 )
@@ -850,6 +851,8 @@ def test_layers_that_run_alone_have_their_last_call() -> None:
         model(a)
         model[2](model[0](b))  # as `forward_features` does
         assert list(tap) == ["0", "2"] and {len(x) for x in tap.values()} == {7}
+        model[0](b)
+        assert list(tap) == ["2", "0"]  # the order of their last calls
 
 
 class Checkpointed(nn.Module):
@@ -864,7 +867,7 @@ class Checkpointed(nn.Module):
         return self.head(x)
 
 
-@pytest.mark.parametrize("layers", ["blocks.?", "blocks.?.1"])
+@pytest.mark.parametrize("layers", ["blocks.?", "blocks.?.0", "blocks.?.1"])
 def test_penalties_under_activation_checkpointing_have_the_same_gradient(layers: str) -> None:
     plain, saving = Checkpointed(None), Checkpointed(False)
     saving.load_state_dict(plain.state_dict())
@@ -992,6 +995,13 @@ def test_channels_of_a_layer_without_weights_are_those_of_the_layer_that_ran_bef
     torch.testing.assert_close(found["relu#2"], model.wide.mean((2, 3)))
     rows = extract(model, torch.randn(5, 16, 16, 16), "relu", reduce="per_position")["relu"]
     torch.testing.assert_close(rows, model.narrow.permute(0, 2, 3, 1).flatten(0, 2))
+
+
+def test_the_last_layer_of_the_pass_before_says_nothing_of_the_first() -> None:
+    """The classifier ran last and is as wide as the maps: averages over channels from the second batch on."""
+    model, x = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(4 * 4 * 4, 4)), torch.randn(6, 4, 4, 4)
+    found = extract(model, x, "0", reduce="average_pool", batch_size=3)["0"]
+    torch.testing.assert_close(found, x.relu().mean((2, 3)))
 
 
 class Sometimes(nn.Module):
@@ -1189,6 +1199,14 @@ def test_a_model_that_takes_a_list_of_examples() -> None:
     data = [[torch.randn(3, 9, 8 + i) for i in range(6)] for _ in range(2)]
     found = extract(Detector(), data, "body", forward=lambda model, batch: model(batch), reduce="average_pool")
     assert found["body"].shape == (12, 8)
+
+
+def test_masked_tokens_without_a_number_count_as_little_as_any() -> None:
+    """Attention leaves NaN at tokens that see none."""
+    x, mask = torch.randn(4, 3, 2), torch.tensor([[1, 1, 0]] * 4)
+    x[:, 2] = torch.nan
+    torch.testing.assert_close(average_pool(x, mask), x[:, :2].mean(1))
+    torch.testing.assert_close(flatten(x, mask), torch.cat([x[:, :2].flatten(1), torch.zeros(4, 2)], 1))
 
 
 def test_reducers_that_take_a_mask_are_given_it() -> None:

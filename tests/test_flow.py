@@ -344,6 +344,18 @@ def test_trajectories_of_networks(name, before_relu):
     assert net.training and not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
+@pytest.mark.parametrize("across_stages", [False, True])
+def test_trajectories_in_either_norm_are_the_measures_of_the_features(across_stages):
+    net, x = models.digits_net(width=4), torch.randn(6, 1, 8, 8)
+    with flow.tap(net.eval()) as tap, torch.no_grad():
+        net(x)
+    for norm in (1, 2):
+        found = flow.trajectory(net, x, across_stages=across_stages, norm=norm)
+        expected = flow.measure(dict(tap), across_stages=across_stages, norm=norm)
+        for name in ("size", "length", "curvature", "angle", "straightness"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+
+
 def test_a_vision_transformer_has_one_trajectory():
     path = flow.trajectory(vit_b_16(num_classes=10, image_size=32), torch.randn(2, 3, 32, 32))
     assert len(path.stages) == 1 and path.length.shape == (11, 2)

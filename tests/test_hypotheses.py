@@ -217,6 +217,14 @@ def test_what_was_misjudged_by_the_folded_norm() -> None:
     assert all(before[name].verdict == now[name].verdict for name in others)
 
 
+def test_a_pair_has_the_larger_p_of_its_two_differences() -> None:
+    sure, weak = Mean(1.0, half=0.3, count=5), Mean(1.0, half=0.9, count=5)
+    assert sure.p_value < 0.01 < weak.p_value < 0.05
+    for pair in ((sure, weak), (weak, sure)):
+        assert hypotheses.Between("any", *pair).p == weak.p_value
+    assert hypotheses.Between("any", sure, Mean(-1.0, half=0.3, count=5)).p == 1
+
+
 def test_a_size_of_nothing_has_no_logarithm() -> None:
     with pytest.raises(ValueError, match=r"the logarithm of -1\.0; only sizes above 0 have one"):
         quantities.logarithm(lambda record: -1.0)(toy("none", 0))

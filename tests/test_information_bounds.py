@@ -122,6 +122,28 @@ def test_training_is_reproducible_and_leaves_the_random_state_alone() -> None:
     assert one == two and torch.equal(state, torch.get_rng_state())
 
 
+def test_the_value_is_the_best_critics_on_examples_that_decided_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, looks = set[float](), list[tuple[set[float], float, Tensor]]()
+
+    class Watched(Critic):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            scores = super().forward(x, y)
+            if torch.is_grad_enabled():
+                trained.update(x.flatten().tolist())
+            else:
+                value = float(infonce(scores.double()).mean())
+                looks.append((set(x.flatten().tolist()), value, self.x[0].weight.clone()))
+            return scores
+
+    monkeypatch.setattr("companion.information.variational.Critic", Watched)
+    found = variational_bound(*torch.randn(2, 300, 1).unbind(), steps=600, batch=32, lr=1e-2)
+    *before, (judged, value, weight) = looks
+    best = max(before, key=lambda look: look[1])
+    assert float(found) == pytest.approx(value)
+    assert torch.equal(weight, best[2]) and not torch.equal(weight, before[-1][2])
+    assert not judged & trained.union(*(look[0] for look in before))
+
+
 def test_critic_scores_all_pairs() -> None:
     critic = Critic(2, 3)
     x, y = torch.randn(5, 2), torch.randn(5, 3)
@@ -152,6 +174,10 @@ def test_pairwise_bounds_equal_their_definition_in_blocks() -> None:
         for block in (None, 7):
             found = kolchinsky_tracey(h, noise=0.3, bound=side, block=block)
             assert float(found) == pytest.approx(expected.item(), abs=1e-9) and found.bound == side
+        labels = torch.arange(50) % 3
+        within = [(-squared[labels == c][:, labels == c] / (width * 0.3**2)).exp().mean(1).log() for c in range(3)]
+        about_label = expected.item() + float(torch.cat(within).mean())
+        assert float(noisy_label_information(h, labels, noise=0.3, bound=side)) == pytest.approx(about_label, abs=1e-9)
 
 
 def test_pairwise_bounds_do_not_depend_on_an_offset_nor_on_the_units() -> None:
@@ -241,6 +267,9 @@ def test_gate_in_training_and_evaluation(device: torch.device) -> None:
     assert gate.open().tolist() == [True, False, True] and "open=2" in repr(gate)
     torch.testing.assert_close(gate.eval()(x)[0, :, 0].cpu(), torch.tensor([1.0, 0.0, 1.0]))
     assert gate.information().item() == pytest.approx(0.5 * (2 * math.log(5) + math.log(1.64)), abs=1e-5)
+    for threshold, opened in ((0.5, [True] * 3), (-1.5, [False] * 3)):  # ln σ²/μ² is −1.39, .45 and −1.39
+        gate.threshold = threshold
+        assert gate.open().tolist() == opened
 
 
 def test_gates_close_on_what_is_not_needed() -> None:

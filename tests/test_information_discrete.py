@@ -149,6 +149,14 @@ def test_zeros_of_a_relu_are_a_bin_of_their_own() -> None:
     assert (active > 0).sum() == 10 and active[active > 0].min() > 0.8 * active.max()
 
 
+def test_an_atom_holds_more_than_one_example_in_bins() -> None:
+    """Of eight examples in four bins two alike are none, three are one."""
+    two, three = torch.tensor([[0.0, 0, 1, 2, 3, 4, 5, 6], [0.0, 0, 0, 1, 2, 3, 4, 5]], dtype=torch.float64)
+    assert bin_edges(two[:, None], 4)[0].tolist() == [1, 3, 5]
+    above = np.nextafter(0.0, 1.0)
+    assert bin_edges(three[:, None], 4)[0].tolist() == [0, above, 2, 3, 4]
+
+
 def test_fixed_bins_overflow_on_relu_layers() -> None:
     """History: between −1 and 1 all that is larger is one bin, whatever it says."""
     x = 5 * torch.randn(1000, 1).relu()
@@ -174,6 +182,11 @@ def test_binning_is_near_the_truth_in_one_dimension() -> None:
     bent = binned(*tasks()["exponential of normal 1×1, ρ = 0.75"].sample(5000, 0))
     plain = binned(*task.sample(5000, 0))
     assert float(bent) == pytest.approx(float(plain), abs=1e-9)  # quantiles see the order only
+    x, y = task.sample(300, 0)
+    codes = [bin_index(z, bin_edges(z, 10)) for z in (x, y)]
+    for correction in ("plug-in", "miller-madow", "grassberger", "shrinkage"):
+        expected = float(discrete_mutual_information(*codes, correction=correction))
+        assert float(binned(x, y, correction=correction)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_symbols_that_are_nearly_all_different_warn() -> None:

@@ -166,6 +166,8 @@ def test_bottleneck_curve_is_what_its_projection_gives() -> None:
             expected = [to_x.item(), gaussian_mutual_information(joint, len(a)).item()]
         found = bottleneck.curve(beta)
         assert [v.item() for v in found] == pytest.approx(expected, abs=1e-9)
+        bits = bottleneck.curve(beta, "bits")
+        assert [v.item() * math.log(2) for v in bits] == pytest.approx(expected, abs=1e-9)
 
 
 def test_directions_open_at_their_critical_beta() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.stats
 import torch
 import torchvision
 from hypothesis import given, settings
@@ -409,6 +410,22 @@ def test_rigl_drops_the_smallest_and_grows_the_steepest(make: Make, share: float
         )
 
 
+@pytest.mark.parametrize("method", ["RigL", "GraNet"])
+def test_the_share_that_is_exchanged_falls_to_its_floor(method: str) -> None:
+    """A layer of 1,000 weights, of which half live; what is dropped cannot grow again, for it has no gradient."""
+    model = nn.Sequential(nn.Linear(40, 25, bias=False))
+    options: dict[str, Any] = {"steps": 10, "every": 1, "drop": 0.4, "floor": 0.1, "end": 1.0}
+    kind, options = (RigL, options) if method == "RigL" else (GraNet, options | {"initial": 0.5, "end": 0.1})
+    sparsity, exchanged = kind(model, OPTIMIZERS["sgd"](model), 0.5, **options), []
+    for _ in range(10):
+        before = sparsity.masks["0"]
+        model[0].weight.data[before] = torch.rand(500) + 0.5
+        model[0].weight.grad = torch.rand(25, 40) * ~before
+        sparsity.step()
+        exchanged.append(int((sparsity.masks["0"] & ~before).sum()))
+    assert exchanged == [*(int(500 * (0.1 + 0.3 * (1 + math.cos(math.pi * t / 10)) / 2)) for t in range(1, 10)), 0]
+
+
 def test_rigl_stops_at_its_end() -> None:
     model = net()
     sparsity = RigL(model, OPTIMIZERS["sgd"](model), 0.8, steps=8, every=2)  # updates at 2 and 4 of T_end = 6
@@ -445,6 +462,17 @@ def test_set_grows_at_random_with_random_values(device: torch.device) -> None:
     assert same(before, sparsity.masks)  # step 3 of 3: no update any more
 
 
+def test_new_weights_of_set_are_normal_and_know_nothing_of_where_they_grow() -> None:
+    """Thousands grow at once: from the very numbers that chose the places they would all come from one tail."""
+    model = nn.Sequential(nn.Linear(400, 250, bias=False))
+    sparsity = SET(model, OPTIMIZERS["sgd"](model), 0.8, every=1, drop=0.9)
+    before, sigma = sparsity.masks["0"], float(model[0].weight.norm()) / math.sqrt(20_000)
+    sparsity.step()
+    new = model[0].weight.detach()[sparsity.masks["0"] & ~before]
+    assert len(new) > 10_000
+    assert scipy.stats.kstest(new / sigma, "norm").pvalue > 1e-3
+
+
 def test_gradual_pruning_follows_the_cubic_to_the_weight() -> None:
     model = net()
     optimizer = OPTIMIZERS["sgd"](model)
@@ -455,6 +483,17 @@ def test_gradual_pruning_follows_the_cubic_to_the_weight() -> None:
     assert counts[18::20] == expected[:5]
     assert counts[19::20] == expected[1:]
     assert counts[-1] == expected[-1]
+
+
+@pytest.mark.parametrize("density", ["uniform", "erk"])
+def test_gradual_pruning_shares_out_at_every_update_as_it_is_told(density: str) -> None:
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model)
+    sparsity, found = MagnitudePruning(model, optimizer, 0.8, steps=20, every=10, density=density), []
+    shapes = {name: tuple(weight.shape) for name, weight in sparsity.weights.items()}
+    train(model, optimizer, sparsity, 20, lambda: found.append(dict(sparsity.alive)))
+    share = {"uniform": uniform, "erk": erk}[density]
+    assert [found[9], found[19]] == [share(shapes, 0.8 * (1 - 0.5**3)), share(shapes, 0.8)]
 
 
 def test_pruned_weights_are_the_smallest_of_all_and_never_return() -> None:
@@ -500,6 +539,9 @@ def test_any_criterion_and_whole_rows(device: torch.device) -> None:
     assert sparsity.report()["alive"].sum() == WEIGHTS // 2
     again = Masks(net(device), None, sparsity.masks, grain="row")
     assert same(again.masks, sparsity.masks)
+    pair = nn.Sequential(nn.Linear(4, 2, bias=False)).to(device)
+    pair[0].weight.data = torch.tensor([[3.0, 0, 0, 0], [1.0, 1, 1, 1]], device=device)  # L2 3 and 2, L1 3 and 4
+    assert MagnitudePruning(pair, None, 0.5, grain="row").masks["0"].all(1).tolist() == [True, False]
 
     set_gradients(model)
     whole = Masks(model, None, layers="7")
@@ -1100,6 +1142,19 @@ def test_dst_prunes_more_with_alpha_and_lets_weights_return(device: torch.device
         assert alive(model) <= sum(sparsity.alive.values()) == int(masks[-1].sum())
     assert densities[0] > densities[1] > densities[2]
     assert any(bool((~before & after).any()) for before, after in pairwise(masks))
+
+
+def test_weight_decay_leaves_the_thresholds_of_dst_alone() -> None:
+    """Far from any weight a threshold moves by its own term only: by lr · α e^−t."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.5, weight_decay=0.1)
+    sparsity = DST(model, optimizer, alpha=0.01, floor=0.0)
+    with torch.no_grad():
+        sparsity.thresholds["7"].fill_(5.0)
+    sparsity.apply()
+    train(model, optimizer, sparsity, 1)
+    expected = torch.full((4, 1), 5 + 0.5 * 0.01 * math.exp(-5))
+    torch.testing.assert_close(sparsity.thresholds["7"].detach(), expected, rtol=1e-6, atol=0)
 
 
 def test_dst_keeps_its_weights_when_the_optimizer_took_no_step() -> None:

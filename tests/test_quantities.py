@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from companion import flow
 from companion.experiments import quantities, records, replay
 from companion.experiments.records import Record, Run
 from companion.models import digits_net
@@ -174,6 +175,29 @@ def test_which_size_sees_a_smaller_input():
     ratios = {name: after / before for name, (before, after) in found.items()}
     expected = {"raw_norms": 1, "folded_norms": 2, "inner_scale": 1, "inner_deviation": 0.5, "branch_scale": 0.5}
     assert ratios == pytest.approx(expected, rel=5e-3)  # records keep three digits
+
+
+def test_paths_by_depth_by_class_and_by_margin():
+    torch.manual_seed(0)
+    model, images, labels = digits_net(width=4).eval(), torch.randn(40, 1, 8, 8), torch.arange(40) % 10
+    found = quantities.flow_by_example(model, images, labels)
+    path = flow.trajectory(model, images, across_stages=True)
+    with torch.no_grad():
+        logits = model(images)
+    others = torch.stack([torch.cat([row[:y], row[y + 1 :]]).max() for row, y in zip(logits, labels, strict=True)])
+    margin = logits[torch.arange(40), labels] - others
+
+    def near(value, expected):
+        np.testing.assert_allclose(np.array(value), np.array(expected), rtol=6e-3, atol=1e-6)
+
+    near(found["examples"]["margin"], margin)
+    assert found["examples"]["label"] == labels.tolist()
+    for name, values in (("angle", path.angle), ("relative_length", path.relative_length)):
+        near(found["examples"][name], values.sum(0))
+        near(found["layers"][name], np.quantile(values, quantities.QUANTILES, axis=1).T)
+        near(found["classes"][name], torch.stack([values[:, labels == c].mean(1) for c in range(10)]))
+        hardest_first = np.array_split(margin.argsort(), 4)
+        near(found["margins"][name], torch.stack([values[:, group].mean(1) for group in hardest_first]))
 
 
 def test_cosines(record):

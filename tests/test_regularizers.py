@@ -274,6 +274,17 @@ def test_reentrant_checkpoints_are_refused_before_the_first_step(name):
 
 
 # ------------------------------------------------------------------------------------------------------------- select
+def test_a_layer_without_gradients_is_noticed_though_the_next_one_has_some():
+    """Run one by one, outside a pass of the model, as a frozen part and a trained one are."""
+    model, x = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)), torch.randn(12, 6)
+    penalty = CKASparsity(model, 1.0, layers=["0", "1"], pairs="all", every=1)
+    with torch.no_grad():
+        x = model[0](x)
+    model[1](x)
+    with pytest.raises(RuntimeError, match="has no gradient"):
+        penalty()
+
+
 class Pairs(nn.Module):
     """Layers that return two tensors each: features, and something beside them."""
 
@@ -615,6 +626,25 @@ def test_padding_does_not_count(build):
         model(input_ids=words, attention_mask=2 * torch.ones_like(words))
 
 
+def test_padding_of_the_input_does_not_count_for_the_hsic_bottleneck():
+    class Embedded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(2)])
+
+        def forward(self, x, attention_mask=None):
+            for layer in self.layers:
+                x = layer(x).tanh()
+            return x
+
+    model, x, mask = Embedded(), torch.randn(12, 5, 4), (torch.arange(5) < torch.randint(2, 5, (12, 1))).long()
+    penalty, found = HSICBottleneck(model, 1.0, layers="layers.?"), []
+    for noise in (0.0, 3.0):
+        model(x + noise * torch.randn_like(x) * (1 - mask[..., None]), attention_mask=mask)
+        found.append(penalty())
+    torch.testing.assert_close(*found)
+
+
 @on_features
 def test_a_copy_of_the_model_is_not_penalised(net, images, build):
     """An average of weights and a pruned network begin with a deep copy, in the middle of a training too."""
@@ -923,6 +953,18 @@ def test_feature_flow_across_stages_adds_the_steps_between_them(deep, images, va
     assert path.length.shape == (5, 5) and path.angle.shape == (4, 5)
 
 
+def test_feature_flow_across_stages_takes_each_turn_by_the_features_that_it_has(deep, images):
+    """Where the shape changes a turn has as many features as the later of its two steps."""
+    penalty = FeatureFlow(deep, 0.0, 0.7, across_stages=True, examples=5)
+    deep(images)
+    found = float(penalty().detach())
+    penalty.remove()
+    d = flow.steps(features_of(deep, images, 5))
+    turns = [z - flow.carry(y, z.shape[1:]) for y, z in itertools.pairwise(d)]
+    assert len({turn[0].numel() for turn in turns}) > 1
+    assert found == pytest.approx(0.7 * sum(float(t.flatten(1).square().mean(1).sqrt().mean()) for t in turns))
+
+
 def features_of(net, x, examples):
     """Block outputs of the first examples in the batch of training mode, whose statistics batch norm takes."""
     with FeatureTap(net, find_blocks(net), reduce=None) as tap, torch.no_grad():
@@ -949,6 +991,17 @@ def test_kinetic_energy_is_the_mean_square_of_all_steps(deep, images, across_sta
     torch.testing.assert_close(value, expected)
     ours, theirs = (torch.autograd.grad(v, deep.conv1.weight)[0] for v in (value, expected))
     torch.testing.assert_close(ours, theirs)
+
+
+def test_kinetic_energy_counts_every_step_once_whatever_the_stages():
+    """Steps from 1 to 2 to 4 to 8, and from (2, 2) to (3, 3): a mean of four squares, not of two stages."""
+    net = nn.Sequential(nn.Identity(), *(nn.Linear(1, 1, bias=False) for _ in range(3)), nn.Linear(1, 2, bias=False))
+    net.append(nn.Linear(2, 2, bias=False))
+    for layer, weight in zip(net[1:], [[[2.0]]] * 3 + [[[0.25], [0.25]], [[1.5, 0.0], [0.0, 1.5]]], strict=True):
+        layer.weight.data = torch.tensor(weight)
+    penalty = KineticEnergy(net, 1.0, layers=[str(i) for i in range(6)])
+    net(torch.ones(3, 1))
+    assert float(penalty()) == pytest.approx((1 + 4 + 16 + 1) / 4)
 
 
 def test_kinetic_energy_of_linear_blocks_in_closed_form(device):
@@ -1123,6 +1176,17 @@ def test_a_ramp_rises_in_a_straight_line_and_every_penalty_takes_one(deep, image
         resumed()
         assert float(resumed.last) == pytest.approx(0.75 * float(full.last), rel=1e-2)
         assert "ramp(2.0, steps=4, start=1)" in repr(scheduled)
+
+
+@pytest.mark.parametrize("kind", [CKASparsity, KineticEnergy, HSICBottleneck])
+def test_a_schedule_counts_the_steps_at_which_nothing_is_due(deep, images, kind):
+    """Of `every=2` the third value is that of the fifth step, with the strength after four."""
+    asked = []
+    penalty = kind(deep, lambda step: asked.append(step) or 1.0, every=2)
+    for _ in range(5):
+        deep(images)
+        penalty()
+    assert asked == [0, 2, 4]
 
 
 def test_schedules_that_make_no_sense():

@@ -166,10 +166,15 @@ def test_penalties_read_attention_and_go_by_outputs() -> None:
     matrices = [p for p in block.parameters() if p.ndim > 1]
     assert L1(block, 1.0).layers == ["self_attn.in_proj_weight", "self_attn.out_proj", "linear1", "linear2"]
     assert float(L1(block, 1.0)().detach()) == pytest.approx(float(sum(p.detach().abs().sum() for p in matrices)))
-    up = nn.ConvTranspose2d(4, 6, 3, groups=2)  # inputs, outputs/groups, kernel
-    filters = [up.weight.detach()[2 * g : 2 * g + 2, o] for g in (0, 1) for o in range(3)]
+    across = nn.MultiheadAttention(WIDTH, 2, kdim=6, vdim=10)  # keys and values of other widths: a matrix each
+    matrices = [p for p in across.parameters() if p.ndim > 1]
+    assert len(matrices) == 4
+    found = float(L1(nn.Sequential(across), 1.0)().detach())
+    assert found == pytest.approx(float(sum(p.detach().abs().sum() for p in matrices)))
+    up = nn.ConvTranspose2d(6, 6, 3, groups=2)  # inputs, outputs/groups, kernel
+    filters = [up.weight.detach()[3 * g : 3 * g + 3, o] for g in (0, 1) for o in range(3)]
     lasso = GroupLasso(nn.Sequential(up), 1.0)
-    assert float(lasso().detach()) == pytest.approx(18**0.5 * sum(float(w.norm()) for w in filters))
+    assert float(lasso().detach()) == pytest.approx(27**0.5 * sum(float(w.norm()) for w in filters))
     model, _ = gpt2()
     linear = model.transformer.h[0].mlp.c_fc  # 16 inputs, 64 outputs
     found = GroupLasso(model, 1.0, layers="transformer.h.0.mlp.c_fc")()

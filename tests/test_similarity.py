@@ -397,6 +397,13 @@ def test_median_distance_is_of_examples_that_differ(dtype: torch.dtype, device: 
     torch.testing.assert_close(rbf_kernel(torch.ones(5, 3, device=device)), torch.ones(5, 5, device=device))
 
 
+def test_what_rounding_spares_counts_for_the_bandwidth() -> None:
+    """Most examples lie close together, far from 0: float32 tells them apart, so the median is one of their distances,
+    however many they are."""
+    x = (torch.cat([0.02 * gaussian(190, 2), gaussian(10, 2, seed=1)]) + 1000).float()
+    torch.testing.assert_close(gram(x, "rbf").double(), gram(x.double(), "rbf"), rtol=0, atol=0.02)
+
+
 def test_kernels_by_function_and_precomputed(device: torch.device) -> None:
     x, y = gaussian(10, 4).to(device), gaussian(10, 6, seed=1).to(device)
     plain = cka(x, y)
@@ -882,6 +889,17 @@ def test_subsets_that_are_dead_have_cka_0(device: torch.device) -> None:
             assert got.error == pytest.approx(error, rel=1e-3), (method, offset, dtype)
 
 
+def test_without_the_one_example_that_matters_one_side_is_dead() -> None:
+    """Two examples stand out in x alone: without either of them CKA is 0, though y is as alive as before."""
+    x, y = torch.zeros(12, 5, dtype=torch.float64), gaussian(12, 6, seed=1)
+    x[[3, 7]] = gaussian(2, 5)
+    keep = [[j for j in range(12) if j != i] for i in range(12)]
+    left = [0.0 if i in (3, 7) else reference(x[keep[i]], y[keep[i]], unbiased=True) for i in range(12)]
+    error = math.sqrt(11 / 12 * sum((v - sum(left) / 12) ** 2 for v in left))
+    for pair in ((x, y), (y, x)):
+        assert cka_interval(*(1 + z for z in pair)).error == pytest.approx(error, rel=1e-6)
+
+
 def test_bad_intervals() -> None:
     x = gaussian(10, 3)
     for kwargs, message in (
@@ -973,6 +991,8 @@ def test_the_best_pair_is_judged_by_the_best_of_chance() -> None:
             assert cka_null(layers[a], others[b], permutations=99, seed=3).p == pytest.approx(row["p"])
     alone = cka_null_map(layers, permutations=99, seed=3)
     assert [*alone.index] == [*itertools.combinations(layers, 2)]
+    for a, b in alone.index:
+        assert alone.value[a, b] == pytest.approx(float(cka(layers[a], layers[b])), abs=1e-12)
 
 
 def test_the_best_of_unrelated_pairs_is_rarely_more_than_chance() -> None:
@@ -1227,6 +1247,26 @@ def test_exact_cka_of_drifting_data() -> None:
     torch.testing.assert_close(metric.compute(), cka_matrix(joined(*data)), rtol=0, atol=1e-11)
 
 
+def test_exact_cka_of_a_rank_without_examples_keeps_its_digits() -> None:
+    """The first rank's origin, with no example to take it from, is 0: far from all others."""
+    empty, full = ({name: x + 1e4 for name, x in part.items()} for part in layer_batches([0, 60]))
+    metrics = [feed(ExactCKA("012"), [part]) for part in (empty, full)]
+    metrics[0].moments = metrics[0]._merge(torch.stack([metric.moments for metric in metrics]))
+    metrics[0].examples = sum(metric.examples for metric in metrics)
+    whole = {name: x - 1e4 for name, x in full.items()}
+    torch.testing.assert_close(metrics[0].compute(), cka_matrix(whole), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("coarse_first", [True, False])
+def test_exact_cka_of_batches_in_two_precisions_has_the_rounding_of_the_coarser(coarse_first: bool) -> None:
+    """A constant layer, of which one batch was computed in bfloat16, is dead in either order."""
+    alive, still = gaussian(40, 3, dtype=torch.float32), 1 + 1e-3 * gaussian(40, 3, seed=1)
+    parts = [{"0": alive[:20], "1": still[:20].bfloat16()}, {"0": alive[20:], "1": torch.ones(20, 3)}]
+    with one_warning("1"):
+        found = feed(ExactCKA("01"), parts if coarse_first else parts[::-1]).compute()
+    assert found[0, 1] == 0
+
+
 def test_exact_cka_of_wide_features() -> None:
     with pytest.raises(ValueError, match=r"16384 features in 1 layers need 2\.0 GiB; reduce them"):
         ExactCKA("0").update({"0": torch.zeros(4, 16_384)})
@@ -1279,6 +1319,9 @@ def test_cka_map_of_two_models(device: torch.device) -> None:
     torch.testing.assert_close(torch.tensor(table.to_numpy()), metric.compute().cpu(), rtol=0, atol=1e-6)
     same = cka_map(one, x, nn.Conv2d, other=one)
     assert abs(same - cka_map(one, x, nn.Conv2d)).to_numpy().max() < 1e-12
+    judged = cka_map(one, x, nn.Conv2d, other=two, other_layers="4")
+    training = cka_map(one, x, nn.Conv2d, other=two.train(), other_layers="4")
+    assert abs(training - judged).to_numpy().max() < 1e-6 and all(module.training for module in two.modules())
 
 
 def test_groups_are_smaller_batches(device: torch.device) -> None:
@@ -1561,13 +1604,14 @@ def test_nan_stays_nan_in_a_ratio_and_a_dead_layer_is_zero() -> None:
     assert penalty().isnan(), "not 0: training would go on with it"
 
 
+@pytest.mark.parametrize("later", [(30, 2), (2, 30)], ids=str)
 @pytest.mark.parametrize("kind", [ExactCKA, MinibatchCKA])
-def test_a_streaming_estimate_goes_on_from_its_state_dict(kind: type) -> None:
+def test_a_streaming_estimate_goes_on_from_its_state_dict(kind: type, later: tuple[int, ...]) -> None:
     """torchmetrics' own checkpointing; a small batch is waiting when it is written."""
     generator = torch.Generator().manual_seed(0)
     batches = [
         {"a": (a := torch.randn(n, 5, generator=generator)), "b": a[:, :3] + torch.randn(n, 3, generator=generator)}
-        for n in (10, 7, 3, 30, 2)
+        for n in (10, 7, 3, *later)
     ]
     whole, first, second = (kind(["a", "b"]) for _ in range(3))
     for batch in batches:

@@ -240,6 +240,8 @@ def test_the_common_effect_has_the_highest_restricted_likelihood(spread) -> None
     own = restricted_likelihood(table, found.experiments**2, found.seeds**2, found.residual**2)
     assert found.converged and own[0] < best.fun + 1e-4
     assert found.value == pytest.approx(centre, abs=0.01) and found.half == pytest.approx(1.96 * error, rel=0.05)
+    narrow = statistics.common_effect(table["value"], table["experiment"], table["seed"], level=0.9)
+    assert narrow.half == pytest.approx(found.half * 1.644854 / 1.959964, rel=1e-6)
 
 
 def test_a_common_effect_needs_several_experiments() -> None:
