@@ -10,6 +10,7 @@ WRONG = {
         "the first step left out": ("x[1:] - x[:-1]", "x[2:] - x[1:-1]"),
         "degrees": ("2 * torch.atan2", "360 / math.pi * torch.atan2"),
         "half the angle": ("2 * torch.atan2", "torch.atan2"),
+        "each place once": ("x[1:] - x[:-1]", "(x := torch.unique(x, dim=0))[1:] - x[:-1]"),
         "the mean": (".sum())", ".mean())"),
     },
     "ex-momentum": {
@@ -24,6 +25,8 @@ WRONG = {
         "a whole step ahead": ("x + h / 2 * f(x)", "x + h * f(x)"),
         "half steps": ("x = x + h * f(", "x = x + h / 2 * f("),
         "a fixed step": ("h = T / steps", "h = 0.1"),
+        "Heun's method": ("x + h * f(x + h / 2 * f(x))", "x + h / 2 * (f(x) + f(x + h * f(x)))"),
+        "a series for linear f": ("x + h * f(x + h / 2 * f(x))", "x + h * f(x) + h**2 / 2 * f(f(x))"),
     },
     "ex-shadow": {
         "the squared share": ("math.sqrt(k / p)", "k / p"),

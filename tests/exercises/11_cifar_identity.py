@@ -34,5 +34,10 @@ WRONG = {
         "the last epoch, not the best": ("best = np.maximum(best, z)", "best = z"),
         "the sides exchanged": ("sigma_b * best[1].mean() - sigma_a", "sigma_a * best[1].mean() - sigma_b"),
         "the scatter grows": ("math.sqrt(1 - phi**2)", "1.0"),
+        "the root of the correlation": (
+            "z = phi * z + math.sqrt(1 - phi**2)",
+            "z = math.sqrt(phi) * z + math.sqrt(1 - phi)",
+        ),
+        "its square": ("z = phi * z + math.sqrt(1 - phi**2)", "z = phi**2 * z + math.sqrt(1 - phi**4)"),
     },
 }

@@ -22,6 +22,10 @@ WRONG = {
         "the smaller one only": (", brentq(pull, 1.0, 1e6, xtol=1e-12)]", "]"),
         "1 in place of the 3/2 of the slope": ("** 1.5", "** 1.0"),
         "a derivative by s, not by γ": ("2 * beta * gamma**3", "beta * gamma**2"),
+        "none only where k is beyond β": (
+            "if pull(1.0) <= 0:\n        return []",
+            "if k > beta:\n        return []\n    if pull(1.0) <= 0:\n        return [1.0, 1.0]",
+        ),
         "there are always two": "def resting(beta, k): return [(k / (2 * beta)) ** (1 / 3), (2 * beta / k) ** (1 / 3)]",
     },
     "ex-meet-curvature": {

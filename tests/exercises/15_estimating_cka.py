@@ -4,6 +4,7 @@ WRONG = {
     "ex-how-many": {
         "one deviation": ("8 / c**2", "2 / c**2"),
         "the rule of thumb": "def examples_needed(c): return max(4, math.ceil(2.8 / c))",
+        "the solution's approximation": "def examples_needed(c): return max(4, math.ceil(math.sqrt(8) / c + 1.5))",
         "one too many": ("math.ceil(", "1 + math.ceil("),
         "rounded down": ("math.ceil(", "math.floor("),
         "a spread that falls like the root": "def examples_needed(c): return max(4, math.ceil(8 / c**2))",

@@ -34,17 +34,6 @@ WRONG = {
         "no work is lost": ("done += finished * interval", "done += min(until, rounds * interval)"),
         "a share of the work": ("1 - done / clock", "clock / done - 1"),
     },
-    "ex-scale-ring": {
-        "all to the first": "def ring_sum(vectors):\n"
-        "    total, n = sum(vectors), len(vectors[0])\n"
-        "    return [total.clone() for _ in vectors], [(len(vectors) - 1) * n] + [n] * (len(vectors) - 1)",
-        "the finished are added again": (
-            "messages[r] if half else chunks[right][at[r]] + messages[r]",
-            "chunks[right][at[r]] + messages[r]",
-        ),
-        "no second half": ("(0, 1)", "(0,)"),
-        "messages, not numbers": ("messages[r].numel()", "1"),
-    },
 }
 RIGHT = {
     "ex-scale-slices": {
