@@ -1096,7 +1096,8 @@ class _Step(torch.autograd.Function):
         return gradient * surrogate(ctx.saved_tensors[0])
 
 
-def test_dst_is_autograd_through_the_mask(device: torch.device) -> None:
+@pytest.mark.parametrize("given", ["gradients", "a closure", "closure="])
+def test_dst_is_autograd_through_the_mask(given: str, device: torch.device) -> None:
     """Three steps of plain SGD on w and t, with w̃ = w ⊙ S(|w| − t) inside the graph."""
     model = mlp([5, 7, 3]).double().to(device)
     alpha, rate, x = 0.1, 0.5, torch.randn(6, 5, dtype=torch.float64, device=device)
@@ -1114,11 +1115,18 @@ def test_dst_is_autograd_through_the_mask(device: torch.device) -> None:
             for value, gradient in zip([*w, *b, *t], gradients, strict=True):
                 value -= rate * gradient
 
-        objective = model(x).square().mean() + sparsity.penalty()
+        def closure() -> Tensor:
+            objective = model(x).square().mean() + sparsity.penalty()
+            optimizer.zero_grad()
+            objective.backward()
+            return objective
+
+        if given == "gradients":
+            objective = closure()
+            optimizer.step()
+        else:
+            objective = optimizer.step(closure=closure) if given == "closure=" else optimizer.step(closure)
         assert torch.allclose(objective, loss)
-        optimizer.zero_grad()
-        objective.backward()
-        optimizer.step()
         sparsity.step()
     for mine, other in ((sparsity.latent, w), (sparsity.thresholds, t)):
         assert all(torch.allclose(a, b) for a, b in zip(mine.values(), other, strict=True))

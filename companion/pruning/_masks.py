@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from companion._checks import at_least, one_of
 from companion._ranks import from_rank_zero
@@ -120,6 +121,7 @@ class Masks:
             if any(not torch.equal(mask.cpu() != 0, masks[name].cpu() != 0) for name, mask in self.masks.items()):
                 raise ValueError('grain="row" and masks that cut through rows: leave grain at "weight"')
             self.keep({name: mask.flatten() != 0 for name, mask in self._masks.items()})
+        self._handle = self._hook()
 
     def _warn_of_shared(self, layers: Layers) -> None:
         chosen = find_layers(self.model, layers)
@@ -161,6 +163,29 @@ class Masks:
 
     def update(self) -> None:
         """What a method does every `every` steps: `prune` further, or `regrow`."""
+
+    def _hook(self) -> RemovableHandle | None:
+        """Have the optimizer call `_before_update()` in each of its steps, once the gradients are there."""
+        if self.optimizer is None or not self.active:
+            return None
+
+        def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+            if closure is None:
+                self._before_update()
+                return None
+
+            def then() -> Any:  # the closure makes the gradients, inside the step
+                loss = closure()
+                self._before_update()
+                return loss
+
+            return args[:1], {**kwargs, "closure": then}
+
+        return self.optimizer.register_step_pre_hook(hook)
+
+    def _before_update(self) -> None:
+        """What a method does between the gradients and the optimizer's update."""
 
     def _begin(self) -> None:
         """Before the first step: what only shows once there are gradients."""
@@ -348,9 +373,19 @@ class Masks:
 
     # -- life
     def remove(self) -> nn.Module:
-        """Let go of the model: zeros stay where they are, `step()` does nothing more. Returns the model."""
+        """Let go of model and optimizer: zeros stay where they are, `step()` does nothing more. Returns the model."""
         self.active = False
+        if self._handle is not None:
+            self._handle.remove()
         return self.model
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_handle"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Hooks are not copied with an optimizer: the copy gets its own."""
+        self.__dict__.update(state)
+        self._handle = self._hook()
 
     def state_dict(self) -> dict[str, Any]:
         """Steps, masks, and which weights were ever alive, as tensors and plain numbers."""

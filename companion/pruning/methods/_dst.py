@@ -45,9 +45,10 @@ class DST(Masks):
 
     The sparsity is not chosen: it follows from α. (In other places "DST" means `RigLITOP`.)
 
-    The model's own parameters hold w̃, so the model stays plain; w and t are kept here. Just before each
-    `optimizer.step()` a hook of the optimizer puts w and the two gradients in place, and `step()` then masks anew: a
-    masked weight lives on in `latent`, and can come back. Gradient clipping sees ∂L/∂w̃; weight decay acts on w alone.
+    The model's own parameters hold w̃, so the model stays plain; w and t are kept here. In each `optimizer.step()` a
+    hook of the optimizer, after the closure if there is one, puts w and the two gradients in place, and `step()` then
+    masks anew: a masked weight lives on in `latent`, and can come back. Gradient clipping sees ∂L/∂w̃; weight decay acts
+    on w alone.
 
     Args:
         alpha: weight α of the thresholds' term, above 0; it is `penalty()`, which `fit` adds by itself. In a loop of
@@ -83,7 +84,6 @@ class DST(Masks):
             for name, weight in self.weights.items()
         }
         optimizer.add_param_group({"params": list(self.thresholds.values()), "weight_decay": 0.0})
-        self._handle = optimizer.register_step_pre_hook(self._unmask)
 
     def penalty(self) -> Float[Tensor, ""]:
         """α Σ exp(−t) over all rows of all layers."""
@@ -112,8 +112,8 @@ class DST(Masks):
         self._alive = None
 
     @torch.no_grad()
-    def _unmask(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Before the optimizer's step: w in place of w̃, and the gradients of w and t in place of that of w̃."""
+    def _before_update(self) -> None:
+        """w in place of w̃, and the gradients of w and t in place of that of w̃."""
         if self.pending:
             raise ValueError("optimizer.step() a second time without DST.step(): call it after each optimizer.step()")
         self.pending = True
@@ -126,11 +126,6 @@ class DST(Masks):
                 weight.grad.mul_(self._masks[name] + w.abs() * slope)
             weight.copy_(w)
 
-    def remove(self) -> nn.Module:
-        """Let go of model and optimizer: the masked weights stay. Returns the model."""
-        self._handle.remove()
-        return super().remove()
-
     def state_dict(self) -> dict[str, Any]:
         """Besides what `Masks` keeps: the weights before masking, and the thresholds."""
         thresholds = {name: t.detach().clone() for name, t in self.thresholds.items()}
@@ -142,12 +137,3 @@ class DST(Masks):
         self._set(self.latent, state["latent"])
         self._set(self.thresholds, state["thresholds"])
         super().load_state_dict(state)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_handle"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Hooks are not copied with an optimizer: the copy gets its own."""
-        self.__dict__.update(state)
-        if self.active and self.optimizer is not None:
-            self._handle = self.optimizer.register_step_pre_hook(self._unmask)
