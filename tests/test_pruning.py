@@ -426,6 +426,31 @@ def test_the_share_that_is_exchanged_falls_to_its_floor(method: str) -> None:
     assert exchanged == [*(int(500 * (0.1 + 0.3 * (1 + math.cos(math.pi * t / 10)) / 2)) for t in range(1, 10)), 0]
 
 
+@pytest.mark.parametrize("make", [MAKE["RigL"], MAKE["GraNet"]], ids=["RigL", "GraNet"])
+@pytest.mark.parametrize("given", ["gradients", "a closure"])
+def test_an_update_sees_the_gradients_of_the_loss(make: Make, given: str) -> None:
+    """Torch's foreach SGD, which it takes on CUDA, adds Nesterov momentum to them in place."""
+    model, x, y = net().double(), torch.randn(8, 1, 8, 8, dtype=torch.float64), torch.arange(8) % 4
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True, foreach=True)
+    sparsity = make(model, optimizer)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    for _ in range(10):  # the tenth updates
+        before = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+        if given == "gradients":
+            closure()
+        optimizer.step(closure if given == "a closure" else None)
+        sparsity.step()
+    loss = F.cross_entropy(torch.func.functional_call(model, before, x), y)
+    gradients = torch.autograd.grad(loss, [before[f"{name}.weight"] for name in sparsity.weights])
+    assert all(torch.allclose(w.grad, g) for w, g in zip(sparsity.weights.values(), gradients, strict=True))
+
+
 def test_rigl_stops_at_its_end() -> None:
     model = net()
     sparsity = RigL(model, OPTIMIZERS["sgd"](model), 0.8, steps=8, every=2)  # updates at 2 and 4 of T_end = 6

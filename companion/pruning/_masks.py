@@ -121,6 +121,7 @@ class Masks:
             if any(not torch.equal(mask.cpu() != 0, masks[name].cpu() != 0) for name, mask in self.masks.items()):
                 raise ValueError('grain="row" and masks that cut through rows: leave grain at "weight"')
             self.keep({name: mask.flatten() != 0 for name, mask in self._masks.items()})
+        self._gradients: list[tuple[Tensor, Tensor]] = []  # of the weights, and what they were before the step
         self._handle = self._hook()
 
     def _warn_of_shared(self, layers: Layers) -> None:
@@ -156,6 +157,9 @@ class Masks:
             return
         if self._before is not None:
             self._begin()
+        for gradient, before in self._gradients:
+            gradient.copy_(before)
+        self._gradients = []
         self.apply()
         self.steps += 1
         if self.every and self.steps % self.every == 0:
@@ -185,7 +189,11 @@ class Masks:
         return self.optimizer.register_step_pre_hook(hook)
 
     def _before_update(self) -> None:
-        """What a method does between the gradients and the optimizer's update."""
+        """Between the gradients and the optimizer's update: some optimizers (torch's foreach SGD with Nesterov momentum
+        and no weight decay) overwrite the gradients that `update` is to see."""
+        if self.by_gradient and (self.steps + 1) % (self.every or 1) == 0:
+            gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
+            self._gradients = [(gradient, gradient.clone()) for gradient in gradients]
 
     def _begin(self) -> None:
         """Before the first step: what only shows once there are gradients."""
