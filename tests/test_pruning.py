@@ -1160,6 +1160,32 @@ def test_dst_is_autograd_through_the_mask(given: str, device: torch.device) -> N
         assert bool((layer.weight == 0).any())
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_dst_trains_its_thresholds_at_the_rate_of_their_weights(named: bool) -> None:
+    """Where the loss has no gradient, the first step of plain SGD takes a threshold from 0 to rate · alpha."""
+    model, rates = mlp([5, 7, 3]), {"linear1": 0.1, "linear2": 0.5}
+    parameters = {name: list(getattr(model, name).named_parameters(name)) for name in rates}
+    optimizer = torch.optim.SGD(
+        [{"params": p if named else [q for _, q in p], "lr": rates[name]} for name, p in parameters.items()],
+        lr=7.0,
+        weight_decay=0.3,
+    )
+    sparsity = DST(model, optimizer, alpha=0.01)
+    (0 * model(torch.randn(2, 5)).sum() + sparsity.penalty()).backward()
+    optimizer.step()
+    for name, rate in rates.items():
+        assert torch.allclose(sparsity.thresholds[name], torch.tensor(rate * 0.01))
+
+
+def test_dst_is_built_before_the_scheduler() -> None:
+    model = net()
+    optimizer = sgd(model)
+    torch.optim.lr_scheduler.LinearLR(optimizer)
+    with pytest.raises(ValueError, match="build DST first, then the scheduler"):
+        DST(model, optimizer, alpha=0.01)
+    assert len(optimizer.param_groups) == 1 and not optimizer._optimizer_step_pre_hooks
+
+
 def test_dst_prunes_more_with_alpha_and_lets_weights_return(device: torch.device) -> None:
     densities = []
     for alpha in (1e-4, 1e-3, 1e-2):

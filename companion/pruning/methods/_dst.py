@@ -48,7 +48,7 @@ class DST(Masks):
     The model's own parameters hold w̃, so the model stays plain; w and t are kept here. In each `optimizer.step()` a
     hook of the optimizer, after the closure if there is one, puts w and the two gradients in place, and `step()` then
     masks anew: a masked weight lives on in `latent`, and can come back. Gradient clipping sees ∂L/∂w̃; weight decay acts
-    on w alone.
+    on w alone. Else the optimizer treats t as it does w: with its learning rate, its momentum.
 
     Args:
         alpha: weight α of the thresholds' term, above 0; it is `penalty()`, which `fit` adds by itself. In a loop of
@@ -57,7 +57,7 @@ class DST(Masks):
         layers: as for `Masks`, which see for the rest.
 
     Raises:
-        ValueError: see `Masks`; alpha not above 0.
+        ValueError: see `Masks`; alpha not above 0; an optimizer that has a learning-rate scheduler already.
 
     >>> from companion.models import mlp
     >>> model = mlp([64, 32, 10])
@@ -75,15 +75,25 @@ class DST(Masks):
         floor: float = 0.01,
         layers: Layers = multiplies,
     ) -> None:
-        super().__init__(model, optimizer, layers=layers)
         between(0, math.inf, open_low=True, open_high=True, alpha=alpha)
+        if any("initial_lr" in group for group in optimizer.param_groups):
+            raise ValueError(
+                "the optimizer has a learning-rate scheduler, which would not know the thresholds: build DST first, "
+                "then the scheduler"
+            )
+        super().__init__(model, optimizer, layers=layers)
         self.alpha, self.floor, self.pending = alpha, floor, False
         self.latent = {name: from_rank_zero(weight.detach().clone()) for name, weight in self.weights.items()}
         self.thresholds = {
             name: nn.Parameter(weight.new_zeros(len(weight), *[1] * (weight.ndim - 1)))
             for name, weight in self.weights.items()
         }
-        optimizer.add_param_group({"params": list(self.thresholds.values()), "weight_decay": 0.0})
+        for group in list(optimizer.param_groups):
+            held = {id(p) for p in group["params"]}
+            own = {f"{name}.threshold": self.thresholds[name] for name, w in self.weights.items() if id(w) in held}
+            if own:
+                params = list(own.items() if "param_names" in group else own.values())
+                optimizer.add_param_group({**group, "params": params, "weight_decay": 0.0})
 
     def penalty(self) -> Float[Tensor, ""]:
         """α Σ exp(−t) over all rows of all layers."""
