@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -99,6 +100,72 @@ def test_functional_and_shared_weights_and_modules_called_twice() -> None:
     macs = found.table()["macs_dense"]
     assert macs[""] == 36 * 2
     assert macs["tied"] == 3 * 16 * 1
+
+
+class Product(nn.Module):
+    """One product of the input with parameters."""
+
+    def __init__(self, function: Callable[..., Tensor], **parameters: Tensor) -> None:
+        super().__init__()
+        self.function = function
+        for name, value in parameters.items():
+            self.register_parameter(name, nn.Parameter(value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+WEIGHT, VECTOR = torch.eye(8)[:, :3], torch.eye(8)[0]  # 3 of 24 and 1 of 8 are not zero
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "dense", "sparse"),
+    [
+        (Product(lambda m, x: x @ m.v, v=VECTOR), (1, 5, 8), 5 * 8, 5),
+        (Product(lambda m, x: m.w.T @ x[0], w=WEIGHT), (1, 8), 3 * 8, 3),
+        (Product(lambda m, x: torch.dot(x[0], m.v), v=VECTOR), (1, 8), 8, 1),
+        (Product(lambda m, x: torch.addmv(m.b, m.w.T, x[0]), w=WEIGHT, b=torch.ones(3)), (1, 8), 3 * 8, 3),
+        (Product(lambda m, x: torch.addmm(m.b, x, m.w), w=WEIGHT, b=torch.ones(2, 3)), (2, 8), 2 * 24, 2 * 3),
+        (Product(lambda m, x: torch.baddbmm(m.b, x, m.w[None]), w=WEIGHT, b=torch.ones(1, 2, 3)), (1, 2, 8), 48, 6),
+        (Product(lambda m, x: torch.addbmm(m.b, x, m.w[None]), w=WEIGHT, b=torch.ones(2, 3)), (1, 2, 8), 48, 6),
+        (Product(lambda m, x: F.bilinear(x, x, m.w), w=torch.eye(8).expand(5, 8, 8)), (2, 8), 2 * 5 * 64, 2 * 5 * 8),
+    ],
+    ids=["mv", "mv of a matrix", "dot", "addmv", "addmm", "baddbmm", "addbmm", "bilinear"],
+)
+def test_products_with_vectors_and_with_something_added(
+    model: nn.Module, shape: tuple[int, ...], dense: int, sparse: int
+) -> None:
+    found = cost(model, torch.randn(shape))
+    assert (found.macs_dense, found.macs_sparse) == (dense, sparse)
+
+
+@pytest.mark.parametrize("examples", [1, 2])
+def test_queries_that_are_learned_are_what_a_layer_reads(examples: int) -> None:
+    """Of two parameters in one product the weight is the layer's: 4 queries of 8 numbers for each example."""
+
+    class Pool(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.latent, self.q = nn.Parameter(torch.randn(1, 4, 8)), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.q(self.latent.expand(len(x), -1, -1)) + x.mean(1, keepdim=True)
+
+    model = Pool()
+    zero(model.q.weight, 0.75)
+    macs = cost(model, torch.randn(examples, 5, 8)).table()
+    assert macs.loc["q", "macs_dense"] == examples * 4 * 64 == 4 * macs.loc["q", "macs_sparse"]
+    assert macs.loc["", "macs_dense"] == 0
+
+
+def test_parameters_in_one_buffer_have_their_own_products() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
+    x = torch.randn(1, 8)
+    apart = cost(model, x)
+    parts = torch.cat([p.detach().flatten() for p in model.parameters()]).split([p.numel() for p in model.parameters()])
+    for p, part in zip(model.parameters(), parts, strict=True):
+        p.data = part.view_as(p)
+    assert cost(model, x) == apart
 
 
 def test_attention_products_are_counted_and_named(device: torch.device) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from operator import methodcaller
@@ -34,9 +34,9 @@ class Cost:
     """What one forward pass of one example input costs; of a network, or of one of its layers.
 
     One MAC (multiply-add) is two FLOPs. Counted are matrix products and convolutions, wherever they are called, as
-    `torch.utils.flop_counter` does, and bilinear and recurrent layers, whose weights take part once for each example
-    and step. **Not counted** are element-wise work and reductions (biases, norms, activations, pooling, softmax) and
-    memory traffic. Multiplications by padded zeros count.
+    `torch.utils.flop_counter` does, products with vectors, and bilinear and recurrent layers, whose weights take part
+    once for each example and step. **Not counted** are element-wise work and reductions (biases, norms, activations,
+    pooling, softmax) and memory traffic. Multiplications by padded zeros count.
 
     Attributes:
         parameters_dense: all parameters; a shared one counts once, under the first of the layers that have it, as do
@@ -80,7 +80,15 @@ class Cost:
 
 
 ACTIVATIONS = "(activations)"
-_WHOLE = (nn.Bilinear, nn.RNNBase)  # counted as one: every weight takes part once at every position
+_WHOLE = nn.RNNBase  # counted as one: every weight takes part once at every position
+_ATEN = torch.ops.aten
+# FLOPs of the products that `flop_registry` does not know.
+_OTHERS: dict[Any, Callable[..., int]] = {
+    **dict.fromkeys((_ATEN.mv, _ATEN.dot, _ATEN.vdot), lambda x, y, **_: 2 * x.numel()),
+    _ATEN.addmv: lambda added, x, y, **_: 2 * x.numel(),
+    _ATEN.addbmm: lambda added, x, y, **_: 2 * x.numel() * y.shape[-1],
+    _ATEN._trilinear: lambda x, weight, *_, **__: 2 * len(x) * weight.numel(),  # of bilinear layers
+}
 
 
 def cost(model: nn.Module, example: Any) -> Cost:
@@ -127,9 +135,11 @@ class MacCounter(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.owners: dict[int, str] = {}
+        self.owners: dict[int, list[tuple[int, int, str]]] = {}  # storage → where in it the weights of a layer lie
         for name, p in model.named_parameters():
-            self.owners.setdefault(p.untyped_storage().data_ptr(), name.rpartition(".")[0])
+            extent = sum((size - 1) * step for size, step in zip(p.shape, p.stride(), strict=True)) + 1
+            place = (p.data_ptr(), p.data_ptr() + extent * p.element_size(), name.rpartition(".")[0])
+            self.owners.setdefault(p.untyped_storage().data_ptr(), []).append(place)
         if not self.owners:
             raise ValueError(f"{type(model).__name__} has no parameter: there is nothing to count")
         self.dense: Counter[str] = Counter()
@@ -151,7 +161,7 @@ class MacCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        formula = flop_registry.get(func.overloadpacket)
+        formula = flop_registry.get(func.overloadpacket) or _OTHERS.get(func.overloadpacket)
         if self.inside or func in self.elementary:
             return func(*args, **kwargs)
         if formula is None:
@@ -163,16 +173,22 @@ class MacCounter(TorchDispatchMode):
             return func(*args, **kwargs)
         out = func(*args, **kwargs)
         macs = formula(*args, **kwargs, out_val=out) // 2
-        tensors = [arg for arg in args if isinstance(arg, Tensor) and arg.ndim > 1]  # not the bias
-        weight = next((t for t in tensors if t.untyped_storage().data_ptr() in self.owners), None)
+        # What is multiplied, without what is added; of two parameters, as of queries that are learned, the last.
+        factors = args[1:3] if func.overloadpacket.__name__.startswith(("add", "badd")) else args[:2]
+        owned = [(weight, owner) for weight in factors if (owner := self.owner(weight)) is not None]
         owner, alive = ACTIVATIONS, macs
-        if weight is not None and weight.numel():
+        if owned and owned[-1][0].numel():
             # A weight takes part once at every position: macs = weights × positions.
-            owner = self.owners[weight.untyped_storage().data_ptr()]
+            weight, owner = owned[-1]
             alive = macs * int(weight.count_nonzero()) // weight.numel()
         self.dense[owner] += macs
         self.sparse[owner] += alive
         return out
+
+    def owner(self, weight: Tensor) -> str | None:
+        """The layer of the parameter that a tensor is, or is a view of."""
+        places = self.owners.get(weight.untyped_storage().data_ptr(), [])
+        return next((name for start, end, name in places if start <= weight.data_ptr() < end), None)
 
     def cost(self, model: nn.Module) -> Cost:
         """Of a model with the layers whose passes were counted."""
