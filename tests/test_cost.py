@@ -82,6 +82,31 @@ def test_table_has_a_row_a_layer_and_the_total() -> None:
     assert list(layers.index) == [name for name, m in model.named_modules() if list(m.parameters(recurse=False))]
 
 
+class Conv1D(nn.Module):
+    """As GPT-2's in `transformers`: its weight is (inputs, outputs)."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.nf, self.weight = outputs, nn.Parameter(torch.randn(inputs, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "outputs"),
+    [
+        (nn.ConvTranspose2d(64, 3, 2, bias=False), (1, 64, 4, 4), 3),
+        (nn.ConvTranspose1d(6, 8, 3, groups=2, bias=False), (1, 6, 5), 8),
+        (Conv1D(4, 10), (1, 10), 4),
+        (nn.Linear(10, 4, bias=False), (1, 10), 4),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_a_row_is_what_feeds_one_output(layer: nn.Module, shape: tuple[int, ...], outputs: int) -> None:
+    assert cost(layer, torch.randn(shape)).bytes_sparse == layer.weight.numel() * 8 + (outputs + 1) * 4
+
+
 def test_functional_and_shared_weights_and_modules_called_twice() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

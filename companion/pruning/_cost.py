@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from companion._checks import at_least
-from companion._weights import memory
+from companion._weights import memory, outputs_first
 from companion.features import device_of, evaluating, hooked, unwrap
 from companion.pruning._inputs import as_input, call, require_tensor, tensors_of, whole_kernels
 from companion.pruning._plain import plain
@@ -197,7 +197,11 @@ class MacCounter(TorchDispatchMode):
         for name, parameter in model.named_parameters():  # a shared one appears once, under its first owner
             if memory(parameter) not in seen:
                 seen.add(memory(parameter))
-                sizes.setdefault(name.rpartition(".")[0], []).append(_sizes(parameter.detach()))
+                layer, _, key = name.rpartition(".")
+                p = parameter.detach()
+                if key == "weight" and p.ndim > 1:
+                    p = outputs_first(model.get_submodule(layer), p)
+                sizes.setdefault(layer, []).append(_sizes(p))
         layers = []
         for name in [*sizes, *(self.dense.keys() - sizes.keys())]:
             dense, sparse, bytes_dense, bytes_sparse = map(sum, zip((0, 0, 0, 0), *sizes.get(name, []), strict=True))
