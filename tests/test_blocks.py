@@ -505,6 +505,32 @@ def test_wrapped_networks_lose_blocks_too() -> None:
         assert torch.equal(without_blocks(other, "layer1.1")(images), expected)
 
 
+def test_a_block_in_several_places_is_gone_from_all_of_them() -> None:
+    """As the same block that is called several times from one place."""
+
+    class Shared(nn.Module):
+        def __init__(self, blocks: nn.ModuleList, times: int) -> None:
+            super().__init__()
+            self.first, self.blocks, self.times = Map(lambda x: x + 1), blocks, times
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            for block in [*self.blocks] * self.times:
+                x = block(x)
+            return x
+
+    block, x = Map(lambda x: 2 * x), noise(20, 3)
+    several, called = Shared(nn.ModuleList([block] * 4), 1), Shared(nn.ModuleList([block]), 4)
+    assert torch.equal(several(x), called(x))
+    for model in (several, called):
+        shorter = without_blocks(model, "blocks.0", x)
+        assert torch.equal(shorter(x), x + 1)
+        again = rebuild(model, json.loads(json.dumps(plan(shorter))))
+        assert torch.equal(again(x), x + 1)
+    wrapped = Shared(nn.ModuleList([checkpoint_wrapper(copy.deepcopy(block))] * 2), 1)
+    assert torch.equal(without_blocks(wrapped, "blocks.0", x)(x), x + 1)
+
+
 def test_a_plan_keeps_which_blocks_are_gone() -> None:
     model, images = trained_norms(models.resnet20(width=4)), photographs()
     shorter = without_blocks(model, ["layer1.1", "layer3.2"])

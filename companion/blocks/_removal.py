@@ -193,17 +193,21 @@ def remove_blocks(
 def put_in(model: nn.Module, stand_ins: Mapping[str, PassThrough]) -> nn.Module:
     """The network itself with these in place of its blocks."""
     raw: dict[str, str] = {}
-    for name, _ in model.named_modules():
+    for name, _ in model.named_modules(remove_duplicate=False):
         raw.setdefault(bare_name(name), name)  # the outermost of a wrapped block
     for name, stand_in in stand_ins.items():
         block = unwrap(model.get_submodule(raw[name]))
         # What the network asks of a block before it runs it, such as its kind of attention.
         known = {key: value for key, value in vars(block).items() if isinstance(value, str | int | float)}
         vars(stand_in).update({key: value for key, value in known.items() if not hasattr(stand_in, key)})
-        parent, _, child = raw[name].rpartition(".")
-        container = model.get_submodule(parent)
-        setattr(container, child, stand_in)
-        _renumber(container, block, _kinds_of_attention(model))
+        containers: dict[nn.Module, None] = {}
+        for path, module in [*model.named_modules(remove_duplicate=False)]:
+            if unwrap(module) is block and path in raw.values():  # a block may lie in several places
+                parent, _, child = path.rpartition(".")
+                setattr(model.get_submodule(parent), child, stand_in)
+                containers[model.get_submodule(parent)] = None
+        for container in containers:
+            _renumber(container, block, _kinds_of_attention(model))
     return model
 
 
