@@ -16,7 +16,7 @@ PASSED_OVER = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, parametrize.Parametr
 
 def transposed_linear(module: nn.Module) -> bool:
     """Whether it is the linear layer of GPT-2 in `transformers`, whose weight is (inputs, outputs)."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+    return any(kind.__name__ == "Conv1D" for kind in type(module).__mro__) and hasattr(module, "nf")
 
 
 def multiplies(name: str, module: nn.Module) -> bool:

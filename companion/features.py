@@ -115,6 +115,11 @@ REDUCERS: Mapping[str, Callable[..., Tensor]] = {
 # --------------------------------------------------------------------------------------------------------------- layout
 # Their channels are dimension 1: any convolution, batch or instance norm, and group norm.
 FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+NORMS = {
+    1: (nn.BatchNorm1d, nn.InstanceNorm1d),
+    2: (nn.BatchNorm2d, nn.InstanceNorm2d),
+    3: (nn.BatchNorm3d, nn.InstanceNorm3d),
+}
 LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)  # theirs are the last one
 WIDTHS = ("out_channels", "num_features", "num_channels", "out_features", "embedding_dim", "hidden_size", "embed_dim")
 
@@ -149,12 +154,20 @@ def _width(module: nn.Module) -> int:
 def _side(module: nn.Module, ndim: int) -> int | None:
     """The dimension, 1 or −1, that holds the channels of layers of a kind; None where outputs of that kind have another
     number of dimensions than `ndim`, so that something was reshaped behind it."""
-    kind = type(module).__name__
     # torchvision's LayerNorm2d is a LayerNorm that permutes inside.
-    if not isinstance(module, FIRST) and kind != "LayerNorm2d":
+    if any(kind.__name__ == "LayerNorm2d" for kind in type(module).__mro__):
+        return 1 if ndim == 4 else None
+    if not isinstance(module, FIRST):
         return -1
-    spatial = re.search(r"([123])d", kind)
-    return 1 if spatial is None or int(spatial[1]) + 2 == ndim else None
+    space = spatial(module)
+    return 1 if space is None or space + 2 == ndim else None
+
+
+def spatial(module: Any) -> int | None:
+    """How many dimensions of space or time a convolution or norm works on, whatever its class is called; None: any."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return len(module.kernel_size)
+    return next((space for space, kinds in NORMS.items() if isinstance(module, kinds)), None)
 
 
 def _channels(name: str, module: nn.Module, before: nn.Module | None, shape: torch.Size) -> int:

@@ -1224,3 +1224,15 @@ def test_transforms_of_torch_func_are_refused_in_one_sentence() -> None:
     net, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(10, 4)
     with FeatureTap(net, "0"), pytest.raises(ValueError, match=r"inside a transform of torch\.func, such as"):
         torch.func.vmap(net)(x)
+
+
+def test_a_convolution_is_known_by_what_it_is_and_not_by_the_name_of_its_class() -> None:
+    """An activation of 4 tokens with 4 channels, after a convolution on maps: which is which nothing tells."""
+
+    class Padded(nn.Conv2d): ...
+
+    for kind in (nn.Conv2d, Padded):
+        model = nn.Sequential(kind(3, 4, 2, 2), nn.Flatten(2), nn.ReLU())
+        assert extract(model, torch.randn(9, 3, 4, 4), "0", reduce="average_pool")["0"].shape == (9, 4)
+        with pytest.raises(ValueError, match="are the channels dimension 1 or the last"):
+            extract(model, torch.randn(9, 3, 4, 4), "2", reduce="average_pool")

@@ -302,6 +302,24 @@ def test_grouped_convolutions_lose_the_same_place_in_every_group() -> None:
     assert coupling.writers(int(coupling.filters["1"][0])) == {"1": [0, 3, 6, 9]}
 
 
+class Padded(nn.Conv2d): ...
+
+
+class Conv1d(nn.Conv2d): ...
+
+
+class Instances1d(nn.InstanceNorm2d): ...
+
+
+@pytest.mark.parametrize("kind", [Padded, Conv1d])
+def test_the_name_of_a_class_says_nothing_of_its_axes(kind: type[nn.Conv2d]) -> None:
+    def channels(kind: type[nn.Conv2d], norm: type[nn.InstanceNorm2d]) -> dict[str, list[int]]:
+        model = nn.Sequential(kind(3, 6, 3), norm(6), nn.Conv2d(6, 6, 3), nn.Flatten(), nn.Linear(6 * 16, 3))
+        return {name: slots.tolist() for name, slots in couple(model, torch.randn(1, 3, 8, 8)).inputs.items()}
+
+    assert channels(kind, Instances1d) == channels(nn.Conv2d, nn.InstanceNorm2d)
+
+
 def test_what_the_network_returns_stays() -> None:
     class TwoHeads(nn.Module):
         def __init__(self) -> None:

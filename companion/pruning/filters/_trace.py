@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from companion.features import evaluating, hooked
+from companion.features import evaluating, hooked, spatial
 from companion.models import Subsample
 from companion.pruning._inputs import call, tensors_of, whole_kernels
 
@@ -372,8 +372,8 @@ def channel_dim(module: nn.Module, x: Tensor) -> int:
     """The axis of the channels in what a layer reads and writes."""
     if isinstance(module, nn.Linear):
         return x.ndim - 1
-    if isinstance(module, Convolution | InstanceNorm):  # they also take a single example without its axis
-        return x.ndim - 1 - int(type(module).__name__[-2]) if type(module).__name__[-1] == "d" else 1
+    if isinstance(module, Convolution | InstanceNorm) and (space := spatial(module)):
+        return x.ndim - 1 - space  # they also take a single example without its axis
     return 1
 
 
