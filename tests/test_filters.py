@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributions import Categorical
 
 from companion.blocks import without_blocks
 from companion.models import digits_net, mlp, resnet20, vgg16_bn
@@ -581,6 +583,55 @@ def test_several_inputs_by_place_or_by_name_and_outputs_in_a_dataclass(kind: typ
         )
     assert report.filters["a"][1] == report.filters["b"][1] < 8 and report.held == {"last": "the network returns it"}
     assert smaller(**example).logits.shape == (3, 2)
+
+
+def returning(function: Callable[[Tensor], Any]) -> nn.Module:
+    """A network whose first layer scales its filters by the mean of all, so that none can go exactly."""
+
+    class Scaled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight * (2 + self.weight.mean()), self.bias)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.last = Scaled(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            return function(self.last(self.b(self.a(x).relu()).relu()))
+
+    return Net()
+
+
+def linked(x: Tensor) -> Any:
+    """An object that refers to itself."""
+    node = types.SimpleNamespace(logits=x)
+    node.parent = node
+    return node
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x,
+        torch.fft.fft,
+        lambda x: types.SimpleNamespace(logits=x),
+        lambda x: [Categorical(logits=x)],
+        linked,
+    ],
+    ids=["tensor", "complex", "namespace", "distribution", "linked"],
+)
+def test_whatever_holds_the_outputs_is_held_and_compared(function: Callable[[Tensor], Any]) -> None:
+    smaller, report = prune_filters(returning(function), torch.randn(4, 6), norm="l2", macs=0.8, repeats=0)
+    assert smaller.last.out_features == 3 and "last" in report.held
+    assert smaller.a.out_features == 8 and report.held["a"].startswith("the network without it is another one")
+    assert smaller.b.out_features < 8 and report.error < 1e-10
+
+
+@pytest.mark.parametrize("function", [lambda x: x.argmax(1), lambda x: (x > 0, None), lambda x: None])
+def test_outputs_that_cannot_be_compared_are_refused(function: Callable[[Tensor], Any]) -> None:
+    with pytest.raises(ValueError, match="prune the network that returns its logits"):
+        prune_filters(returning(function), torch.randn(4, 6), norm="l2", macs=0.8, repeats=0)
 
 
 def test_wrong_arguments_are_refused_in_one_sentence(net: nn.Module) -> None:

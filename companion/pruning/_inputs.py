@@ -37,8 +37,8 @@ def whole_kernels() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def tensors_of(value: Any) -> list[Tensor]:
-    """All tensors in nested tuples, lists, mappings and dataclasses."""
+def tensors_of(value: Any, inside: tuple[Any, ...] = ()) -> list[Tensor]:
+    """All tensors in nested tuples, lists, mappings, dataclasses, and what else has attributes, but for modules."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, tuple | list):
@@ -47,9 +47,13 @@ def tensors_of(value: Any) -> list[Tensor]:
         parts = list(value.values())
     elif dataclasses.is_dataclass(value):
         parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    elif hasattr(value, "__dict__") and not isinstance(value, nn.Module | type):
+        parts = list(vars(value).values())
     else:
         return []
-    return [tensor for part in parts for tensor in tensors_of(part)]
+    if any(value is outer for outer in inside):  # an object may refer to what it is a part of
+        return []
+    return [tensor for part in parts for tensor in tensors_of(part, (*inside, value))]
 
 
 def require_tensor(example: Any) -> Tensor:

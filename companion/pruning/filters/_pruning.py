@@ -148,7 +148,8 @@ def prune_filters(
 
     Raises:
         ValueError: none or several targets; one that cannot be reached; a layer left with nothing where
-            empty="refuse"; a network that does not run on the example, or of which nothing can go.
+            empty="refuse"; a network that does not run on the example, of which nothing can go, or whose outputs hold
+            no floating-point or complex numbers (class indices).
 
     >>> from companion.models import digits_net
     >>> model, x = digits_net(width=8, blocks=2), torch.randn(2, 1, 8, 8)
@@ -390,7 +391,7 @@ class _Task:
         zero(zeroed, self.coupling, gone)
         for last in branches:
             zeroed[f"{last}.weight"].zero_()
-        error = 0.0
+        error, compared = 0.0, False
         with _fitting():
             small, constant = remove(self.model, self.coupling, self.constants, gone, branches, exact=True)
             example, *others = _trials(as_input(small, self.one))
@@ -400,10 +401,19 @@ class _Task:
                     outputs = [call(small, example)]
                 outputs += [call(small, other) for other in others]
                 for x, output in zip((example, *others), outputs, strict=True):
-                    for y, z in zip(tensors_of(call(self.model, x, zeroed)), tensors_of(output), strict=True):
+                    whole = tensors_of(call(self.model, x, zeroed))
+                    for y, z in zip(whole, tensors_of(output), strict=True):
+                        if y.is_complex():
+                            y, z = torch.view_as_real(y.resolve_conj()), torch.view_as_real(z.resolve_conj())
                         if y.is_floating_point() and y.numel():  # what is NaN in both is the same
                             y, z = y.nan_to_num(0, 0, 0), z.nan_to_num(0, 0, 0)
                             error = max(error, float((y - z).abs().max() / y.abs().max().clamp(min=1e-30)))
+                            compared = True
+        if not compared:
+            raise ValueError(
+                f"{type(self.model).__name__} returns {sorted({str(y.dtype) for y in whole}) or 'no tensor'}, by which "
+                "it cannot be checked: prune the network that returns its logits"
+            )
         if not error <= EXACT:
             raise _Misfit(f"its outputs differ by {error:.2g} of the largest from those with zeros")
         smaller = rounded(small, self.model)
