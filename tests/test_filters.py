@@ -1051,6 +1051,31 @@ def test_a_branch_of_nothing_becomes_the_identity_by_choice(name: str, shrunk: s
     assert cost(kept, x[:1]).macs_dense > report.after.macs_dense
 
 
+class Strides(nn.Module):
+    """Two branches of nothing, of which one halves the width of a map and not its height."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 6, 3, padding=1), nn.Linear(6, 3)
+        self.one = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1))
+        self.two = nn.Sequential(nn.Conv2d(6, 6, 3, (1, 2), 1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1))
+        for branch in (self.one, self.two):
+            nn.init.constant_(branch[0].weight, 1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.one(x)
+        return self.head((F.max_pool2d(x, 1, (1, 2)) + self.two(x)).mean((2, 3)))
+
+
+def test_a_branch_that_nothing_stands_for_keeps_its_largest_and_the_others_go() -> None:
+    model, x = Strides(), torch.randn(2, 1, 9, 12)
+    smaller, report = prune_filters(model, x, norm="l2", threshold=1e-3, empty="identity", repeats=0)
+    assert report.branches == ["one.2"]
+    assert report.filters["one.0"] == (6, 0) and {n: len(kept) for n, kept in report.kept.items()} == {"two.0": 1}
+    assert distance(zero_filters(model, report.zeroed), smaller, x) < 1e-5
+
+
 def test_an_empty_layer_outside_of_a_branch_keeps_its_largest() -> None:
     model = mlp([64, 8, 8, 10])
     nn.init.constant_(model.linear2.weight, 1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 import operator
@@ -141,7 +142,7 @@ def prune_filters(
         empty: what becomes of a layer that would lose all its filters: "keep" its largest; "refuse"; or "identity": the
             residual branch that it lies in goes as a whole, and the block is the identity up to the constant that the
             branch emitted. So does a branch whose last layer's filters are all below the threshold. A layer outside of
-            a branch keeps its largest.
+            a branch, or in one that cannot go exactly, keeps its largest.
         floor: share of its filters that every layer keeps, at least one. None: a tenth; where `threshold` says which
             go, one filter.
         repeats: passes by which each latency is measured; 0 for none.
@@ -177,6 +178,10 @@ def prune_filters(
             try:
                 return task.pruned(target, value, evaluate, repeats)
             except _Misfit as misfit:
+                if unfit := task.unfit():
+                    branches = {last: names for last, names in task.coupling.branches.items() if last not in unfit}
+                    task.choose(dataclasses.replace(task.coupling, branches=branches))
+                    continue
                 held = task.misfits()
                 if not held.any():
                     raise ValueError(f"{type(model).__name__} cannot be pruned exactly: {misfit}") from misfit
@@ -418,6 +423,16 @@ class _Task:
             raise _Misfit(f"its outputs differ by {error:.2g} of the largest from those with zeros")
         smaller = rounded(small, self.model)
         return smaller, constant, error, counter.cost(smaller)
+
+    def unfit(self) -> set[str]:
+        """The residual branches that cannot go as a whole, each by itself."""
+        found = set[str]()
+        for last in self.coupling.branches if self.empty == "identity" else ():
+            try:
+                self.checked(torch.zeros_like(self.candidates), [last])
+            except _Misfit:
+                found.add(last)
+        return found
 
     def misfits(self) -> Bool[Tensor, " channels"]:
         """The families of channels of which not even every second one can go exactly, the first or the others."""
