@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 from conftest import ROOT
@@ -42,6 +43,13 @@ def faults(text: str) -> Iterator[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_docstrings_have_one_style(path: Path) -> None:
     assert not [f"{place}: {fault}" for place, text in docstrings(path) for fault in faults(text)]
+
+
+def test_names_of_the_package_lead_somewhere() -> None:
+    for path in FILES:
+        for _, text in docstrings(path):
+            for name in re.findall(r"`(companion(?:\.\w+)+)`", text):
+                resolve_name(name)
 
 
 def test_the_style_is_seen() -> None:

@@ -247,8 +247,8 @@ class Masks:
         Args:
             sparsity: share of all weights that are 0 afterwards, those pruned before included; below what is gone
                 already nothing changes, for what is gone does not come back here.
-            density: "uniform" or "erk" (each layer its number, see `companion.pruning.axes`; what a layer no longer
-                has alive the others keep), or "global": one comparison across layers.
+            density: "uniform" or "erk" (each layer its number, see `companion.pruning.DENSITIES`; what a layer no
+                longer has alive the others keep), or "global": one comparison across layers.
             criterion: "random", "magnitude", "gradient", or a function of a weight to scores of its shape.
 
         Raises:
