@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from companion import _files
-from companion.data import DeviceLoader, Images
+from companion.data import DeviceLoader, Images, digits
 from companion.models import digits_net
 from companion.pruning import DST, GraNet
 from companion.regularizers import FeatureFlow
@@ -27,6 +27,7 @@ from companion.training import (
     History,
     adamw,
     checkpoints,
+    evaluate,
     fit,
     load_checkpoint,
     one_cycle,
@@ -100,11 +101,6 @@ def run(
         nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(8 * 36, 2)
     )
     data, noise = loaders[loader](), Noise(model)
-
-    def penalty() -> Tensor:
-        before_step()
-        return torch.zeros(())
-
     options = {
         "epochs": 3,
         "schedule": one_cycle(),
@@ -119,7 +115,7 @@ def run(
     }
     sparsity = sparsities[options.pop("sparsity", "drop")]()
     history = fit(
-        model, data, optimizer, penalty=[noise, penalty], sparsity=sparsity, seed=1, progress=False,
+        model, data, optimizer, penalty=[noise, interrupted(before_step)], sparsity=sparsity, seed=1, progress=False,
         checkpoint=path, **options,
     )  # fmt: skip
     return {name: value.clone() for name, value in model.state_dict().items()}, history
@@ -150,6 +146,16 @@ def stop_at(step: int) -> Callable[[], None]:
     return before_step
 
 
+def interrupted(before_step: Callable[[], None]) -> Callable[[], Tensor]:
+    """A penalty of nothing that calls `before_step` first."""
+
+    def penalty() -> Tensor:
+        before_step()
+        return torch.zeros(())
+
+    return penalty
+
+
 # ------------------------------------------------------------------------------------------------- stop and resume
 @pytest.mark.parametrize(
     "options",
@@ -174,6 +180,31 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path,
             run(tmp_path / "run.pt", before_step=stop_at(interruption), **options)
     assert_equal(run(tmp_path / "run.pt", **options), whole)
     assert not list(tmp_path.glob(".*.part"))
+
+
+def test_a_resumed_epoch_is_validated_on_all_of_its_loader(tmp_path: Path) -> None:
+    """Also where that is the loader of the training, and after an interruption it is whole again."""
+    seen: list[Any] = []
+
+    def train(stop: int = 0) -> History:
+        seed_everything(0)
+        model, batches = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), DeviceLoader(digits(), 64, shuffle=True)
+
+        def on_epoch(record: dict[str, Any]) -> None:
+            seen.append(evaluate(model, batches)["examples"])
+
+        options = {"penalty": interrupted(stop_at(stop)), "validation": batches, "on_epoch": on_epoch}
+        options |= {"checkpoint": tmp_path / "run.pt" if stop or seen else None, "checkpoint_every": 10}
+        try:
+            return fit(model, batches, sgd(model), epochs=1, progress=False, **options)
+        finally:
+            assert batches.start == 0
+
+    whole = train()
+    for step in (15, 5):  # the second time inside what is left of the epoch
+        with pytest.raises(Stop):
+            train(step)
+    assert timeless(train()) == timeless(whole) and seen == [len(digits())] * 2
 
 
 def test_a_finished_run_returns_its_result_without_training(tmp_path: Path) -> None:

@@ -260,9 +260,13 @@ class _State:
         if self.resumed is not None and self.batch > 0:
             set_random_state(self.resumed[1], self.data, self.device)
         self.resumed = None
-        while group := [checked(batch) for batch in islice(stream, accumulate)]:
-            self.batch += len(group)
-            yield group
+        try:
+            while group := [checked(batch) for batch in islice(stream, accumulate)]:
+                self.batch += len(group)
+                yield group
+        finally:  # whoever iterates it next, such as `validation` or `on_epoch`, sees all of it
+            if hasattr(self.data, "start"):
+                self.data.start = 0
         if self.batch == 0:
             raise ValueError(
                 f"data={type(self.data).__name__} gave no batch in epoch {self.epoch + 1}: can it be iterated again?"
@@ -282,8 +286,6 @@ class _State:
     def end_epoch(self, record: dict[str, Any]) -> None:
         self.history.append(record)
         self.epoch, self.batch, self.meter = self.epoch + 1, 0, Meter(self.penalties)
-        if hasattr(self.data, "start"):
-            self.data.start = 0
 
     def save(self) -> None:
         if (path := self.checkpoint) is None:
