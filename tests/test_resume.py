@@ -207,6 +207,43 @@ def test_a_resumed_epoch_is_validated_on_all_of_its_loader(tmp_path: Path) -> No
     assert timeless(train()) == timeless(whole) and seen == [len(digits())] * 2
 
 
+def test_numpys_numbers_are_saved_as_numbers(tmp_path: Path) -> None:
+    """In the optimizer, the loader, the settings and the history."""
+
+    def train(number: Any, whole: Any, stop: int | None = None) -> Any:
+        seed_everything(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+        def on_epoch(record: dict[str, Any]) -> None:
+            record["kept"] = [number(0.25), {"of": (number(0.5),)}]
+            if record["epoch"] == stop:
+                raise Stop
+
+        batches = DeviceLoader(digits(), 256, seed=whole(3))
+        optimizer = sgd(model, lr=number(0.03), weight_decay=number(1e-3))
+        history = fit(
+            model, batches, optimizer, epochs=3, clip=number(1), seed=whole(3), checkpoint=tmp_path / "run.pt",
+            schedule=one_cycle(), on_epoch=on_epoch, progress=False,
+        )  # fmt: skip
+        return model.state_dict(), history
+
+    with pytest.raises(Stop):
+        train(np.float64, np.int64, stop=2)
+    mixed = train(np.float64, np.int64)
+    (tmp_path / "run.pt").unlink()
+    (tmp_path / "run.pt.previous").unlink()
+    assert_equal(mixed, train(float, int))
+
+
+def test_what_could_not_be_read_again_is_refused_when_it_is_saved(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "run.pt", {"epoch": 1})
+    with pytest.raises(ValueError, match=r"holds tensors, numbers, text.*numpy\.ndarray"):
+        save_checkpoint(tmp_path / "run.pt", {"epoch": 2, "history": [{"norms": np.ones(2)}]})
+    assert load_checkpoint(tmp_path / "run.pt")["epoch"] == 1
+    with pytest.raises(ValueError, match=r"seed=2\.5 must be a whole number"):
+        seed_everything(2.5)  # type: ignore[arg-type]
+
+
 def test_a_finished_run_returns_its_result_without_training(tmp_path: Path) -> None:
     whole = run(tmp_path / "run.pt")
     assert_equal(run(tmp_path / "run.pt", before_step=stop_at(1)), whole)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+from companion._checks import whole_number
 from companion._files import beside, sweep, write_aside
 
 FORMAT = "companion.training 2"
@@ -24,7 +25,8 @@ FORMAT = "companion.training 2"
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain types) to `path`, whole or not at all; what stood there becomes `path.previous`.
 
-    A process killed at any moment, or a full disk (`OSError`), leaves a good checkpoint at `path`.
+    A process killed at any moment, or a full disk (`OSError`), leaves a good checkpoint at `path`. NumPy's scalars are
+    written as Python's; what `load_checkpoint` could not read raises `ValueError`, before anything is written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -33,7 +35,14 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     {'weight': tensor([1., 1.])}
     """
     path, buffer = Path(path), io.BytesIO()
-    torch.save({"format": FORMAT, **state}, buffer)  # to the disk itself, it would hide why that cannot be written to
+    # Not to the disk itself: that would hide why it cannot be written to.
+    torch.save(_plain({"format": FORMAT, **state}), buffer)
+    buffer.seek(0)
+    if unknown := torch.serialization.get_unsafe_globals_in_checkpoint(buffer):
+        raise ValueError(
+            f"a checkpoint holds tensors, numbers, text, and lists and dicts of them, and this one {sorted(unknown)}: "
+            "it could not be read again"
+        )
 
     def write(file: IO[bytes]) -> None:
         file.write(buffer.getbuffer())
@@ -44,6 +53,15 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     except OSError as error:
         error.add_note(f"The checkpoint {path} was not written; the one before it is untouched.")
         raise
+
+
+def _plain(value: Any) -> Any:
+    """The value with Python's numbers in the place of NumPy's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:  # no other kind: a module's state has attributes, too
+        return {key: _plain(item) for key, item in value.items()}
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
 def _keep(path: Path) -> None:
@@ -123,6 +141,7 @@ def seed_everything(seed: int) -> None:
     >>> torch.randint(100, (3,))
     tensor([44, 39, 33])
     """
+    seed = whole_number(seed=seed)  # NumPy's too, which neither Python nor torch takes
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
