@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
 
 from companion import _files
 from companion.data import DeviceLoader, Images, digits
@@ -83,6 +83,10 @@ class Drop:
         self.generator.set_state(state["generator"])
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def run(
     path: Path | None, loader: str = "device", before_step: Callable[[], None] = lambda: None, **options: Any
 ) -> Any:
@@ -95,7 +99,12 @@ def run(
     loaders: dict[str, Callable[[], Any]] = {
         "device": lambda: DeviceLoader(images, 16, shuffle=True, augment=True, padding=1, seed=2),
         "global random state": lambda: DataLoader(dataset, batch_size=16, shuffle=True),
-        "own generator": lambda: DataLoader(dataset, 16, shuffle=True, generator=torch.Generator().manual_seed(7)),
+        "own generator": lambda: DataLoader(dataset, 16, shuffle=True, generator=seeded(7)),
+        "sampler's generator": lambda: DataLoader(dataset, 16, sampler=RandomSampler(dataset, generator=seeded(7))),
+        "batch sampler": lambda: DataLoader(
+            dataset,
+            batch_sampler=BatchSampler(WeightedRandomSampler([1.0, 2.0] * 75, 150, generator=seeded(7)), 16, False),
+        ),
     }
     model = nn.Sequential(
         nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(8 * 36, 2)
@@ -163,6 +172,8 @@ def interrupted(before_step: Callable[[], None]) -> Callable[[], Tensor]:
         {},
         {"loader": "global random state"},
         {"loader": "own generator"},
+        {"loader": "sampler's generator"},
+        {"loader": "batch sampler"},
         {"accumulate": 3, "checkpoint_every": 1, "clip": 0.5},
         {"optimizer": sgd, "schedule": None, "precision": "bfloat16", "channels_last": True},
         {"checkpoint_every": None},

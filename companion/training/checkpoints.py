@@ -148,7 +148,8 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state(data: Any, device: torch.device) -> dict[str, Any]:
-    """Every random state that a step can draw from, the loader's generator included, as tensors and plain types."""
+    """Every random state that a step can draw from, those of the loader and its samplers included, as tensors and plain
+    types."""
     numpy = np.random.get_state(legacy=False)
     keys = torch.tensor(numpy["state"]["key"].astype(np.int64))
     state = {
@@ -158,9 +159,7 @@ def random_state(data: Any, device: torch.device) -> dict[str, Any]:
     }
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
-    if isinstance(getattr(data, "generator", None), torch.Generator):
-        state["data"] = data.generator.get_state()
-    return state
+    return state | {"data": [generator.get_state() for generator in _generators(data)]}
 
 
 def set_random_state(state: dict[str, Any], data: Any, device: torch.device) -> None:
@@ -172,5 +171,13 @@ def set_random_state(state: dict[str, Any], data: Any, device: torch.device) -> 
     torch.set_rng_state(state["torch"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
-    if "data" in state:
-        data.generator.set_state(state["data"])
+    for generator, of in zip(_generators(data), state["data"], strict=True):
+        generator.set_state(of)
+
+
+def _generators(data: Any) -> list[torch.Generator]:
+    """The generators of a `DataLoader` and its samplers, each once: a sampler often shares its loader's."""
+    batches = getattr(data, "batch_sampler", None)
+    holders = (data, getattr(data, "sampler", None), batches, getattr(batches, "sampler", None))
+    found = [getattr(holder, "generator", None) for holder in holders]
+    return list(dict.fromkeys(one for one in found if isinstance(one, torch.Generator)))
