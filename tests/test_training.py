@@ -625,14 +625,15 @@ def test_nan_stops_with_the_step_and_the_last_good_checkpoint(tmp_path: Any) -> 
         train(net(), batches)
 
 
-def test_weights_that_overflow_in_the_last_step_are_not_saved(tmp_path: Any) -> None:
+@pytest.mark.parametrize("kept", [True, False], ids=["checkpoint", "no checkpoint"])
+def test_weights_that_overflow_in_the_last_step_are_not_kept(tmp_path: Any, kept: bool) -> None:
     model, path = net(norm=False), tmp_path / "run.pt"
 
     def blow_up() -> Tensor:  # finite itself, with a gradient that is not
         return (model[5].bias * 0).sum().sqrt()
 
     with pytest.raises(FloatingPointError, match="weights after epoch 1"):
-        train(model, data(200), epochs=1, penalty=blow_up, checkpoint=path)
+        train(model, data(200), epochs=1, penalty=blow_up, checkpoint=path if kept else None)
     assert not path.exists()
 
 

@@ -288,10 +288,11 @@ class _State:
         self.epoch, self.batch, self.meter = self.epoch + 1, 0, Meter(self.penalties)
 
     def save(self) -> None:
+        """Refuse weights that are not finite, and write the checkpoint, if there is to be one."""
+        if not all(from_ranks(_finite(self.model, self.optimizer))):
+            raise _diverged(f"weights after epoch {self.epoch}, batch {self.batch}", self.checkpoint)
         if (path := self.checkpoint) is None:
             return
-        if not all(from_ranks(_finite(self.model, self.optimizer))):
-            raise _diverged(f"weights after epoch {self.epoch}, batch {self.batch}", path)
         now = random_state(self.data, self.device)
         state = {
             **{name: part.state_dict() for name, part in self.parts.items()},
@@ -422,7 +423,7 @@ def _trained(optimizer: Optimizer) -> list[Tensor]:
 def _finite(model: nn.Module, optimizer: Optimizer) -> bool:
     """No weight is NaN or infinite and no buffer is NaN (a buffer may hold −∞ on purpose, as attention masks do)."""
     sound = [p.isfinite().all() for p in _trained(optimizer)] + [~buffer.isnan().any() for buffer in model.buffers()]
-    return bool(torch.stack(sound).all())
+    return bool(torch.stack(sound).all().tolist())
 
 
 def _diverged(what: str, checkpoint: str | Path | None) -> FloatingPointError:
