@@ -7,6 +7,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -478,12 +479,12 @@ def test_accuracy_of_maps_is_that_of_their_pixels(ignored: int) -> None:
     """A class for every pixel; those that the loss ignores do not count."""
     y = torch.randint(4, (40, 5, 6), generator=torch.Generator().manual_seed(0))
     y[:, 0] = ignored
-    model, batches = of((4, 5, 6), y)
-    loss = nn.CrossEntropyLoss(ignore_index=ignored)
-    history = train(model, batches, loss=loss, validation=batches)
-    expected = (model(PIXELS).argmax(1) == y)[:, 1:].float().mean().item()
-    assert history[-1]["validation_accuracy"] == pytest.approx(expected)
-    assert evaluate(model, batches, loss=loss)["accuracy"] == pytest.approx(expected)
+    for loss in (nn.CrossEntropyLoss(ignore_index=ignored), partial(F.cross_entropy, ignore_index=ignored)):
+        model, batches = of((4, 5, 6), y)
+        history = train(model, batches, loss=loss, validation=batches)
+        expected = (model(PIXELS).argmax(1) == y)[:, 1:].float().mean().item()
+        assert history[-1]["validation_accuracy"] == pytest.approx(expected)
+        assert evaluate(model, batches, loss=loss)["accuracy"] == pytest.approx(expected)
 
 
 class Several(nn.Module):
@@ -705,6 +706,8 @@ def test_as_many_tokens_as_classes_have_no_accuracy_but_under_cross_entropy() ->
     assert "accuracy" not in evaluate(Words(6), [batch], loss=loss)
     assert "accuracy" not in evaluate(Words(7), [batch], loss=loss)
     assert "accuracy" in evaluate(Words(6), [batch])
+    for of_classes in (F.nll_loss, partial(F.cross_entropy, label_smoothing=0.1)):
+        assert "accuracy" in evaluate(Words(6), [batch], loss=of_classes)
 
 
 def test_refuses_a_loader_without_batches_and_a_scheduler_without_a_clock() -> None:

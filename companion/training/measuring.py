@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeAlias
 
 import pandas as pd
@@ -22,6 +23,7 @@ from companion.features import evaluating
 Batch: TypeAlias = tuple[Tensor, Tensor]
 Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
 Accuracy: TypeAlias = Callable[[Any, Tensor], Tensor]
+_OF_CLASSES = (nn.functional.cross_entropy, nn.functional.nll_loss)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -205,10 +207,12 @@ def right_answers(
         return None
     if outputs.ndim < 2 or outputs.shape[1] < 2 or y.shape != outputs.shape[:1] + outputs.shape[2:]:
         return None
-    of_classes = loss is nn.functional.cross_entropy or isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)
+    kind, options = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})
+    of_classes = kind in _OF_CLASSES or isinstance(kind, nn.CrossEntropyLoss | nn.NLLLoss)
     if outputs.ndim == 3 and outputs.shape[1] == outputs.shape[2] and not of_classes:
         return None  # (examples, tokens, classes) has this shape, too
-    return outputs.detach().argmax(1) == y, y != getattr(loss, "ignore_index", -100)
+    ignored = options.get("ignore_index", getattr(kind, "ignore_index", -100))
+    return outputs.detach().argmax(1) == y, y != ignored
 
 
 def batch_sums(
