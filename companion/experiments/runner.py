@@ -143,8 +143,9 @@ def load_or_run(
     """The records of an experiment: replayed from the book's results, or made here.
 
     Args:
-        mode: `"replay"` reads what is recorded; runs without a record are in `.missing`. `"run"` makes every run anew
-            in the work folder, where it continues if interrupted, and leaves the book's records alone.
+        mode: `"replay"` reads what is recorded. `"run"` makes every run anew in the work folder, where it continues if
+            interrupted, and leaves the book's records alone. Runs without a record are in `.missing`, also those that
+            another runner is at.
         results: folder of results to read, default `records.results_root()`.
 
     Raises:
@@ -160,4 +161,5 @@ def load_or_run(
     runs = registry.find(name).runs(tier, seeds)
     place = place or Workplace(progress=True)
     made = [perform(run, place, place.work / "results") for run in runs]
-    return Records([record for record in made if record is not None])
+    busy = [run for run, record in zip(runs, made, strict=True) if record is None]
+    return Records([record for record in made if record is not None], busy)
