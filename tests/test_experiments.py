@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import math
 import multiprocessing
@@ -189,6 +190,8 @@ def test_a_run_in_other_hands_is_left_to_them(toy, place, tmp_path):
             assert holder.is_alive()
             time.sleep(0.05)
         assert experiments.perform(run, place, tmp_path / "results") is None
+        left = experiments.load_or_run("toy", "smoke", mode="run", seeds=[0], place=place)
+        assert len(left) == 0 and left.missing == [run]
     finally:
         holder.kill()
         holder.join()
@@ -435,6 +438,16 @@ def test_the_commit_is_the_projects_own_or_none(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert str(tmp_path) in done.stdout and "(None, None)" in done.stdout, done.stderr
+
+
+def test_a_copy_that_pip_does_not_know_has_no_commit(monkeypatch):
+    """A folder unpacked from an archive: the record of a finished run says so, and is not lost."""
+
+    def unknown(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", unknown)
+    assert records._installed_from() is None
 
 
 def test_one_seed_has_no_interval_and_a_curve_is_one_line(toy, place, tmp_path, capsys, monkeypatch):

@@ -455,7 +455,10 @@ def _commit() -> tuple[str | None, bool | None]:
 
 def _installed_from() -> str | None:
     """The commit from which pip installed the package, where it did so by git (PEP 610)."""
-    installed = metadata.distribution("identity-and-flow")
+    try:
+        installed = metadata.distribution("identity-and-flow")
+    except metadata.PackageNotFoundError:  # unpacked from an archive
+        return None
     if Path(str(installed.locate_file("companion"))).resolve() != Path(__file__).resolve().parent.parent:
         return None  # another copy is imported than pip's
     commit: str | None = json.loads(installed.read_text("direct_url.json") or "{}").get("vcs_info", {}).get("commit_id")
