@@ -8,6 +8,8 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from companion import _files
 from companion.data import DeviceLoader, Images, digits
 from companion.models import digits_net
 from companion.pruning import DST, GraNet
-from companion.regularizers import FeatureFlow
+from companion.regularizers import L1, FeatureFlow, ramp
 from companion.training import (
     History,
     adamw,
@@ -494,6 +496,47 @@ def test_another_configuration_is_refused_by_name(tmp_path: Path) -> None:
         run(tmp_path / "run.pt", epochs=2)
     with pytest.raises(ValueError, match=r"clip: None there, 1\.0 here"):
         run(tmp_path / "run.pt", epochs=1, clip=1.0)
+
+
+def test_a_run_of_other_numbers_is_refused_by_name(tmp_path: Path) -> None:
+    """The same names, shapes, seeds and counts, in each of the places where a number can differ."""
+    images = digits()
+
+    def train(path: Path | None = tmp_path / "run.pt", **changed: Any) -> History:
+        made = {"l1": 1e-4, "ffr": 0.1, "smooth": 0.0, "weight": 2, "batch": 64, "augment": False, "sparsity": 0.5}
+        made |= {"beta": 0.1, "images": images, "held_out": 360} | changed
+        seed_everything(0)
+        model = digits_net(width=4, blocks=2)
+        optimizer = sgd(model)
+        batches = DeviceLoader(made["images"], made["batch"], shuffle=True, augment=made["augment"], padding=1)
+        masks = GraNet(model, optimizer, sparsity=made["sparsity"], steps=23, every=5)
+        penalties = [L1(model, made["l1"]), FeatureFlow(model, ramp(made["ffr"], 10), 0.1)]
+        loss: Any = nn.CrossEntropyLoss(label_smoothing=made["smooth"])
+        if made["beta"] != 0.1:
+            loss = partial(nn.functional.cross_entropy, label_smoothing=made["beta"])
+        validation = DeviceLoader(digits("test"), made["held_out"])
+        return fit(
+            model, batches, optimizer, epochs=1, penalty=penalties, sparsity=masks, loss=loss, checkpoint=path,
+            validation=validation, progress=False,
+        )  # fmt: skip
+
+    first = train()
+    assert timeless(train()) == timeless(first)
+    less = replace(images, images=images.images[:-1], labels=images.labels[:-1])
+    for change, said in (
+        ({"l1": 1e-2}, r"penalty: .*0\.0001.* there, .*0\.01"),
+        ({"ffr": 0.2}, r"penalty: .*ramp\(0\.1, .* there, .*ramp\(0\.2"),
+        ({"smooth": 0.3}, r"loss: .*'label_smoothing': 0\.0.* there, .*0\.3"),
+        ({"beta": 0.2}, r"loss: .CrossEntropyLoss.* there, .*cross_entropy.*0\.2"),
+        ({"batch": 65}, "data: .*'batch_size': 64.* there, .*65"),
+        ({"augment": True}, "data: .*'augment': False.* there, .*True"),
+        ({"images": less}, "data: .*1437.* there, .*1436"),
+        ({"images": replace(images, name="others")}, "data: .*'digits train'.* there, .*'others'"),
+        ({"sparsity": 0.9}, r"sparsity: .*0\.5.* there, .*0\.9"),
+        ({"held_out": 100}, "validation: .*360.* there, .*100"),
+    ):
+        with pytest.raises(ValueError, match=rf"run\.pt is of another run \({said}"):
+            train(**change)
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,14 @@ from tqdm.auto import tqdm
 
 from companion._checks import at_least, between, given, one_of
 from companion._ranks import buffers_of_rank_zero, from_ranks, on_rank_zero, rank, world_size
-from companion.training.checkpoints import claim, random_state, save_checkpoint, seed_everything, set_random_state
+from companion.training.checkpoints import (
+    claim,
+    plain,
+    random_state,
+    save_checkpoint,
+    seed_everything,
+    set_random_state,
+)
 from companion.training.measuring import (
     PRECISIONS,
     Accuracy,
@@ -128,7 +135,8 @@ def fit(
         checkpoint, checkpoint_every: File that is written after every epoch, and every so many steps inside one. Where
             it exists, training resumes from it: on the CPU to the same final weights, bit for bit, as if never
             interrupted (with loader workers, unless they are persistent). One run at a time may use it. Of a process
-            group, rank 0 alone reads and writes it.
+            group, rank 0 alone reads and writes it. Another run's is refused: other arguments here, another size or
+            name of the data, or a penalty, sparsity or loss that was made with other numbers.
         seed: Seeds dropout and the like before the first step, each rank its own: seed + rank.
         progress: A bar with loss, accuracy, sparsity, the last value of every penalty, images/s and the time left, on
             rank 0.
@@ -165,8 +173,10 @@ def fit(
     configuration = {  # what must agree for a checkpoint to be this run's
         "model": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters())} parameters",
         "optimizer": f"{type(optimizer).__name__} "
-        + ", ".join(str({key: value for key, value in g.items() if key != "params"}) for g in optimizer.param_groups),
-        **{"schedule": _name(schedule), "loss": _name(loss), "penalty": list(penalties), "sparsity": _name(sparsity)},
+        + ", ".join(str({k: plain(value) for k, value in g.items() if k != "params"}) for g in optimizer.param_groups),
+        **{"schedule": _described(schedule), "loss": _described(loss), "sparsity": _described(sparsity)},
+        **{"penalty": [_described(term) for term in penalties.values()]},
+        **{"data": _loader(data), "validation": None if validation is None else _loader(validation)},
         **{"epochs": epochs, "batches": batches, "data seed": getattr(data, "seed", None), "accumulate": accumulate},
         **{"precision": precision, "channels_last": channels_last, "clip": clip, "seed": seed, "ranks": world_size()},
     }
@@ -456,6 +466,35 @@ def _name(thing: Any) -> str | None:
     if thing is None:
         return None
     return str(getattr(thing, "name", None) or getattr(thing, "__name__", None) or type(thing).__name__)
+
+
+def _described(thing: Any) -> str | None:
+    """What `_name` says, and what the thing was made with: the arguments that it keeps under their names, where these
+    are numbers, text, or functions with a name. Nothing that the training changes."""
+    if thing is None:
+        return None
+    if isinstance(thing, functools.partial):
+        return f"{_name(thing.func)}{_plain_ones(thing.keywords)}"
+    makers = [vars(kind).get("__init__") for kind in type(thing).__mro__]
+    asked = {name for maker in makers if inspect.isfunction(maker) for name in inspect.signature(maker).parameters}
+    asked -= set(thing.state_dict() if hasattr(thing, "state_dict") else ())
+    return f"{_name(thing)}{_plain_ones({k: v for k, v in getattr(thing, '__dict__', {}).items() if k in asked})}"
+
+
+def _loader(data: Any) -> str:
+    """What a loader yields: not how it is read, so that a run may go on with other workers."""
+    of: Any = next((getattr(data, name) for name in ("images", "folder", "dataset") if hasattr(data, name)), None)
+    names = ("batch_size", "shuffle", "augment", "padding", "flip", "drop_last", "size")
+    made = {name: getattr(data, name, None) for name in names}
+    made |= {"of": getattr(of, "name", type(of).__name__), "examples": len(of) if hasattr(of, "__len__") else None}
+    made |= {name: type(getattr(data, name, None)).__name__ for name in ("sampler", "batch_sampler")}
+    return f"{type(data).__name__}{_plain_ones(made)}"
+
+
+def _plain_ones(values: Mapping[str, Any]) -> str:
+    """Those of the values that read the same in every process."""
+    shown = {name: getattr(value, "__name__", plain(value)) for name, value in values.items()}
+    return str({name: value for name, value in shown.items() if isinstance(value, bool | int | float | str)})
 
 
 def _sparsity(sparsity: Any) -> dict[str, float]:
