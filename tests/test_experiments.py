@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from types import MappingProxyType
 
 import psutil
@@ -33,6 +34,7 @@ from companion.experiments import (
     quantities,
     records,
     registry,
+    runner,
     speed,
 )
 from companion.experiments.__main__ import main
@@ -206,6 +208,78 @@ def _hold(lock, sign):
     with FileLock(lock):
         Path(sign).touch()
         time.sleep(3600)  # the test kills it long before
+
+
+# ------------------------------------------------------------------------------------------ what an interruption leaves
+@pytest.fixture
+def interrupted(toy, place, tmp_path, monkeypatch):
+    """The first run of `toy`, stopped in its second epoch on machine A, at commit aaaa."""
+    run, fit = toy.runs("smoke")[0], training.fit
+    monkeypatch.setattr(records, "_processor", lambda: "machine A")
+    monkeypatch.setattr(records, "_commit", lambda: ("aaaa", True))
+
+    def stopping(*args, on_epoch, **options):
+        def stop(entry):
+            on_epoch(entry)
+            if entry["epoch"] == 2:
+                raise KeyboardInterrupt
+
+        return fit(*args, on_epoch=stop, **options)
+
+    monkeypatch.setattr(training, "fit", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        experiments.perform(run, place, tmp_path)
+    monkeypatch.setattr(training, "fit", fit)
+    return run
+
+
+def test_a_checkpoint_of_other_settings_is_refused(interrupted, toy, place, tmp_path, monkeypatch):
+    changed = dataclasses.replace(toy, tiers={"smoke": Tier({**TINY, "label_smoothing": 0.3}, {"dense": {}})})
+    monkeypatch.setattr(registry, "EXPERIMENTS", MappingProxyType({"toy": changed}))
+    with pytest.raises(ValueError, match=r"\.pt is of other settings \(label_smoothing: 0\.0 there, 0\.3 here"):
+        experiments.perform(changed.runs("smoke")[0], place, tmp_path)
+    monkeypatch.setattr(registry, "EXPERIMENTS", MappingProxyType({"toy": toy}))
+    (place.work / interrupted.path).with_suffix(".pt.begun").unlink()
+    with pytest.raises(ValueError, match="begun: 'by an older version' there"):
+        experiments.perform(interrupted, place, tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_resumed_run_says_where_it_began_and_where_it_went_on(interrupted, place, tmp_path, monkeypatch, capsys):
+    saved = (place.work / interrupted.path).with_suffix(".pt")
+    began = datetime.fromisoformat(json.loads(saved.with_suffix(".pt.begun").read_text())["sessions"][0]["started"])
+    os.utime(saved, (began.timestamp() + 1000,) * 2)  # it last saved after so many seconds
+    monkeypatch.setattr(records, "_processor", lambda: "machine B")
+    monkeypatch.setattr(records, "_commit", lambda: ("bbbb", True))
+    made = experiments.perform(interrupted, place, tmp_path).provenance
+    (later,) = made["resumed"]
+    assert (made["processor"], made["commit"], made["started"]) == ("machine A", "aaaa", began.isoformat())
+    assert (later["processor"], later["commit"]) == ("machine B", "bbbb")
+    assert made["wall_seconds"] == pytest.approx(1000 + later["wall_seconds"], rel=1e-3)
+    assert experiments.problems(tmp_path) == [] and not list(place.work.rglob("*.pt*"))
+    assert main(["import", str(tmp_path / interrupted.path), "--results", str(tmp_path / "here")]) == 2
+    assert "no commit that made it, several" in capsys.readouterr().err
+
+
+def test_a_run_of_a_block_does_not_go_on_elsewhere(interrupted, toy, place, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "EXPERIMENTS", MappingProxyType({"toy": dataclasses.replace(toy, blocks=True)}))
+    monkeypatch.setattr(records, "_processor", lambda: "machine B")
+    said = runner.attempt(interrupted, place, tmp_path).said
+    assert "dense-seed0 was begun with {'processor': 'machine A'" in said and "not {'processor': 'machine B'" in said
+    monkeypatch.setattr(records, "_processor", lambda: "machine A")
+    assert runner.attempt(interrupted, place, tmp_path).record is not None
+
+
+def test_the_commit_is_that_of_the_beginning(toy, place, tmp_path, monkeypatch):
+    def perform(run, place):
+        monkeypatch.setattr(records, "_commit", lambda: ("made meanwhile", False))
+        return Outcome({"x": 1}, [], {})
+
+    meanwhile = Experiment("toy", "?", perform, {"smoke": Tier({"a": 1}, {"dense": {}})})
+    monkeypatch.setattr(registry, "EXPERIMENTS", MappingProxyType({"toy": meanwhile}))
+    monkeypatch.setattr(records, "_commit", lambda: ("aaaa", True))
+    made = experiments.perform(meanwhile.runs("smoke")[0], place, tmp_path).provenance
+    assert (made["commit"], made["clean"], "resumed" in made) == ("aaaa", True, False)
 
 
 COMMAND = [sys.executable, "-m", "companion.experiments"]

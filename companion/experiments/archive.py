@@ -118,8 +118,12 @@ def add(file: Path, root: Path) -> tuple[Path, bool]:
     """
     record = records.load(file)
     found = _problems(record, file)
-    if not (record.provenance.get("commit") and record.provenance.get("clean") is not False):
-        found.append("its provenance names no commit that made it, or one with changes: nobody could make it again")
+    sessions = [record.provenance, *record.provenance.get("resumed", [])]
+    commits = {session.get("commit") if session.get("clean") is not False else None for session in sessions}
+    if len(commits) > 1 or None in commits:
+        found.append(
+            "its provenance names no commit that made it, several, or one with changes: nobody could make it again"
+        )
     beside = records.index(file.parents[2]) if len(file.parents) > 2 else {}
     if beside.get(record.run.path.as_posix(), digest := records.sha256(file)) != digest:
         found.append(f"changed since it was written, says {file.parents[2] / records.INDEX}")

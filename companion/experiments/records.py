@@ -51,6 +51,7 @@ __all__ = [
     "index",
     "load",
     "mend",
+    "of_sessions",
     "packed",
     "problems",
     "provenance",
@@ -412,6 +413,19 @@ def provenance(
         "clean": clean,
         "how": dict(how or {}),
     }
+
+
+def of_sessions(sessions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The provenance of a run: that of the session in which it began, the seconds of all, and under `resumed` the
+    provenances of the sessions in which it went on, if any.
+
+    >>> once = {"commit": "a", "wall_seconds": 1.23456}
+    >>> of_sessions([once]), of_sessions([once, {"commit": "b", "wall_seconds": 2.0}])["resumed"]
+    ({'commit': 'a', 'wall_seconds': 1.235}, [{'commit': 'b', 'wall_seconds': 2.0}])
+    """
+    seconds = sum(session["wall_seconds"] for session in sessions)
+    later = [{**session, "wall_seconds": float(f"{session['wall_seconds']:.4g}")} for session in sessions[1:]]
+    return {**sessions[0], "wall_seconds": float(f"{seconds:.4g}")} | ({"resumed": later} if later else {})
 
 
 def block(made: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
 import threading
 import time
@@ -10,15 +11,16 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from companion._checks import one_of
+from companion._files import write_aside
 from companion._ranks import on_rank_zero, world_size
 from companion.experiments import records, registry
 from companion.experiments.archive import other_block, recorded, replay
-from companion.experiments.plan import Workplace
+from companion.experiments.plan import Workplace, identity
 from companion.experiments.records import Record, Records, Run
 
 _ALONE = threading.Lock()  # a run seeds the random numbers of its process: of several threads, one at a time
@@ -34,8 +36,10 @@ def perform(run: Run, place: Workplace, root: Path) -> Record | None:
     In a process group every rank calls it and gets the record; rank 0 alone reads, locks and writes.
 
     Raises:
-        ValueError: several ranks, and an experiment that is for one; a folder that cannot be written to.
-        OtherBlockError: an experiment in blocks (`Experiment.blocks`), whose runs of this seed were made otherwise.
+        ValueError: several ranks, and an experiment that is for one; a folder that cannot be written to; a checkpoint
+            of other settings, or of an older version.
+        OtherBlockError: an experiment in blocks (`Experiment.blocks`), whose runs of this seed, or the beginning of
+            this run, were made otherwise.
     """
     experiment = registry.find(run.experiment)
     place = dataclasses.replace(place, how={**experiment.how(run), **place.how})
@@ -50,16 +54,13 @@ def perform(run: Run, place: Workplace, root: Path) -> Record | None:
         there, free = on_rank_zero(lambda: _claim(run, checkpoint, root, held))
         if not free:
             return there
-        if experiment.blocks:
-            on_rank_zero(lambda: _same_block(run, place, root))
-        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+        clock = time.perf_counter()
+        sessions = on_rank_zero(lambda: _begin(run, place, checkpoint, root))
         outcome = experiment.perform(run, place)
-        # Of a run that was interrupted, the epochs before count too.
-        seconds = max(time.perf_counter() - clock, sum(epoch.get("seconds", 0) for epoch in outcome.curve))
+        sessions[-1]["wall_seconds"] = time.perf_counter() - clock
 
         def write() -> Record:
-            made = records.provenance(place.device, started, seconds, place.computing())
-            record = Record(run, *outcome, provenance=made)
+            record = Record(run, *outcome, provenance=records.of_sessions(sessions))
             record.save(root)
             for leftover in checkpoint.parent.glob(f"{checkpoint.name}*"):
                 leftover.unlink(missing_ok=True)
@@ -80,6 +81,43 @@ def _claim(run: Run, checkpoint: Path, root: Path, held: ExitStack) -> tuple[Rec
         return None, False
     there = _finished(run, root)  # written between the first look and the lock
     return there, there is None
+
+
+def _begin(run: Run, place: Workplace, checkpoint: Path, root: Path) -> list[dict[str, Any]]:
+    """The provenances of the sessions that worked at the run, this one the last. They and what the run is stand beside
+    its checkpoint: the next session asks whether that is of the same run."""
+    here = records.provenance(place.device, datetime.now(UTC).isoformat(timespec="seconds"), 0.0, place.computing())
+    blocks = registry.find(run.experiment).blocks
+    if blocks and (problem := other_block(run, here, root)):
+        raise OtherBlockError(
+            f"{problem}. All of a seed are made alike: go on there, or remove the seed's records to make them anew"
+        )
+    note, settings = checkpoint.with_suffix(".pt.begun"), json.loads(identity(run))["settings"]
+    sessions: list[dict[str, Any]] = []
+    saved = [file for file in checkpoint.parent.glob(f"{checkpoint.name}*") if file.suffix not in (".begun", ".lock")]
+    if saved:
+        older: dict[str, Any] = {"settings": {"begun": "by an older version"}}
+        began = json.loads(note.read_text()) if note.exists() else older
+        theirs = began["settings"]
+        differing = [
+            f"{key}: {theirs.get(key)!r} there, {settings.get(key)!r} here"
+            for key in sorted({*theirs, *settings})
+            if theirs.get(key) != settings.get(key)
+        ]
+        if differing:
+            raise ValueError(
+                f"{checkpoint} is of other settings ({'; '.join(differing)}): go on with these, or delete "
+                f"{checkpoint}* to begin anew"
+            )
+        sessions += began["sessions"]
+        # Nobody asks a killed process how long it worked: until it last saved.
+        last = max(file.stat().st_mtime for file in saved)
+        sessions[-1]["wall_seconds"] = max(0.0, last - datetime.fromisoformat(sessions[-1]["started"]).timestamp())
+        if blocks and (there := records.block(sessions[-1])) != (block := records.block(here)):
+            raise OtherBlockError(f"{run} was begun with {there}, not {block}: go on there, or delete {checkpoint}*")
+    sessions.append(here)
+    write_aside(note, json.dumps({"settings": settings, "sessions": sessions}))
+    return sessions
 
 
 def _finished(run: Run, root: Path) -> Record | None:
@@ -121,14 +159,6 @@ def attempt(run: Run, place: Workplace, root: Path) -> Attempt:
     except FloatingPointError as error:
         return Attempt(None, f"diverged: {error}")
     return Attempt(record, "" if record else "another runner is at it", time.perf_counter() - clock)
-
-
-def _same_block(run: Run, place: Workplace, root: Path) -> None:
-    """Refuse to mix machines or ways of computing among the runs of a seed."""
-    if problem := other_block(run, records.provenance(place.device, "", 0.0, place.computing()), root):
-        raise OtherBlockError(
-            f"{problem}. All of a seed are made alike: go on there, or remove the seed's records to make them anew"
-        )
 
 
 def load_or_run(
