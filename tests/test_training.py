@@ -577,6 +577,20 @@ def test_one_cycle_peaks_at_the_learning_rate_with_least_momentum() -> None:
     assert 8 <= peak <= 10 and momenta[peak] == min(momenta)
 
 
+def test_an_optimizer_that_has_followed_a_schedule_is_refused() -> None:
+    """Its learning rate is no longer the one that it was given: 0 after a cosine, a 25th of it in torch's books after
+    one cycle."""
+    for first in (one_cycle(), cosine(), multistep(1)):
+        model = net()
+        optimizer = sgd(model, 0.05)
+        train(model, data(), optimizer=optimizer)
+        train(model, data(), optimizer=optimizer, schedule=first)
+        for second in (one_cycle(), cosine(), multistep(1)):
+            with pytest.raises(ValueError, match=r"has followed a schedule before.*build a new one"):
+                train(model, data(), optimizer=optimizer, schedule=second)
+        train(model, data(), optimizer=sgd(model, 0.05), schedule=first)
+
+
 def test_weight_decay_may_spare_norms_and_biases() -> None:
     model = net()
     assert [group["weight_decay"] for group in sgd(model).param_groups] == [5e-4]

@@ -116,7 +116,7 @@ def fit(
         data: Batches (x, y): `companion.data.DeviceLoader`, or any loader with a length, such as torch's `DataLoader`.
         epochs, schedule: Passes over the data, and the learning rate: `multistep`, `cosine`, `one_cycle`, or any
             function of (optimizer, steps an epoch, epochs) to a torch scheduler, which is stepped after every optimizer
-            step.
+            step. Each wants a new optimizer.
         validation: Batches to evaluate after every epoch.
         penalty, sparsity: The two sockets: see `Penalty` (one, or several) and `Sparsity`.
         loss: Mean loss of (outputs, y), the outputs as the model returns them, a tuple or a dict too.
@@ -534,6 +534,11 @@ def _refuse_nonsense(
         raise ValueError(
             f"schedule={type(schedule).__name__}(…): give multistep(…), cosine(…), one_cycle(…) or a function of "
             "(optimizer, steps an epoch, epochs) to such a scheduler; it is stepped after every step"
+        )
+    if schedule is not None and any("initial_lr" in group for group in optimizer.param_groups):
+        raise ValueError(
+            "the optimizer has followed a schedule before, and another would not begin from its learning rate: build a "
+            "new one, such as sgd(…), for every fit with a schedule"
         )
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
