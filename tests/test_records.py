@@ -24,6 +24,17 @@ def make(seed=0, correct=90, method="dense", sparsity=None, **changes) -> Record
     return Record(run, **{**parts, **changes})
 
 
+MADE = records.provenance("cpu", "2026-01-01T00:00:00+00:00", 1.0)
+
+
+def scored(**changes):
+    """Parts of a record that was followed on held-out images, and is in order without `changes`."""
+    curve = [{"epoch": n, "validation_accuracy": a, "validation_loss": 0.7} for n, a in ((1, 0.95), (2, 0.9))]
+    held_out = {"correct": 90, "examples": 100, "loss": 0.7}
+    result = {"validation": held_out, "best_validation": {"epoch": 1, "accuracy": 0.95}, **changes}
+    return {"curve": curve, "result": result}
+
+
 def test_round_trip(tmp_path):
     record = make(sparsity=0.95)
     path = record.save(tmp_path)
@@ -56,11 +67,28 @@ def test_provenance_names_the_version_of_the_code_that_runs(monkeypatch):
         ({"measures": {"cka": {"layers": ["a", "b"], "values": [[1.0, 0.5]]}}}, "not 2 × 2"),
         ({"measures": {"norm": [1.0, math.nan]}}, r"measures.norm\[1\] is not finite"),
         ({"provenance": {}}, "provenance lacks commit"),
+        ({"provenance": {**MADE, "resumed": [{**MADE, "threads": None}]}}, r"provenance\.threads is None"),
+        *(
+            ({"provenance": {**MADE, name: value}}, rf"provenance\.{name} is {shown}")
+            for name, value, shown in (
+                ("processor", None, "None"),
+                ("threads", "many", "'many'"),
+                ("started", 5, "5"),
+                ("clean", 1, "1"),
+                ("wall_seconds", 0, "0"),
+                ("wall_seconds", math.inf, "inf"),
+                ("commit", ["x"], r"\['x'\]"),
+            )
+        ),
+        (scored(best_validation={"epoch": 77, "accuracy": 0.99}), "that of the curve epoch 1 with 0.95"),
+        (scored(best_validation={"epoch": 2, "accuracy": 0.9}), "that of the curve epoch 1 with 0.95"),
+        (scored(validation={"correct": 90, "examples": 100, "loss": 0.1}), "loss 0.1, the last epoch of the curve 0.7"),
+        ({"curve": [{"epoch": 1, "lr": "x"}, {"epoch": 2, "lr": 0.1}]}, r"curve\.lr is a number in some epochs only"),
     ],
 )
 def test_contradictions_are_found_and_not_saved(tmp_path, change, message):
     record = make(**change)
-    assert records.problems(make()) == []
+    assert records.problems(make()) == records.problems(make(**scored())) == []
     with pytest.raises(ValueError, match=message):
         # NaN is refused by JSON itself; the message must still be ours
         record.save(tmp_path)

@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,10 +63,11 @@ __all__ = [
 
 SCHEMA = 1
 LIMIT = 200_000  # bytes a record may take
-PROVENANCE = (
-    *("started", "wall_seconds", "processor", "accelerator", "threads"),
-    *("python", "torch", "torchvision", "companion", "commit", "clean"),
-)
+PROVENANCE = {
+    **{"started": str, "wall_seconds": int | float, "processor": str, "accelerator": str | None, "threads": int},
+    **dict.fromkeys(("python", "torch", "torchvision", "companion"), str),
+    **{"commit": str | None, "clean": bool | None},
+}
 
 
 @dataclass(frozen=True)
@@ -307,10 +309,15 @@ def problems(record: Record) -> list[str]:
     """What is wrong with a record in itself; empty when nothing is.
 
     >>> run, scores = Run("example", "smoke", "none", seed=0), {"test": {"correct": 11, "examples": 10}}
-    >>> problems(Record(run, scores, [], {}, dict.fromkeys(PROVENANCE, 1)))
+    >>> problems(Record(run, scores, [], {}, provenance("cpu", "2026-01-01T00:00:00+00:00", wall_seconds=1.0)))
     ['result.test: 11 correct of 10 examples']
     """
-    found = [f"provenance lacks {key}" for key in PROVENANCE if key not in record.provenance]
+    found = [
+        f"provenance.{key} is {session[key]!r}" if key in session else f"provenance lacks {key}"
+        for session in (record.provenance, *record.provenance.get("resumed", []))
+        for key, kind in PROVENANCE.items()
+        if not isinstance(session.get(key, ...), kind)
+    ]
     numbers = {"result": record.result, "curve": record.curve, "measures": record.measures}
     found += [f"{path} is not finite" for path, x in _parts(numbers) if isinstance(x, float) and not math.isfinite(x)]
     for name, part in _parts(record.result, "result"):
@@ -333,6 +340,18 @@ def problems(record: Record) -> list[str]:
         share = correct / examples
         if last is not None and min(abs(last - share), abs(last - float(f"{share:.6g}"))) > 1e-9:
             found.append(f"{name} has accuracy {share}, the last epoch of the curve {last}")
+        loss = record.curve[-1].get(f"{name.removeprefix('result.')}_loss") if record.curve else None
+        if loss is not None and not math.isclose(part.get("loss", math.nan), loss, rel_tol=1e-5):
+            found.append(f"{name} has loss {part.get('loss')}, the last epoch of the curve {loss}")
+    for name, part in record.result.items():
+        key = f"{name.removeprefix('best_')}_accuracy"
+        if name.startswith("best_") and record.curve and all(key in entry for entry in record.curve):
+            best = max(record.curve, key=itemgetter(key))
+            if part != {"epoch": best.get("epoch"), "accuracy": best[key]}:
+                found.append(f"result.{name} is {part}, that of the curve epoch {best.get('epoch')} with {best[key]}")
+    for key in sorted({key for entry in record.curve for key in entry}):
+        if len({isinstance(entry[key], int | float) for entry in record.curve if key in entry}) > 1:
+            found.append(f"curve.{key} is a number in some epochs only")
     epochs = [entry.get("epoch") for entry in record.curve]
     if epochs != list(range(1, len(epochs) + 1)):
         found.append(f"curve has epochs {epochs}; expected 1, 2, …")
@@ -344,7 +363,7 @@ def problems(record: Record) -> list[str]:
             if [len(row) for row in measure["values"]] != [columns] * rows:
                 found.append(f"measures.{name} is not {rows} × {columns}")
     seconds = record.provenance.get("wall_seconds", 0)
-    if not (isinstance(seconds, int | float) and seconds > 0):
+    if isinstance(seconds, int | float) and not 0 < seconds < math.inf:
         found.append(f"provenance.wall_seconds is {seconds!r}")
     return found
 
