@@ -16,6 +16,11 @@ import torch
 from conftest import ROOT
 from torch import nn
 
+from companion.experiments import EXPERIMENTS, find
+from companion.information import mutual_information
+from companion.information.estimates import ESTIMATORS
+from companion.pruning import METHODS
+from companion.regularizers import PENALTIES
 from scripts import chapter
 
 IMPORTS = """
@@ -31,11 +36,18 @@ from companion.experiments.recipes import DIGITS, PRUNE, SPARSE_LAPTOP, UNTUNED,
 from companion.experiments.registry import experiment
 from companion.experiments.statistics import verdict
 from companion.features import FeatureTap
-from companion.information.estimates import Estimate, continuous, estimate, same_rows
-from companion.pruning import Masks
-from companion.regularizers import FeaturePenalty
+from companion.information.estimates import ESTIMATORS, Estimate, continuous, estimate, same_rows
+from companion.pruning import METHODS, Masks
+from companion.regularizers import PENALTIES, FeaturePenalty
 """
 PROGRAMS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def _registries_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    for registry in (PENALTIES, METHODS, ESTIMATORS, EXPERIMENTS):
+        for books in ("_things", "facts"):
+            monkeypatch.setattr(registry, books, dict(getattr(registry, books)))
 
 
 def names(program: int) -> dict[str, Any]:
@@ -54,7 +66,8 @@ def test_there_is_one_program_for_each_and_it_is_short() -> None:
 
 def test_a_penalty() -> None:
     model, x = network(), torch.randn(5, 4)
-    penalty = names(0)["Energy"](model, strength=0.5)
+    names(0)
+    penalty = PENALTIES["energy"](model, strength=0.5)
     model(x)
     assert penalty().item() == pytest.approx(0.5 * model[:2](x).square().mean().item())
 
@@ -62,7 +75,8 @@ def test_a_penalty() -> None:
 def test_a_pruning_method() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    method = names(1)["SmallestEver"](model, optimizer, sparsity=0.75, every=2)
+    names(1)
+    method = METHODS["smallest-ever"](model, optimizer, sparsity=0.75, every=2)
     for expected in (1.0, 0.25):
         model(torch.randn(5, 4)).sum().backward()
         optimizer.step()
@@ -72,14 +86,12 @@ def test_a_pruning_method() -> None:
 
 def test_an_estimator() -> None:
     x, noise = torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0))
-    found = names(2)["correlation_information"](x, 0.8 * x + 0.6 * noise)
+    names(2)
+    found = mutual_information(x, 0.8 * x + 0.6 * noise, "correlation")
     assert float(found) == pytest.approx(-0.5 * torch.tensor(1 - 0.8**2).log().item(), abs=0.02)
 
 
-def test_an_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
-    from companion.experiments import EXPERIMENTS, find
-
-    monkeypatch.setattr(EXPERIMENTS, "_things", dict(EXPERIMENTS._things))
+def test_an_experiment() -> None:
     names(3)
     runs = find("stronger_penalties").runs("laptop")
     assert len(runs) == 9 and {run.method for run in runs} == {"none", "l1", "ffr"}
