@@ -98,6 +98,12 @@ def test_split_needs_something_on_both_sides(validation: int) -> None:
         random_images().split(validation)
 
 
+@pytest.mark.parametrize("validation", [10.5, 10.0, "10", True])
+def test_a_part_of_an_image_is_not_held_out(validation):
+    with pytest.raises(ValueError, match=rf"validation={validation!r} must be a whole number"):
+        random_images().split(validation)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_normalize_is_torchvisions(dtype: torch.dtype, channels_last: bool, device: torch.device) -> None:

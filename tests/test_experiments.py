@@ -538,11 +538,12 @@ def test_one_seed_has_no_interval_and_a_curve_is_one_line(toy, place, tmp_path, 
         found.curves("lost")
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
-def test_a_device_that_is_not_there_is_one_sentence(device, capsys):
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", "mps"])
+def test_a_device_that_is_not_there_is_one_sentence(device, capsys, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(SystemExit):
         main(["run", "dense_cifar10", "--tier", "smoke", "--device", device])
-    assert f"argument --device: {device!r}:" in capsys.readouterr().err.replace("cuda:99:", "'cuda:99':")
+    assert f"argument --device: {device}:" in capsys.readouterr().err.replace("'", "")
 
 
 @pytest.mark.parametrize("option", ["--job", "--seed", "--quie"])
@@ -577,6 +578,12 @@ def test_nonsense_on_the_command_line_is_a_message_and_a_status(toy, tmp_path, c
         main(["run", "toy", "--shard", "3/2"])
     assert main(["run", "toy", "--tier", "smoke", "--jobs", "0", "--results", str(tmp_path)]) == 2
     assert "--jobs 0" in capsys.readouterr().err
+
+
+def test_a_size_of_nothing_and_a_folder_for_a_record_are_a_message_and_a_status(tmp_path, capsys):
+    assert main(["pace", "--size", "0"]) == 2 and "size=0 must be at least 1" in capsys.readouterr().err
+    (tmp_path / "toy" / "smoke" / "x.json").mkdir(parents=True)
+    assert main(["index", "--results", str(tmp_path)]) == 2 and "x.json: a folder" in capsys.readouterr().err
 
 
 def test_shards_are_a_partition():

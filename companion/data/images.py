@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from companion._checks import between
+from companion._checks import between, whole_number
 
 # Mean and standard deviation of each channel, of pixels from 0 to 1: torchvision's constants for ImageNet.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -108,9 +108,9 @@ class Images:
             The remaining images and the held-out ones, each in the order of the set.
 
         Raises:
-            ValueError: `validation` is not between 1 and the number of images less 1.
+            ValueError: `validation` is no whole number from 1 to the number of images less 1.
         """
-        between(1, len(self) - 1, validation=validation)
+        between(1, len(self) - 1, validation=whole_number(validation=validation))
         labels = self.labels.cpu().numpy()
         shares = validation * np.bincount(labels, minlength=len(self.classes)) / len(self)
         quotas = shares.astype(int)

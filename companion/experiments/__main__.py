@@ -42,7 +42,8 @@ def _device(text: str) -> torch.device:
         device = torch.device(text)
     except RuntimeError:
         raise argparse.ArgumentTypeError(f"{text!r}: cpu, cuda, or cuda:1") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= there.get(device.type, 0):
         raise argparse.ArgumentTypeError(f"{text}: there is no such device here; use cpu")
     return device
 
@@ -210,7 +211,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n".join(found) if found else f"{count} records, all in order")
             return 1 if found else 0
         elif arguments.command == "index":
-            new = records.enlist(root, sorted(root.glob("*/*/*.json")))
+            found = sorted(root.glob("*/*/*.json"))
+            if folders := [str(path) for path in found if path.is_dir()]:
+                raise ValueError(f"{folders[0]}: a folder, where a record should be")
+            new = records.enlist(root, found)
             print(f"{len(new)} records entered, {len(records.index(root))} listed")
         elif arguments.command == "import":
             for file in arguments.files:

@@ -9,6 +9,7 @@ import torch
 import torchvision
 
 from companion import data, models, training
+from companion._checks import at_least
 from companion.experiments.plan import Outcome, Workplace
 from companion.experiments.quantities import rounded
 from companion.experiments.records import Run
@@ -56,6 +57,7 @@ def fastest(device: torch.device) -> str:
 
 def pace_of_steps(size: int, batch: int = 128, steps: int = 20, rounds: int = 3) -> dict[str, float]:
     """Images a second of a ResNet-20's training step on this processor, by precision, best of a few rounds in turn."""
+    at_least(1, size=size, batch=batch, steps=steps, rounds=rounds)
     model = models.resnet20(shortcut="B")
     optimizer = training.sgd(model)
     batches = [(torch.randn(batch, 3, size, size), torch.arange(batch) % 10)] * steps
