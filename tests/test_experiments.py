@@ -848,6 +848,27 @@ def test_a_precision_is_chosen_on_the_command_line_and_a_foreign_block_is_left(t
     assert [path.name for path in tmp_path.glob("*/*/*.json")] == ["random-0.9-seed200.json"]
 
 
+def test_a_record_says_how_its_run_was_computed_not_what_was_asked(toy, place, tmp_path, monkeypatch):
+    def how(settings, here=place):
+        tier = Tier(settings, {"a": {}})
+        made = Experiment("toy", "?", lambda run, place: Outcome({"x": 1}, [], {}), {"smoke": tier})
+        monkeypatch.setattr(registry, "EXPERIMENTS", MappingProxyType({"toy": made}))
+        (tmp_path / made.runs("smoke")[0].path).unlink(missing_ok=True)
+        return experiments.perform(made.runs("smoke")[0], here, tmp_path).provenance["how"]
+
+    fast = {"precision": "bfloat16", "channels_last": True, "compile": True}
+    assert how({"examples": 5}) == {} and how({"size": 8, **fast}) == fast  # no trainings: what the settings say
+    asked = dataclasses.replace(place, how={"precision": "bfloat16"})
+    with pytest.raises(ValueError, match="precision='bfloat16': toy is no training"):
+        how({"examples": 5}, asked)
+    training_settings = {**TINY, "epochs": 0, "channels_last": True}
+    plain = {"precision": "float32", "channels_last": True, "compile": False, "workers": 0}
+    assert how(training_settings) == plain and how(training_settings, asked) == {**plain, "precision": "bfloat16"}
+    monkeypatch.setattr(runner, "emulates_bfloat16", lambda device: True)  # a T4: `fit` computes in float32
+    monkeypatch.setattr(runner, "compiler_works", lambda device: False)
+    assert how({**training_settings, **fast}) == plain
+
+
 @pytest.mark.slow
 def test_the_fastest_precision_is_measured_said_and_recorded(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(speed, "fastest", lambda device: "bfloat16")

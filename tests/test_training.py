@@ -259,7 +259,7 @@ def test_without_a_compiler_training_runs_eagerly_and_says_so_once(monkeypatch: 
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    training_loop._compiler_works.cache_clear()
+    training_loop.compiler_works.cache_clear()
     model = net()
     other = copy.deepcopy(model)
     with pytest.warns(UserWarning, match="runs without it.*No working C") as caught:
@@ -268,7 +268,7 @@ def test_without_a_compiler_training_runs_eagerly_and_says_so_once(monkeypatch: 
     assert len(caught) == 1
     train(other, data())
     assert torch.equal(weights(model), weights(other))
-    training_loop._compiler_works.cache_clear()
+    training_loop.compiler_works.cache_clear()
 
 
 class Synchronizations(TorchDispatchMode):

@@ -88,7 +88,7 @@ class Workplace:
         data: data root, see `data.data_root`.
         work: folder of checkpoints and locks of runs in progress; survives interruption.
         progress: show progress bars.
-        how: how runs are computed, over what the tier says: keys of `HOW`.
+        how: how trainings are computed, over what the tier says: keys of `HOW`.
     """
 
     device: torch.device = field(default_factory=_device)
@@ -154,6 +154,11 @@ class Experiment:
         return {key: value for key, value in self.tiers[run.tier].of(run.method).items() if key in HOW}
 
 
+def is_training(settings: Mapping[str, Any]) -> bool:
+    """Whether they are a recipe's: then `HOW` is open, and of anything else (a pace, a map) part of the settings."""
+    return "schedule" in settings
+
+
 def _without_how(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a training without those that say how it is computed; of anything else (a pace, a map), all."""
-    return {key: value for key, value in settings.items() if key not in HOW or "schedule" not in settings}
+    """Settings of a training without those that say how it is computed; of anything else, all."""
+    return {key: value for key, value in settings.items() if key not in HOW or not is_training(settings)}

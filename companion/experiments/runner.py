@@ -20,8 +20,10 @@ from companion._files import write_aside
 from companion._ranks import on_rank_zero, world_size
 from companion.experiments import records, registry
 from companion.experiments.archive import other_block, recorded, replay
-from companion.experiments.plan import Workplace, identity
+from companion.experiments.plan import PLAIN, Workplace, identity, is_training
 from companion.experiments.records import Record, Records, Run
+from companion.training.loop import compiler_works
+from companion.training.measuring import emulates_bfloat16
 
 _ALONE = threading.Lock()  # a run seeds the random numbers of its process: of several threads, one at a time
 
@@ -36,13 +38,13 @@ def perform(run: Run, place: Workplace, root: Path) -> Record | None:
     In a process group every rank calls it and gets the record; rank 0 alone reads, locks and writes.
 
     Raises:
-        ValueError: several ranks, and an experiment that is for one; a folder that cannot be written to; a checkpoint
+        ValueError: several ranks, and an experiment that is for one; a precision or the like for a run that is no
+            training, and is computed as its settings say; a folder that cannot be written to; a checkpoint
             of other settings, or of an older version.
         OtherBlockError: an experiment in blocks (`Experiment.blocks`), whose runs of this seed, or the beginning of
             this run, were made otherwise.
     """
     experiment = registry.find(run.experiment)
-    place = dataclasses.replace(place, how={**experiment.how(run), **place.how})
     if world_size() > 1 and not experiment.ranks:
         several = [e.name for e in registry.EXPERIMENTS.values() if e.ranks]
         raise ValueError(
@@ -54,6 +56,7 @@ def perform(run: Run, place: Workplace, root: Path) -> Record | None:
         there, free = on_rank_zero(lambda: _claim(run, checkpoint, root, held))
         if not free:
             return there
+        place = dataclasses.replace(place, how=_how(run, place))
         clock = time.perf_counter()
         sessions = on_rank_zero(lambda: _begin(run, place, checkpoint, root))
         outcome = experiment.perform(run, place)
@@ -67,6 +70,20 @@ def perform(run: Run, place: Workplace, root: Path) -> Record | None:
             return record
 
         return on_rank_zero(write)
+
+
+def _how(run: Run, place: Workplace) -> dict[str, Any]:
+    """How the run is computed here: what is asked for, where this device can do it."""
+    asked = registry.find(run.experiment).how(run)
+    if not is_training(run.settings):
+        if place.how:
+            given = ", ".join(f"{key}={value!r}" for key, value in place.how.items())
+            raise ValueError(f"{given}: {run.experiment} is no training, and computed as its settings say")
+        return asked
+    how = {**PLAIN, **asked, **place.how}
+    if how["precision"] == "bfloat16" and emulates_bfloat16(place.device):
+        how["precision"] = "float32"  # as `training.autocast` has it
+    return how | {"compile": bool(how["compile"]) and compiler_works(place.device.type)}
 
 
 def _claim(run: Run, checkpoint: Path, root: Path, held: ExitStack) -> tuple[Record | None, bool]:
@@ -86,7 +103,7 @@ def _claim(run: Run, checkpoint: Path, root: Path, held: ExitStack) -> tuple[Rec
 def _begin(run: Run, place: Workplace, checkpoint: Path, root: Path) -> list[dict[str, Any]]:
     """The provenances of the sessions that worked at the run, this one the last. They and what the run is stand beside
     its checkpoint: the next session asks whether that is of the same run."""
-    here = records.provenance(place.device, datetime.now(UTC).isoformat(timespec="seconds"), 0.0, place.computing())
+    here = records.provenance(place.device, datetime.now(UTC).isoformat(timespec="seconds"), 0.0, place.how)
     blocks = registry.find(run.experiment).blocks
     if blocks and (problem := other_block(run, here, root)):
         raise OtherBlockError(

@@ -339,7 +339,7 @@ class _Step:
             self.ddp = DistributedDataParallel(self.model, devices, find_unused_parameters=self.unused_parameters)
         self.eager: Callable[[Tensor], Any] = self.ddp or self.model
         self.compiled: Callable[[Tensor], Any] = self.eager
-        if self.compile and _compiler_works(self.device.type):
+        if self.compile and compiler_works(self.device.type):
             torch.compiler.reset()  # graphs of an earlier fit on a like model would be reused, without this one's hooks
             self.compiled = torch.compile(self.eager, dynamic=False)
 
@@ -413,7 +413,7 @@ def _scalar(name: str, value: Any) -> Float[Tensor, ""]:
 
 
 @functools.cache
-def _compiler_works(device_type: str) -> bool:
+def compiler_works(device_type: str) -> bool:
     """Whether torch.compile finds its compiler; warns, once, where it does not."""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(4, device=device_type))
