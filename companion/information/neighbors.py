@@ -181,7 +181,7 @@ def ksg(
     """I(X;Y) of two continuous variables by KSG 1 or 2. The same at any scale of a column.
 
     Variant 1 takes the cube that reaches the k-th neighbour in the joint space and counts, in x and y alone, who lies
-    *strictly* inside; where other neighbours lie at the same distance, who lies up to the edge. Variant 2 takes the
+    *strictly* inside, and one on the edge; where an example has several there, all of them. Variant 2 takes the
     smallest rectangle around the k neighbours and counts who lies in it, edge included.
 
     Args:
@@ -259,15 +259,15 @@ def _refuse_classes(**variables: Any) -> None:
 def _ksg1_counts(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, block: int | None) -> tuple[Tensor, ...]:
     """ε_i, and as digamma's arguments the neighbours within it, in the joint space, in x and in y.
 
-    Without ties these are k and one more than lie strictly inside, of which one reaches to the edge. Where neighbours
-    are tied, all up to the edge count; among exact copies (ε_i = 0) the example itself, too.
+    Without ties these are k and one more than lie strictly inside, of which one reaches to the edge. Where several lie
+    on the edge of a side, all of them count; among exact copies (ε_i = 0) the example itself, too.
     """
     joint = torch.cat([x, y], 1)
     if _use_tree(joint, block):
         radius = _kth_distance(joint, k, block)
-        near = _count(joint, radius * (1 + TIE)) - 1
-        inside = [_count(z, radius * (1 - TIE)) for z in (x, y)]
-        edge = [_count(z, radius * (1 + TIE)) - 1 for z in (x, y)] if (near > k).any() else inside
+        low, high = radius * (1 - TIE), radius * (1 + TIE)
+        near = _count(joint, high) - 1
+        inside, edge = [_count(z, low) for z in (x, y)], [_count(z, high) - 1 for z in (x, y)]
     else:
 
         def counts(rows: slice) -> tuple[Tensor, ...]:
@@ -281,8 +281,7 @@ def _ksg1_counts(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, block
         radius, near, *sides = _by_blocks(x, block, counts)
         inside, edge = sides[:2], sides[2:]
     atom = radius == 0
-    tied = atom | ((near > k) & ~atom).any()
-    n_x, n_y = (torch.where(tied, e + atom.long(), i).double() for i, e in zip(inside, edge, strict=True))
+    n_x, n_y = (torch.where(atom, e + 1, torch.maximum(i, e)).double() for i, e in zip(inside, edge, strict=True))
     return radius, (near + atom.long()).double(), n_x, n_y
 
 
