@@ -311,6 +311,27 @@ def test_a_column_is_constant_though_rounding_moved_it(dtype: torch.dtype) -> No
         assert math.isfinite(float(mixed_ksg(torch.cat([x.to(dtype), moving], 1), x.to(dtype))))
 
 
+@pytest.mark.parametrize("again", [0.02, 0.2, 1.0])
+def test_examples_that_are_repeated_tell_nothing_new(again: float) -> None:
+    """A repeated sample has the information of the sample: what would count copies as neighbours is refused or said."""
+    x, y = samples(400, 1, 1)
+    labels, extra = (y[:, 0] > 0).long(), slice(0, int(400 * again))
+    twice = [torch.cat([z, z[extra]]) for z in (x, y, labels)]
+    for estimate, sides in ((ksg, 2), (functools.partial(ksg, variant=2), 2), (entropy, 1)):
+        message = f"{2 * len(x[extra])} of {len(twice[0])} examples are exactly equal to another.*Drop duplicates"
+        if again > 0.1:
+            with pytest.raises(ValueError, match=message):
+                estimate(*twice[:sides])
+        else:
+            with pytest.warns(UserWarning, match=message):
+                assert float(estimate(*twice[:sides])) == pytest.approx(float(estimate(*(x, y)[:sides])), abs=0.05)
+    for estimate, other in ((mixed_ksg, twice[1]), (ross, twice[2])):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            estimate(twice[0], other)
+        assert ["drop duplicates" in str(warning.message) for warning in said] == [True] * (again == 1)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     n=st.integers(0, 12),

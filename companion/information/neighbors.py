@@ -112,12 +112,37 @@ def _check(n: int, k: int, what: str = "examples") -> None:
         raise TooFewExamplesError(f"{n} {what} have no {k}-th neighbour each: need more than k = {k}, or a smaller k")
 
 
-def _refuse_atoms(distances: Float[Tensor, "n"], k: int) -> None:
-    same = int((distances == 0).sum())
-    if same:
-        raise ValueError(
-            f"{same} examples have {k} others exactly equal to them; a continuous variable never does. Use "
-            "estimator='mixed' if parts are discrete (ReLU zeros, pixels), 'discrete' if all is, or drop duplicates"
+def _copies(x: Float[Tensor, "n d"]) -> Int[Tensor, "kinds"]:
+    """How often each of the different rows occurs."""
+    return torch.unique(x, dim=0, return_counts=True)[1]
+
+
+def _refuse_copies(x: Float[Tensor, "n d"], k: int) -> None:
+    """Equal rows, of which a density has none: they pass for near neighbours, and move an estimate by about half their
+    share in nats. A few are said; one in twenty are refused, and k copies of one, which leave no distance."""
+    counts = _copies(x)
+    same = int(counts[counts > 1].sum())
+    if not same:
+        return
+    found = (
+        f"{same} of {len(x)} examples are exactly equal to another; those of a continuous variable never are. Drop "
+        "duplicates, make up by noise for digits that were rounded off, or use estimator='mixed' if parts are discrete "
+        "(ReLU zeros, pixels), 'discrete' if all is"
+    )
+    if 20 * same >= len(x) or counts.max() > k:
+        raise ValueError(found)
+    warnings.warn(found, stacklevel=3)
+
+
+def _warn_of_copies(x: Float[Tensor, "n d"], k: int) -> None:
+    """Equal rows where atoms may be: k copies are one. That most have fewer is the mark of a sample used twice."""
+    counts = _copies(x)
+    few = int(counts[(counts > 1) & (counts <= k)].sum())
+    if 2 * few > len(x):
+        warnings.warn(
+            f"{few} of {len(x)} examples are exactly equal to another, but each to fewer than k = {k}; where examples "
+            "were used twice, as in oversampling, and are no atoms, the estimate is too large: drop duplicates",
+            stacklevel=3,
         )
 
 
@@ -131,7 +156,11 @@ def entropy(
         block: compare so many rows at a time with all, instead of searching trees.
 
     Raises:
-        ValueError: fewer than k + 1 examples, NaN, infinite values, constant columns, repeated examples.
+        ValueError: fewer than k + 1 examples, NaN, infinite values, constant columns, one example in twenty equal to
+            another, k copies of one.
+
+    Warns:
+        UserWarning: fewer equal examples.
 
     >>> f"{entropy(10 * torch.rand(2000, 1)).value:.1f}, ln 10 = {math.log(10):.3f}"
     '2.3, ln 10 = 2.303'
@@ -140,8 +169,8 @@ def entropy(
     n, d = x.shape
     _check(n, k)
     x, scale = standardised(x)
+    _refuse_copies(x, k)
     distances = _kth_distance(x, k, block)
-    _refuse_atoms(distances, k)
     offset = torch.digamma(torch.tensor([n, k], dtype=torch.float64))
     value, error = mean_error(d * (2 * distances).log())
     assumes = "independent examples of a density that is flat within k neighbours"
@@ -191,11 +220,11 @@ def ksg(
         block: compare so many rows at a time with all, instead of searching trees.
 
     Raises:
-        ValueError: mismatched rows, at most k examples, NaN, infinite values, constant columns, examples with k exact
-            copies, classes (integers, or few values), a variant other than 1 or 2.
+        ValueError: mismatched rows, at most k examples, NaN, infinite values, constant columns, one example in twenty
+            equal to another, k copies of one, classes (integers, or few values), a variant other than 1 or 2.
 
     Warns:
-        UserWarning: more than 20 features together, where the estimate collapses.
+        UserWarning: more than 20 features together, where the estimate collapses; fewer equal examples.
 
     >>> x = torch.randn(1000, 1)
     >>> found = ksg(x, x + torch.randn(1000, 1), parts=5)
@@ -205,6 +234,7 @@ def ksg(
     _refuse_classes(x=x, y=y)
     x, y = _pair(x, y, k)
     one_of(variant=(variant, (1, 2)))
+    _refuse_copies(torch.cat([x, y], 1), k)
     terms = functools.partial(_ksg_terms, k=k, variant=variant, block=block)
     assumes = f"independent examples of a density that is flat within {k} neighbours"
     return _averaged(terms, x, y, parts, unit, estimator=f"ksg{variant}", assumes=assumes)
@@ -219,8 +249,7 @@ def _ksg_terms(
     x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, variant: int, block: int | None
 ) -> Float[Tensor, "n"]:
     _check(len(x), k)
-    radius, near, n_x, n_y = (_ksg1_counts if variant == 1 else _ksg2_counts)(x, y, k, block)
-    _refuse_atoms(radius, k)
+    near, n_x, n_y = (_ksg1_counts if variant == 1 else _ksg2_counts)(x, y, k, block)
     joint = torch.digamma(x.new_tensor(len(x))) + torch.digamma(near) - (0 if variant == 1 else 1 / near)
     return joint - torch.digamma(n_x) - torch.digamma(n_y)
 
@@ -257,7 +286,7 @@ def _refuse_classes(**variables: Any) -> None:
 
 
 def _ksg1_counts(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, block: int | None) -> tuple[Tensor, ...]:
-    """ε_i, and as digamma's arguments the neighbours within it, in the joint space, in x and in y.
+    """As digamma's arguments, the neighbours within ε_i: in the joint space, in x and in y.
 
     Without ties these are k and one more than lie strictly inside, of which one reaches to the edge. Where several lie
     on the edge of a side, all of them count; among exact copies (ε_i = 0) the example itself, too.
@@ -282,11 +311,11 @@ def _ksg1_counts(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, block
         inside, edge = sides[:2], sides[2:]
     atom = radius == 0
     n_x, n_y = (torch.where(atom, e + 1, torch.maximum(i, e)).double() for i, e in zip(inside, edge, strict=True))
-    return radius, (near + atom.long()).double(), n_x, n_y
+    return (near + atom.long()).double(), n_x, n_y
 
 
 def _ksg2_counts(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, block: int | None) -> tuple[Tensor, ...]:
-    """ε_i, the number of neighbours within it (k without ties), and the others in the rectangle's sides."""
+    """The number of neighbours within ε_i (k without ties), and of the others in the rectangle's sides."""
     joint = torch.cat([x, y], 1)
     if _use_tree(joint, block) and len(x) > k + 1:
         distances, index = _nearest(joint, k + 2)
@@ -295,7 +324,7 @@ def _ksg2_counts(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, block
             sides = [(z[near] - z[:, None]).abs().amax((1, 2)) * (1 + TIE) for z in (x, y)]
             within = torch.full((len(x),), float(k), dtype=torch.float64)
             n_x, n_y = ((_count(z, side) - 1).double() for z, side in zip((x, y), sides, strict=True))
-            return torch.from_numpy(distances[:, k]), within, n_x, n_y
+            return within, n_x, n_y
 
     def counts(rows: slice) -> tuple[Tensor, ...]:
         dx, dy = _distances(x[rows], x), _distances(y[rows], y)
@@ -303,7 +332,7 @@ def _ksg2_counts(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, block
         radius = both.kthvalue(k + 1).values
         near = both <= radius[:, None] * (1 + TIE)
         sides = ((d <= (d * near).amax(1, keepdim=True) * (1 + TIE)).sum(1) - 1 for d in (dx, dy))
-        return radius, near.sum(1) - 1, *sides
+        return near.sum(1) - 1, *sides
 
     return tuple(_by_blocks(x, block, counts))
 
@@ -327,6 +356,9 @@ def mixed_ksg(
     Raises:
         ValueError: as for `ksg`, atoms excepted.
 
+    Warns:
+        UserWarning: as for `ksg`; of equal examples, where most have copies, but fewer than k.
+
     >>> x = torch.randn(1000, 1)
     >>> relu = x.clamp(min=0)  # half an atom, half a density
     >>> bool(mixed_ksg(relu, (x > 0).float()).value > 0.5)  # the truth is ln 2
@@ -334,12 +366,14 @@ def mixed_ksg(
     """
     terms = functools.partial(_mixed_terms, k=k, block=block)
     assumes = "independent examples; atoms, or a density that is flat within k neighbours"
-    return _averaged(terms, *_pair(x, y, k), parts, unit, estimator="mixed", assumes=assumes)
+    x, y = _pair(x, y, k)
+    _warn_of_copies(torch.cat([x, y], 1), k)
+    return _averaged(terms, x, y, parts, unit, estimator="mixed", assumes=assumes)
 
 
 def _mixed_terms(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], k: int, block: int | None) -> Float[Tensor, "n"]:
     _check(len(x), k)
-    _, near, n_x, n_y = _ksg1_counts(x, y, k, block)
+    near, n_x, n_y = _ksg1_counts(x, y, k, block)
     return torch.digamma(near) + math.log(len(x)) - torch.digamma(n_x) - torch.digamma(n_y)
 
 
@@ -363,6 +397,9 @@ def ross(
         ValueError: mismatched rows, a class with at most k examples, only one class, NaN, infinite values, constant
             columns.
 
+    Warns:
+        UserWarning: most examples have copies, but fewer than k.
+
     >>> y = torch.arange(2).repeat(500)
     >>> x = torch.randn(1000, 1) + 10 * y[:, None]
     >>> f"{ross(x, y, unit='bits').value:.1f}"  # two classes that never meet
@@ -375,7 +412,10 @@ def ross(
         raise ValueError("y has one class only: it carries no information; is it the right column?")
     terms = functools.partial(_ross_terms, k=k, block=block)
     assumes = f"independent examples; within each class a density that is flat within {k} neighbours"
-    return _averaged(terms, standardised(x)[0], labels.to(x.device), parts, unit, estimator="ross", assumes=assumes)
+    at_least(1, k=k)
+    x, labels = standardised(x)[0], labels.to(x.device)
+    _warn_of_copies(torch.cat([x, labels[:, None]], 1), k)
+    return _averaged(terms, x, labels, parts, unit, estimator="ross", assumes=assumes)
 
 
 def _ross_terms(x: Float[Tensor, "n p"], labels: Int[Tensor, "n"], k: int, block: int | None) -> Float[Tensor, "n"]:
