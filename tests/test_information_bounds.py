@@ -213,6 +213,19 @@ def test_renyi_entropy_counts_clusters(device: torch.device) -> None:
         assert float(same) == pytest.approx(math.log(4), abs=1e-3)
 
 
+@pytest.mark.parametrize("alpha", [0.05, 0.3, 1.01])
+def test_renyi_counts_no_eigenvalue_that_is_rounding(alpha: float) -> None:
+    """A linear kernel has as many eigenvalues above 0 as x has features, those of its second moments."""
+    x = torch.randn(100, 2, dtype=torch.float64)
+    directions = torch.nn.functional.normalize(x - x.mean(0))
+    spectrum = torch.linalg.eigvalsh(directions.T @ directions / 100)
+    exact = float(spectrum.pow(alpha).sum().log()) / (1 - alpha)
+    assert float(renyi_entropy(x, alpha=alpha, kernel="linear")) == pytest.approx(exact, abs=1e-9)
+    symbol = torch.arange(4).repeat(25)[:, None].double()
+    same = renyi(symbol, symbol, alpha=alpha, kernel=lambda z: (torch.cdist(z, z) < 0.5).double())
+    assert float(same) == pytest.approx(math.log(4), abs=1e-9)
+
+
 def test_renyi_of_independent_is_less_than_of_dependent() -> None:
     x, y, _ = correlated(150, 0.9)
     dependent, independent = float(renyi(x, y)), float(renyi(x, y[torch.randperm(150)]))

@@ -39,8 +39,9 @@ def _density(x: Any, kernel: Kernel, name: str) -> Float[Tensor, "n n"]:
 def _renyi(a: Float[Tensor, "n n"], alpha: float) -> Float[Tensor, ""]:
     if alpha == 2:
         return -a.square().sum().log()
-    # Eigenvalues at 0 have no derivative of their own; rounding makes some negative.
-    spectrum = torch.linalg.eigvalsh(a).clamp(min=1e-15)
+    # Eigenvalues at 0 have no derivative of their own, and what rounding makes of them a small α would count.
+    spectrum = torch.linalg.eigvalsh(a)
+    spectrum = spectrum[spectrum > len(a) * torch.finfo(a.dtype).eps * spectrum[-1]]
     return spectrum.pow(alpha).sum().log() / (1 - alpha)
 
 
