@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from companion.information import (
     Critic,
+    Estimate,
     InformationGate,
     donsker_varadhan,
     gate_information,
@@ -107,6 +108,20 @@ def test_a_trained_critic_finds_most_of_it_and_not_more(bound: str) -> None:
     found = mutual_information(x, y, estimator=bound, steps=300, batch=64)
     assert truth - 0.35 < float(found) < truth + 0.15
     assert found.bound == ("neither" if bound == "dv" else "lower") and found.error is not None
+
+
+def test_intervals_of_a_few_batches_cover_what_they_say() -> None:
+    """An error that is the spread of a few numbers is uncertain itself; Student's interval knows it."""
+    x, y, _ = correlated(600, 0.7)
+    found = mutual_information(x, y, "infonce", steps=1, batch=30, unit="bits")
+    assert found.df == 2 and found.examples == 600  # 90 held-out examples
+    zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    for few in (2, 5):
+        z = Estimate(zero, one, "nats", "any", "", df=few - 1).interval()[1]
+        draws = torch.randn(10_000, few, dtype=torch.float64)
+        covered = draws.mean(1).abs() < z * draws.std(1) / math.sqrt(few)
+        assert float(covered.double().mean()) == pytest.approx(0.95, abs=0.01)
+    assert Estimate(zero, one, "nats", "any", "").interval() == (-1.96, 1.96)
 
 
 def test_held_out_examples_tell_memory_from_information() -> None:

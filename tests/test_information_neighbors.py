@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from scipy.special import digamma
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -458,6 +459,9 @@ def test_intervals_from_subsamples() -> None:
     assert low < float(found) < high and float(found) == float(ross(x, y))
     with pytest.raises(ValueError, match="parts=5"):
         ross(x, y).interval()
+    assert found.df == 4 and high - low == pytest.approx(2 * stats.t.ppf(0.975, 4) * float(found.error))
+    a, b = samples(14, 1, 1)
+    assert ksg(a, b, k=1, parts=6).df == 5  # 14 in chunks of three are five of them
 
 
 def test_many_dimensions_and_graphs() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from scipy.special import stdtrit
 from torch import Tensor
 
 from companion._checks import one_of
@@ -41,6 +42,8 @@ class Estimate:
         assumes: what must hold for the value to mean anything, in words.
         bound: whether the estimator's expectation is an `"upper"` or a `"lower"` bound of the truth, or `"neither"`.
         examples: the number of examples it rests on.
+        df: the error's degrees of freedom, one less than the parts or batches that it is the spread of; infinite where
+            it comes from all examples.
 
     >>> found = Estimate(torch.tensor(1.0), torch.tensor(0.1), "nats", "ksg1", "independent examples")
     >>> found.to("bits")
@@ -56,12 +59,14 @@ class Estimate:
     assumes: str
     bound: str = "neither"
     examples: int = 0
+    df: float = math.inf
 
     def __float__(self) -> float:
         return float(self.value)
 
-    def interval(self, z: float = 1.96) -> tuple[float, float]:
-        """value ± z · error, for z = 1.96 the normal 95 % interval of the *expectation*: bias is not in it.
+    def interval(self, z: float | None = None) -> tuple[float, float]:
+        """value ± z · error, by default the 95 % interval of the *expectation*: bias is not in it. Its z is Student's
+        for the degrees of freedom of the error, 2.78 for five parts; the normal 1.96 for infinitely many.
 
         Raises:
             ValueError: the theory of this estimator gives no error.
@@ -70,6 +75,8 @@ class Estimate:
             raise ValueError(
                 f"{self.estimator} has no standard error; repeat it on subsamples (parts=5) to see its spread"
             )
+        if z is None:
+            z = 1.96 if math.isinf(self.df) else float(stdtrit(self.df, 0.975))
         return float(self.value - z * self.error), float(self.value + z * self.error)
 
     def to(self, unit: str) -> Estimate:

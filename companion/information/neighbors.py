@@ -192,8 +192,9 @@ def _averaged(
         if n // parts < 2:
             raise TooFewExamplesError(f"{n} examples are too few for parts={parts}")
         order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
-        error = torch.stack([terms(x[rows], y[rows]).mean() for rows in order.chunk(parts)]).std() / parts**0.5
-    return estimate(value, error, unit, examples=n, **rest)
+        subsets = order.tensor_split(parts)  # unlike `chunk` always as many
+        error = torch.stack([terms(x[rows], y[rows]).mean() for rows in subsets]).std() / parts**0.5
+    return estimate(value, error, unit, examples=n, df=max(parts - 1, 0), **rest)
 
 
 @ESTIMATORS.register("ksg", title="KSG 1", x="continuous", y="continuous", bound="neither", finite=True)

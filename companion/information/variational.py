@@ -182,7 +182,8 @@ def variational_bound(
     ceiling = f", cannot exceed ln {batch} = {math.log(batch):.2f} nats" if bound == "infonce" else ""
     assumes = f"that a critic with {hidden} hidden units is good enough{ceiling}"
     side = "neither" if bound == "dv" else "lower"
-    return estimate(values.mean(), error, unit, estimator=bound, assumes=assumes, bound=side, examples=n)
+    rest = {"estimator": bound, "assumes": assumes, "bound": side, "examples": n, "df": len(values) - 1}
+    return estimate(values.mean(), error, unit, **rest)
 
 
 for _bound, _title, _side in (("infonce", "InfoNCE", "lower"), ("nwj", "NWJ", "lower"), ("dv", "DV", "neither")):
