@@ -296,6 +296,18 @@ def test_warns_of_infinite_information() -> None:
                 mutual_information(x, x[:, :1] + 0.1 * torch.randn(100, 1, dtype=dtype) + offset)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_entropy_of_a_plane_in_space_is_no_number(dtype: torch.dtype) -> None:
+    """ln|Σ| = −∞; with a little noise across the plane it is finite."""
+    x = torch.randn(300, 2, dtype=dtype)
+    for offset in (0, 1e3):
+        plane = torch.cat([x, x @ torch.randn(2, 1, dtype=dtype) + offset], 1)
+        with pytest.raises(ValueError, match="linear function of others"):
+            entropy(1e-3 * plane)
+        plane[:, 2] += 0.05 * torch.randn(300, dtype=dtype)
+        assert math.isfinite(float(entropy(1e-3 * plane)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_column_is_constant_though_rounding_moved_it(dtype: torch.dtype) -> None:
     """As a dead unit is that a network computed in batches of different sizes."""
@@ -468,6 +480,8 @@ def test_many_dimensions_and_graphs() -> None:
     x, y = samples(200, 16, 16)
     with pytest.warns(UserWarning, match="32 features together.*collapse"):
         ksg(x, y)
+    with pytest.warns(UserWarning, match="32 features together.*too high"):
+        assert float(entropy(torch.cat([x, y], 1))) > 32 / 2 * math.log(2 * math.pi * math.e)  # a correlated normal's
     assert float(entropy(x.clone().requires_grad_())) == float(entropy(x))
     assert ksg(x[:, :1].clone().requires_grad_(), y[:, :1]).value.requires_grad is False
     assert float(ksg(x[:, :1], y[:, :1], k=np.int64(3))) == float(ksg(x[:, :1], y[:, :1]))

@@ -30,6 +30,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from companion._checks import at_least, one_of
+from companion._numbers import as_tensor
 from companion._progress import progress
 from companion.information.estimates import (
     ESTIMATORS,
@@ -40,6 +41,7 @@ from companion.information.estimates import (
     estimate,
     is_discrete,
     mean_error,
+    rounding_share,
     same_rows,
     standardised,
 )
@@ -156,18 +158,22 @@ def entropy(
         block: compare so many rows at a time with all, instead of searching trees.
 
     Raises:
-        ValueError: fewer than k + 1 examples, NaN, infinite values, constant columns, one example in twenty equal to
-            another, k copies of one.
+        ValueError: fewer than k + 1 examples, NaN, infinite values, constant columns, columns that are a linear
+            function of others (the truth is −∞), one example in twenty equal to another, k copies of one.
 
     Warns:
-        UserWarning: fewer equal examples.
+        UserWarning: more than 20 features, where the estimate is far too high; fewer equal examples.
 
     >>> f"{entropy(10 * torch.rand(2000, 1)).value:.1f}, ln 10 = {math.log(10):.3f}"
     '2.3, ln 10 = 2.303'
     """
-    x = continuous(x).detach()
+    dtype, x = as_tensor(x, "x").dtype, continuous(x).detach()
     n, d = x.shape
     _check(n, k)
+    least = torch.linalg.svdvals((x - x.mean(0)) / x.std(0))[-1].square() / n  # of the variances in all directions
+    if n > d and least <= rounding_share(x, dtype).amax():
+        raise ValueError("x has columns that are a linear function of others, and the entropy is −∞: drop such columns")
+    _warn_of_many(d, n, "are far too high")
     x, scale = standardised(x)
     _refuse_copies(x, k)
     distances = _kth_distance(x, k, block)
@@ -260,14 +266,18 @@ def _pair(x: Any, y: Any, k: int) -> tuple[Float[Tensor, "n p"], Float[Tensor, "
     x, y = continuous(x).detach(), continuous(y, "y").detach()
     same_rows(x, y)
     _check(len(x), k)
-    many = x.shape[1] + y.shape[1]
-    if many > MANY:
+    _warn_of_many(x.shape[1] + y.shape[1], len(x), "collapse towards 0")
+    return standardised(x)[0], standardised(y)[0].to(x.device)
+
+
+def _warn_of_many(features: int, n: int, fate: str) -> None:
+    if features > MANY:
         warnings.warn(
-            f"{many} features together: in so many dimensions the nearest of {len(x)} examples are far away, and "
-            "estimates from neighbours collapse towards 0; reduce the features first, or use estimator='gaussian'",
+            f"{features} features together: in so many dimensions the nearest of {n} examples are far away, and "
+            f"estimates from neighbours {fate}; reduce the features first, or take them for Gaussian "
+            "(estimator='gaussian', gaussian_entropy)",
             stacklevel=4,
         )
-    return standardised(x)[0], standardised(y)[0].to(x.device)
 
 
 def _refuse_classes(**variables: Any) -> None:
