@@ -174,6 +174,30 @@ def test_words_of_the_pages_follow_from_those_of_the_rule(mean: Mean | None, p: 
     assert (finding.says(p), finding.outcome(p).says()) == (page, rule)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "half", "page", "rule"),
+    [  # A1: "an interval that lies below −.02"
+        ("A1", -0.03, 0.005, "refutes", "against"),
+        ("A1", -0.03, 0.02, "undecided", "undecided"),
+        ("A1", 0.03, 0.005, "undecided", "undecided"),
+        ("A1", -0.01, 0.005, "supports", "equivalent"),
+        # A2: "an interval above −0.5 points"
+        ("A2", -0.2, 0.1, "refutes", "against"),
+        ("A2", 0.2, 0.6, "refutes", "against"),
+        ("A2", -0.3, 0.5, "undecided", "undecided"),
+        ("A2", -8.0, 1.0, "supports", "for"),
+        ("A2", -0.6, 1.0, "undecided", "undecided"),
+    ],
+)
+def test_a_page_may_name_another_bound_than_0(name: str, value: float, half: float, page: str, rule: str) -> None:
+    one = hypotheses.THIRD["masks_dose"][name].findings[0]
+    mean, delta = Mean(value, half=half, count=3), {"A1": 0.02}.get(name)
+    finding = hypotheses.Difference(name, mean, one.expected, delta=delta, refuted_beyond=one.refuted_beyond)
+    judged = hypotheses.judge(Records([]), {name: hypotheses.Hypothesis("", [lambda records: finding])})[name]
+    assert finding.says() == page and judged.said == (rule,)
+    assert finding.says(p=0.2) != "refutes"
+
+
 def logarithm_of(experiment: str, method: str, value: Callable[[dict], np.ndarray]) -> np.ndarray:
     """From the files alone: ln of the mean over all inner filters, less no penalty, seed by seed."""
     found: dict[tuple[str, int], float] = {}

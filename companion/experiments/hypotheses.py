@@ -87,6 +87,8 @@ class Difference:
         by_mean: does its mean on the other side refute, where the page names no interval?
         delta: the margin within which it counts as none, where one is named.
         small_refutes: does an effect within δ refute, because the page expects one that counts?
+        refuted_beyond: where the page names a bound other than 0, +1 or −1 and the bound: nothing refutes but an
+            interval that lies above it, or below.
 
     >>> gain = Difference("accuracy", Mean(1.0, half=0.5, count=5), expected=-1)
     >>> gain.says(), gain.says(p=0.2), Difference("accuracy", Mean(0.1, half=0.5, count=5), 0, delta=1.0).says()
@@ -99,11 +101,21 @@ class Difference:
     by_mean: bool = False
     delta: float | None = None
     small_refutes: bool = False
+    refuted_beyond: tuple[int, float] | None = None
 
     @property
     def p(self) -> float:
-        """The p-value with which it counts in a family; 1 for what was not run."""
-        return 1.0 if self.mean is None else self.mean.p_value
+        """The p-value with which it counts in a family, from the bound on for a mean beyond it; 1 for what was not
+        run."""
+        return 1.0 if self.mean is None else (self._beyond() or self.mean).p_value
+
+    def _beyond(self) -> Mean | None:
+        """What a mean beyond the bound differs from it; None for any other."""
+        if self.mean is None or self.refuted_beyond is None:
+            return None
+        side, bound = self.refuted_beyond
+        past = replace(self.mean, value=self.mean.value - bound)
+        return past if side * past.value > 0 else None
 
     def outcome(self, p: float | None = None) -> Outcome:
         """As a test, with this p in place of its own; where no side is expected, any decided effect speaks against."""
@@ -114,9 +126,13 @@ class Difference:
         """`"supports"`, `"refutes"`, `"refutes by its mean only"`, `"undecided"` or `"not tested yet"`: what its
         outcome says in the words of the page; `p` is the corrected one, by default its own."""
         outcome = self.outcome(p)
+        if outcome.ran and self._beyond():
+            return "refutes" if outcome.p < ALPHA else "undecided"
         if outcome.equivalent and (self.small_refutes or not self.expected):
             return "refutes" if self.small_refutes else "supports"
         said = WORDS.get(outcome.says(), "undecided")
+        if self.refuted_beyond and said == "refutes":
+            return "undecided"
         if self.mean is not None and not self.expected and self.delta and abs(self.mean.value) <= self.delta:
             return "undecided" if outcome.ran else "not tested yet"
         against = self.mean is not None and self.expected * self.mean.value <= 0
@@ -218,6 +234,7 @@ class Expected:
     sparsity: float | None = None
     by_mean: bool = False
     small_refutes: bool = False
+    refuted_beyond: tuple[int, float] | None = None
     earlier: tuple[str, ...] = ()
 
     def __call__(self, records: Records) -> Difference:
@@ -231,7 +248,8 @@ class Expected:
         delta = measured.delta if measured else None
         if measured and measured.share and base:
             delta = measured.margin(base.mean(self.reading).value)
-        return Difference(self.text, found, self.expected, self.by_mean, delta, self.small_refutes)
+        refuted = self.small_refutes, self.refuted_beyond
+        return Difference(self.text, found, self.expected, self.by_mean, delta, *refuted)
 
 
 Found = Callable[[Records], Finding]
@@ -314,8 +332,11 @@ def judge(records: Records, hypotheses: Mapping[str, Hypothesis] | None = None) 
 
 def _said(finding: Finding, p: float) -> str:
     """What a finding says in the words of the rule for claims."""
-    if isinstance(finding, Difference) and (finding.expected or finding.outcome().equivalent):
-        return finding.outcome(p).says() if finding.expected else "equivalent"
+    if isinstance(finding, Difference):
+        if finding.expected and not finding.refuted_beyond:
+            return finding.outcome(p).says()
+        if not finding.expected and finding.outcome().equivalent:
+            return "equivalent"
     words = {"supports": "for", "refutes": "against", "not tested yet": "not run"}
     return words.get(finding.says(p), "undecided")
 
@@ -459,10 +480,10 @@ LENGTHS = ("none", "ffr_length_0.01", "ffr_length_0.03", LONGEST)
 
 
 def _masked(
-    text: str, penalty: str, reading: Reading, expected: int, sparsity: float, quantity: str | None
+    text: str, penalty: str, reading: Reading, expected: int, sparsity: float, quantity: str | None, **options: Any
 ) -> Expected:
     """A penalty less none, under random masks."""
-    return Expected(text, f"random+{penalty}", reading, expected, quantity, baseline="random", sparsity=sparsity)
+    return Expected(text, f"random+{penalty}", reading, expected, quantity, "random", sparsity, **options)
 
 
 def _specific(penalty: str) -> list[Found]:
@@ -486,14 +507,22 @@ THIRD: Mapping[str, Mapping[str, Hypothesis]] = {
         "A1": Hypothesis(
             "CKA-SR at β = .01 does not change CKA inside stages",
             [
-                _masked(f"CKA inside stages, masks {s:g}", "cka_sr_0.01", STAGES, 0, s, "CKA in stages")
+                _masked(
+                    f"CKA inside stages, masks {s:g}",
+                    *("cka_sr_0.01", STAGES, 0, s, "CKA in stages"),
+                    refuted_beyond=(-1, -0.02),
+                )
                 for s in (0.9, 0.95)
             ],
         ),
         "A2": Hypothesis(
             "at the largest strength of each penalty accuracy falls",
             [
-                _masked(f"accuracy, {title}, masks {s:g}", penalty, quantities.percent, -1, s, None)
+                _masked(
+                    f"accuracy, {title}, masks {s:g}",
+                    *(penalty, quantities.percent, -1, s, None),
+                    refuted_beyond=(+1, -0.5),
+                )
                 for penalty, title in (("cka_sr_0.1", "CKA-SR .1"), ("aug_cka_sr_1", "AugCKA-SR 1"))
                 for s in (0.9, 0.95)
             ],
