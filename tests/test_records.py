@@ -163,6 +163,18 @@ def test_paired_difference_uses_shared_seeds_only():
     assert here.differences(Records([make(9)])) == {}
 
 
+def test_what_differs_by_rounding_is_no_effect():
+    """A reading that sums in another order: .1 + .2 − .3 is 5.6e-17, three times alike, which no t-test doubts."""
+    made = Records([make(seed, 90, method) for seed in range(3) for method in ("a", "b")])
+    sums = {"a": 0.1 + 0.2, "b": 0.3}
+    found = made.difference("a", "b", lambda record: sums[record.run.method])
+    assert found is not None and found.value == 0 and found.p_value == 1
+    small = made.difference("a", "b", lambda record: 1e-9 * record.run.seed * (record.run.method == "a"))
+    assert small is not None and small.value == pytest.approx(1e-9)
+    with pytest.raises(ValueError, match="not finite"):
+        made.difference("a", "b", lambda record: math.inf)
+
+
 def test_table_says_what_did_not_run():
     missing = Run("toy", "smoke", "rst", 0, 0.9, {"epochs": 2})
     table = Records([make(0, 90), make(1, 92)], [missing]).table()

@@ -189,6 +189,9 @@ def test_clusters_are_averaged_first() -> None:
     assert found == mean([2.0, 5.0, 7.5])
     with pytest.raises(ValueError, match="2 values and 1 clusters"):
         statistics.clustered([1.0, 2.0], ["a"])
+    for unnamed in (None, float("nan")):
+        with pytest.raises(ValueError, match="1 of 3 clusters are None or NaN"):
+            statistics.clustered([10.0, 2.0, 3.0], [unnamed, "a", "b"])
 
 
 def test_sign_flips_are_all_counted() -> None:
@@ -250,6 +253,9 @@ def test_a_common_effect_needs_several_experiments() -> None:
             statistics.common_effect([1, 2, 3, 5], experiments, [0, 1, 0, 1])
     with pytest.raises(ValueError, match="3 experiments and 2 seeds"):
         statistics.common_effect([1, 2], "abc", [0, 1])
+    for lists in ((["a", "a", None, "b"], [0, 1, 0, 1]), (["a", "a", "b", "b"], [0, 1, None, 1])):
+        with pytest.raises(ValueError, match=r"1 of 4 (experiments|seeds) are None or NaN"):
+            statistics.common_effect([1, 2, 3, 5], *lists)
 
 
 # ------------------------------------------------------------------------------------------------------------- verdicts

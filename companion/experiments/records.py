@@ -571,9 +571,11 @@ class Records(Sequence[Record]):
         return {r.run.seed: value(r) for r in self}
 
     def differences(self, other: Records, value: Callable[[Record], float] = Record.accuracy) -> dict[int, float]:
-        """The value here less that of `other`, by seed, for every seed that both have."""
+        """The value here less that of `other`, by seed, for every seed that both have; 0 where they are the same but
+        for rounding, of which alone a test would make an effect without spread."""
         here, there = self.by_seed(value), other.by_seed(value)
-        return {seed: here[seed] - there[seed] for seed in sorted(here.keys() & there.keys())}
+        found = {seed: here[seed] - there[seed] for seed in sorted(here.keys() & there.keys())}
+        return {seed: 0.0 if abs(less) <= 1e-12 * abs(here[seed]) else less for seed, less in found.items()}
 
     def curves(self, key: str) -> pd.DataFrame:
         """A number of the curves, one row an epoch, one column a record: `records.curves("loss").plot()` draws it.

@@ -281,12 +281,16 @@ def clustered(values: Iterable[float], clusters: Sequence[Hashable], level: floa
     """The mean over clusters of the means within: for cells that share an experiment and a seed, so that no run counts
     as several. Every cluster has the same weight.
 
+    Raises:
+        ValueError: lists of different lengths, a value without a cluster (None or NaN), or one that is not finite.
+
     >>> str(clustered([0.1, 0.3, 1.0, 0.7], ["a", "a", "b", "c"]))
     '0.6333 ± 1 (n = 3)'
     """
     numbers = _sample(values)
     if len(numbers) != len(clusters):
         raise ValueError(f"{len(numbers)} values and {len(clusters)} clusters; give each value its cluster")
+    _named(clusters=clusters)
     return mean(pd.Series(numbers).groupby(pd.Series(list(clusters))).mean(), level)
 
 
@@ -330,7 +334,7 @@ def common_effect(
     handful of experiments too narrow. It stands beside the tests and decides nothing.
 
     Raises:
-        ValueError: as many experiments as values, fewer than two, or lists of different lengths.
+        ValueError: as many experiments as values, fewer than two, lists of different lengths, or None or NaN in one.
 
     >>> found = common_effect([0.1, 0.4, 0.2, 0.9, 0.7, 0.8], ["a", "a", "a", "b", "b", "b"], [0, 1, 1, 0, 1, 1])
     >>> found.converged, f"{found.value:.2f} ± {found.half:.2f}"
@@ -342,6 +346,7 @@ def common_effect(
         raise ValueError(
             f"{len(numbers)} values, {len(experiments)} experiments and {len(seeds)} seeds; give each value its own"
         )
+    _named(experiments=experiments, seeds=seeds)
     table = pd.DataFrame({"value": numbers, "experiment": list(experiments), "seed": list(seeds)})
     if not 1 < (groups := table["experiment"].nunique()) < len(table):
         raise ValueError(f"{len(table)} values of {groups} experiments; give at least two of them, one with two values")
@@ -362,6 +367,13 @@ def common_effect(
         math.sqrt(float(fitted.scale)),
         bool(fitted.converged) and not failed and math.isfinite(error),
     )
+
+
+def _named(**groups: Sequence[Hashable]) -> None:
+    """Refuse a group that has no name: pandas leaves its values out without a word."""
+    for name, given in groups.items():
+        if missing := int(pd.Series(list(given), dtype=object).isna().sum()):
+            raise ValueError(f"{missing} of {len(given)} {name} are None or NaN; give each value its own")
 
 
 def _sample(values: Iterable[float]) -> np.ndarray:
