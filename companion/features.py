@@ -11,7 +11,7 @@ import functools
 import inspect
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self, TypeAlias
 
@@ -48,6 +48,7 @@ Layers: TypeAlias = (
 Reducer: TypeAlias = "str | Callable[[Tensor], Tensor] | None"
 Select: TypeAlias = "Callable[[Any], Tensor] | Mapping[str, Callable[[Any], Tensor]] | None"
 Forward: TypeAlias = "Callable[[nn.Module, Any], Any] | None"
+Ran: TypeAlias = "tuple[nn.Module, Sequence[int]]"  # the layer with weights that ran last, and what shape it gave
 
 
 # ------------------------------------------------------------------------------------------------------------- reducers
@@ -122,6 +123,7 @@ NORMS = {
 }
 LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)  # theirs are the last one
 WIDTHS = ("out_channels", "num_features", "num_channels", "out_features", "embedding_dim", "hidden_size", "embed_dim")
+INPUTS = ("in_channels", "in_features", "input_size", *WIDTHS)
 
 
 def _sequence_first(module: Any) -> bool:
@@ -142,13 +144,13 @@ def _weighted(module: nn.Module) -> list[nn.Module]:
     return [part for part in module.modules() if isinstance(part, FIRST + LAST)]
 
 
-def _width(module: nn.Module) -> int:
-    """How many channels a layer with weights gives."""
+def _width(module: nn.Module, inputs: bool = False) -> int:
+    """How many channels a layer with weights gives, or takes (`inputs`)."""
     if isinstance(module, nn.LayerNorm):
         return module.normalized_shape[-1]
-    if isinstance(module, nn.RNNBase):
+    if isinstance(module, nn.RNNBase) and not inputs:
         return (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
-    return next(getattr(module, key) for key in WIDTHS if hasattr(module, key))
+    return next(getattr(module, key) for key in (INPUTS if inputs else WIDTHS) if hasattr(module, key))
 
 
 def _side(module: nn.Module, ndim: int) -> int | None:
@@ -170,32 +172,41 @@ def spatial(module: Any) -> int | None:
     return next((space for space, kinds in NORMS.items() if isinstance(module, kinds)), None)
 
 
-def _channels(name: str, module: nn.Module, before: nn.Module | None, shape: torch.Size) -> int:
-    """The dimension that holds a layer's channels, 1 or −1: of one of torch's own kinds what the kind says, else where
-    the width of its last weights is found, else what their kind says. A layer without weights is judged by those that
-    ran before it.
+def _channels(name: str, module: nn.Module, before: Ran | None, shape: torch.Size, inputs: bool = False) -> int:
+    """The dimension that holds a layer's channels, 1 or −1: of one of torch's own kinds what the kind says, else what
+    its weights' kind and the width of the last of them say together. A layer without weights is judged by those that
+    ran before it; what goes into a layer (`inputs`), by the width that its first weights take.
 
     Raises:
-        ValueError: sequences of which neither tells, or of which width and kind tell different things.
+        ValueError: features of which neither tells, or of which width and kind tell different things.
     """
     own = _weighted(module)
-    parts = own or ([] if before is None else [before])
+    last, gave = before or (None, ())
+    parts = own or ([] if last is None else [last])
+    kind, sides = None, []
     if parts:
         kinds = {_side(part, len(shape)) for part in parts}
         kind = kinds.pop() if len(kinds) == 1 else None
         if kind and module in own and type(module).forward.__module__.startswith("torch.nn."):
             return kind
-        sides = [axis for axis in (1, -1) if shape[axis] == _width(parts[-1])]
-        if len(sides) == 1 and (len(shape) > 3 or kind in (None, *sides)):
-            return sides[0]
-        if len(sides) != 1 and kind and (own or sides):
+        width = _width(own[0], inputs=True) if own and inputs else _width(parts[-1])
+        sides = [axis for axis in (1, -1) if shape[axis] == width]
+        if kind in sides or (kind and own and not sides):
             return kind
-    if len(shape) > 3:
+        if len(sides) == 1 and not own and len(shape) > 3 and sorted(shape) == sorted(gave):
+            return sides[0]  # dimensions were exchanged, and nothing else
+        # An image may be as large as the weights are wide, where layers were joined. Most images are square.
+        square = [axis for axis in (1, -1) if len({*(shape[2:] if axis == 1 else shape[1:-1])}) == 1]
+        if kind is None and len(sides) == 1 and square != [-sides[0]]:
+            return sides[0]
+        if kind and len(square) == 1 and (sides or kind == -1):
+            return square[0]
+    if len(shape) > 3 and len(sides) != 1 and kind != -1:
         return 1
     raise ValueError(
         f"layer {name!r} ({type(module).__name__}) gives {tuple(shape)}: are the channels dimension 1 or the last? "
         "Neither its weights nor those before it tell; say it with reduce=lambda x: x.mean(1) for tokens (examples, "
-        "tokens, channels), x.mean(2) for (examples, channels, length)"
+        "tokens, channels), x.mean(2) for (examples, channels, length), x.mean((1, 2)) or x.mean((2, 3)) for maps"
     )
 
 
@@ -467,7 +478,7 @@ class FeatureTap(Mapping[str, Tensor]):
         self._lasts: dict[str, bool] = {}  # whether a layer's output was as it had been when it was read
         self._finds_channels = self._reduce in (average_pool, per_position)
         self._masks = _takes_mask(self._reduce)
-        self._latest: nn.Module | None = None  # of the layers with weights, whichever ran last
+        self._latest: Ran | None = None
         self._stack = ExitStack()
 
     # -- the hooks
@@ -520,7 +531,7 @@ class FeatureTap(Mapping[str, Tensor]):
 
     def _note(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not self._elsewhere():
-            self._latest = module
+            self._latest = module, getattr(output, "shape", ())
 
     def _store(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if (self._when is not None and not self._when()) or self._elsewhere():
@@ -594,10 +605,10 @@ class FeatureTap(Mapping[str, Tensor]):
             )
         return tensor.transpose(0, 1) if tensor.ndim == 3 and name in self._turned else tensor
 
-    def _reduced(self, name: str, module: nn.Module, tensor: Tensor, output: Tensor) -> Tensor:
+    def _reduced(self, name: str, module: nn.Module, tensor: Tensor, output: Tensor, inputs: bool = False) -> Tensor:
         features = tensor
         if self._reduce in (average_pool, per_position) and tensor.ndim > 2:
-            axis = _channels(name, module, self._latest, tensor.shape)
+            axis = _channels(name, module, self._latest, tensor.shape, inputs or self.inputs)
             features = tensor.movedim(axis, -1 if tensor.ndim == 3 else 1)
         mask = self._mask
         if mask is not None and self._reduce is not None and self._masks and tensor.ndim == 3:

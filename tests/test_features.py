@@ -821,6 +821,71 @@ def test_channels_are_found_by_the_layer(model: nn.Module, shape: Any, layer: st
     torch.testing.assert_close(rows, raw.movedim(positions, tuple(range(1, 1 + len(positions)))).flatten(0, -2))
 
 
+class Dense(nn.Module):
+    """A dense net's layer: what comes in, and 16 channels more."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.conv(x), x], 1)
+
+
+class Joined(nn.Module):
+    """The same of (examples, height, width, channels)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.linear(x), x], -1)
+
+
+class Last(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.movedim(1, -1)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "layer", "positions"),
+    [
+        (nn.Sequential(Dense(12)), (5, 12, 16, 16), "0", (2, 3)),
+        (nn.Sequential(Dense(12), nn.ReLU()), (5, 12, 16, 16), "1", (2, 3)),
+        (nn.Sequential(nn.Conv2d(3, 16, 1), nn.PixelShuffle(2)), (5, 3, 8, 8), "1", (2, 3)),
+        (nn.Sequential(Joined()), (5, 16, 16, 12), "0", (1, 2)),
+        (nn.Sequential(nn.Linear(3, 16), nn.GLU()), (5, 7, 7, 3), "1", (1, 2)),
+        (nn.Sequential(nn.Conv2d(3, 16, 1), Last()), (5, 3, 6, 6), "1", (1, 2)),
+        (nn.Sequential(nn.Conv2d(3, 16, 1), Last()), (5, 3, 6, 4), "1", (1, 2)),
+        (nn.Sequential(nn.Sequential(nn.Conv2d(3, 16, 1), Last())), (5, 3, 6, 6), "0", (1, 2)),
+    ],
+    ids=["dense", "its ReLU", "shuffle", "dense, last", "GLU", "moved", "oblong", "in a block"],
+)
+def test_an_image_as_large_as_weights_are_wide(model: nn.Module, shape: Any, layer: str, positions: Any) -> None:
+    """Averaged over height and channels, without a word, where a width alone decided, or a class for all its shapes."""
+    x = torch.randn(*shape)
+    raw = extract(model, x, layer, reduce=None)[layer]
+    torch.testing.assert_close(extract(model, x, layer, reduce="average_pool")[layer], raw.mean(positions))
+
+
+def test_maps_of_which_width_and_kind_tell_different_things_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"gives \(5, 28, 12, 16\): are the channels dimension 1 or the last"):
+        extract(nn.Sequential(Dense(12)), torch.randn(5, 12, 12, 16), "0", reduce="average_pool")
+
+
+def test_channels_of_what_goes_into_a_layer_are_those_that_it_takes() -> None:
+    narrowing = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Sequential(nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8))).eval()
+    for x, layer, reduced in ((torch.randn(12, 3, 8, 8), "1", narrowing[0]), (torch.randn(12, 3, 6, 16), "0", None)):
+        with torch.no_grad(), FeatureTap(narrowing, layer, reduce="average_pool", inputs=True) as tap:
+            narrowing(x)
+            torch.testing.assert_close(tap[layer], (reduced(x) if reduced else x).mean((2, 3)))
+    x = torch.randn(12, 3, 8, 8)
+    found = block_effects(narrowing, x, "1", reduce="average_pool").cka["1"]
+    expected = cka(*(part(x).detach().mean((2, 3)) for part in (narrowing[0], narrowing)))
+    assert found == pytest.approx(float(expected), abs=1e-5)
+
+
 def test_sequences_of_unknown_layout_are_refused() -> None:
     class Folded(nn.Module):
         def __init__(self) -> None:

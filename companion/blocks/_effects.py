@@ -136,7 +136,7 @@ class _Effects(FeatureTap):
             output = output[0]
         return super()._tensor(name, output)
 
-    def _reduced(self, name: str, module: nn.Module, tensor: Tensor, output: Tensor) -> Tensor:
+    def _reduced(self, name: str, module: nn.Module, tensor: Tensor, output: Tensor, inputs: bool = False) -> Tensor:
         given, x, version = self._inputs.pop()
         numbers = torch.full((len(tensor), len(COLUMNS)), torch.nan, dtype=torch.float64)
         numbers = numbers.to(float64_device(tensor.device))
@@ -154,7 +154,7 @@ class _Effects(FeatureTap):
                 f"block {name!r} ({type(module).__name__}) gets {tuple(x.shape)} and gives {tuple(tensor.shape)}: "
                 "dimension 0 of both must hold the examples"
             )
-        k = last[2] if last else super()._reduced(name, module, x, x)
+        k = last[2] if last else super()._reduced(name, module, x, x, inputs=True)
         l = super()._reduced(name, module, tensor, output)  # noqa: E741
         self._last = weakref.ref(output), _version(output), l
         pairs = [_without_each(*pair) for pair in ((k, l), (k, k), (l, l))]
