@@ -141,7 +141,9 @@ def _sequences(model: nn.Module) -> frozenset[nn.Module]:
 
 
 def _weighted(module: nn.Module) -> list[nn.Module]:
-    return [part for part in module.modules() if isinstance(part, FIRST + LAST)]
+    # What is normalised over several dimensions at once has its channels where the layer before it has them.
+    found = (part for part in module.modules() if isinstance(part, FIRST + LAST))
+    return [part for part in found if len(getattr(part, "normalized_shape", "1")) == 1]
 
 
 def _width(module: nn.Module, inputs: bool = False) -> int:

@@ -859,8 +859,11 @@ class Last(nn.Module):
         (nn.Sequential(nn.Conv2d(3, 16, 1), Last()), (5, 3, 6, 6), "1", (1, 2)),
         (nn.Sequential(nn.Conv2d(3, 16, 1), Last()), (5, 3, 6, 4), "1", (1, 2)),
         (nn.Sequential(nn.Sequential(nn.Conv2d(3, 16, 1), Last())), (5, 3, 6, 6), "0", (1, 2)),
+        (nn.Sequential(nn.Conv2d(3, 8, 1), nn.LayerNorm([8, 6, 6])), (5, 3, 6, 6), "1", (2, 3)),
+        (nn.Sequential(nn.Conv2d(3, 8, 1), nn.LayerNorm([8, 6, 6]), nn.ReLU()), (5, 3, 6, 6), "2", (2, 3)),
+        (nn.Sequential(nn.Conv2d(3, 8, 1), nn.RMSNorm([8, 6, 6])), (5, 3, 6, 6), "1", (2, 3)),
     ],
-    ids=["dense", "its ReLU", "shuffle", "dense, last", "GLU", "moved", "oblong", "in a block"],
+    ids=["dense", "its ReLU", "shuffle", "dense, last", "GLU", "moved", "oblong", "inside", "LN", "its ReLU", "RMS"],
 )
 def test_an_image_as_large_as_weights_are_wide(model: nn.Module, shape: Any, layer: str, positions: Any) -> None:
     """Averaged over height and channels, without a word, where a width alone decided, or a class for all its shapes."""
