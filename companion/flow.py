@@ -8,6 +8,7 @@ Chapter *Networks as flows* derives what is measured here.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -390,7 +391,8 @@ def tap(model: nn.Module, layers: Layers | None = None, *, before_relu: bool = F
 
     Args:
         layers: see `features.find_layers`; None: the blocks, see `blocks.find_blocks`.
-        before_relu: tap what goes into the last ReLU of each block (of a layer that is a ReLU: into it).
+        before_relu: tap what goes into the ReLUs of each block, of which `vertices` takes the one that ran last (of a
+            layer that is a ReLU: what goes into it).
         options: further ones of `FeatureTap`.
 
     Raises:
@@ -398,16 +400,29 @@ def tap(model: nn.Module, layers: Layers | None = None, *, before_relu: bool = F
 
     >>> from companion.models import digits_net
     >>> list(tap(digits_net(blocks=2), before_relu=True).layers)
-    ['layer1.0.relu2', 'layer1.1.relu2']
+    ['layer1.0.relu1', 'layer1.0.relu2', 'layer1.1.relu1', 'layer1.1.relu2']
     """
     chosen: Layers = find_blocks(model) if layers is None else layers
-    if before_relu:
-        chosen = [_last_relu(name, block) for name, block in find_layers(model, chosen).items()]
-    return FeatureTap(model, chosen, **{"reduce": masked, "inputs": before_relu, **options})
+    options = {"reduce": masked, "inputs": before_relu, **options}
+    if not before_relu:
+        return FeatureTap(model, chosen, **options)
+    relus = [_relus(name, block) for name, block in find_layers(model, chosen).items()]
+    tapped = _BeforeReLU(model, list(itertools.chain(*relus)), **options)
+    tapped.relus = relus
+    return tapped
+
+
+class _BeforeReLU(FeatureTap):
+    """A tap on all ReLUs of each block: which of them runs last only a pass tells, not the order of definition."""
+
+    relus: list[list[str]]
 
 
 def vertices(features: Mapping[str, Tensor], before_relu: bool = False) -> dict[str, Tensor]:
-    """The layers of a `tap` in order; of a ReLU that its block calls several times only the last call.
+    """The layers of a `tap` in order; of the ReLUs of a block only the one that ran last, in its last call.
+
+    Raises:
+        ValueError: `before_relu` with features of something else than such a tap.
 
     >>> model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU())
     >>> with tap(model, before_relu=True) as features:
@@ -417,11 +432,16 @@ def vertices(features: Mapping[str, Tensor], before_relu: bool = False) -> dict[
     """
     if not before_relu:
         return dict(features)
-    return {name.partition("#")[0]: x for name, x in features.items()}
+    if not isinstance(features, _BeforeReLU):
+        raise ValueError(
+            f"features is a {type(features).__name__}; before_relu=True reads a tap(..., before_relu=True)"
+        )
+    last = {i: name for name in features for i, relus in enumerate(features.relus) if name.partition("#")[0] in relus}
+    return {name.partition("#")[0]: x for name, x in features.items() if name in last.values()}
 
 
-def _last_relu(name: str, block: nn.Module) -> str:
+def _relus(name: str, block: nn.Module) -> list[str]:
     relus = [inner for inner, module in block.named_modules() if isinstance(module, nn.ReLU | nn.ReLU6)]
     if not relus:
         raise ValueError(f"layer {name!r} ({type(block).__name__}) holds no nn.ReLU: before_relu=True has no meaning")
-    return f"{name}.{relus[-1]}".rstrip(".")
+    return [f"{name}.{inner}".rstrip(".") for inner in relus]

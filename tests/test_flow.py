@@ -15,7 +15,7 @@ from torchvision.models import resnet18, resnet50, vit_b_16
 
 from companion import flow, models
 from companion.features import FeatureTap, extract
-from companion.regularizers import FeatureFlow
+from companion.regularizers import FeatureFlow, KineticEnergy
 
 
 # --------------------------------------------------------------------------------------------------------- closed forms
@@ -306,6 +306,42 @@ def test_before_the_relu_of_torchvision_nets_that_reuse_one_relu_in_place(inplac
     for one, two in zip(before.values(), after.values(), strict=True):
         assert (one < 0).any()
         torch.testing.assert_close(one.relu(), two)
+
+
+class Preceded(nn.Module):
+    """A residual block whose last ReLU is defined before the one of its branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.branch = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4))
+
+    def forward(self, x):
+        return self.relu(x + self.branch(x))
+
+
+def test_the_last_relu_is_the_one_that_runs_last():
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.Sequential(Preceded(), Preceded(), Preceded())), torch.randn(5, 3)
+    z, sums = net[0](x), []
+    for block in net[1]:
+        sums.append(z + block.branch(z))
+        z = sums[-1].relu()
+    expected = torch.stack([(b - a).norm(dim=1) for a, b in pairwise(sums)])
+    found = flow.trajectory(net, x, before_relu=True)
+    assert found.steps == ["1.1.relu", "1.2.relu"]
+    torch.testing.assert_close(found.length, expected.detach())
+    with (
+        flow.tap(net, before_relu=True) as tap,
+        pytest.raises(ValueError, match="features is a dict; before_relu=True"),
+    ):
+        flow.vertices(dict(tap), before_relu=True)
+    for penalty, value in (
+        (FeatureFlow(net, 1.0, 0.0, before_relu=True), expected.mean(1).sum() / 2),
+        (KineticEnergy(net, 1.0, before_relu=True), expected.square().mean() / 4),
+    ):
+        for _ in range(3):  # later passes keep what nothing overwrites without a copy
+            net(x)
+            torch.testing.assert_close(penalty(), value)
 
 
 def test_inputs_are_tapped_before_a_layer_overwrites_them():
