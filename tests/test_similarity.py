@@ -946,6 +946,22 @@ def test_p_is_that_of_all_permutations(unbiased: bool) -> None:
     assert ties.value == pytest.approx(1) and abs(ties.p - 1 / 120) < 4 * math.sqrt(1 / 120 / 4000)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_ties_count_whatever_rounding_makes_of_them(dtype: torch.dtype) -> None:
+    """Two halves of the examples against two others: how many they share decides, and has a hypergeometric law."""
+    n, generator = 100, torch.Generator().manual_seed(3)
+    a, b = (torch.randn(2, p, generator=generator).to(dtype) for p in (600, 613))
+    one = torch.arange(n) % 2
+    other = one[torch.randperm(n, generator=generator)]
+    x, y = a[one], b[other]
+    law = scipy.stats.hypergeom(n, n // 2, n // 2)
+    off = abs(int((one * other).sum()) - n / 4)
+    exact = sum(law.pmf(k) for k in range(n + 1) if abs(k - n / 4) >= off)
+    found = cka_null_map({"x": x, "y": y}, permutations=999, unbiased=False)
+    for p in (cka_null(x, y).p, *found.p, *found.p_best):
+        assert abs(p - exact) < 4 * math.sqrt(exact * (1 - exact) / 999)
+
+
 @pytest.mark.parametrize(("unbiased", "p"), [(True, 2), (True, 100), (False, 100)])
 def test_p_is_uniform_under_independence(unbiased: bool, p: int) -> None:
     ps = []
