@@ -946,6 +946,21 @@ def test_p_is_that_of_all_permutations(unbiased: bool) -> None:
     assert ties.value == pytest.approx(1) and abs(ties.p - 1 / 120) < 4 * math.sqrt(1 / 120 / 4000)
 
 
+@pytest.mark.parametrize("level", [0.7, 0.9, 0.95])
+@pytest.mark.parametrize("permutations", [9, 10, 19, 30, 100])
+def test_above_high_p_is_small(permutations: int, level: float) -> None:
+    """For any number of permutations: of 10 the largest may still be chance at 5 %."""
+    x = gaussian(12, 3)
+    for seed in range(8):
+        y = x + 3 * gaussian(12, 3, seed=seed + 1)
+        found = cka_null(x, y, permutations=permutations, level=level)
+        assert (found.value > found.high) == (found.p <= 1 - level + 1e-9)
+        (best,) = cka_null_map({"x": x, "y": y}, permutations=permutations, level=level).p_best
+        assert best == found.p
+    table = cka_null_map({"x": x, "y": x, "z": gaussian(12, 3, seed=9)}, permutations=permutations, level=level)
+    assert ((table.value > table.attrs["high_best"]) == (table.p_best <= 1 - level + 1e-9)).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_ties_count_whatever_rounding_makes_of_them(dtype: torch.dtype) -> None:
     """Two halves of the examples against two others: how many they share decides, and has a hypergeometric law."""

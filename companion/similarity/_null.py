@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,7 +30,8 @@ class Null:
         value: the CKA itself.
         p: (1 + #{permuted ≥ value}) / (1 + permutations).
         mean: of the permuted values: where this CKA's scale has its zero.
-        high: their quantile of `level`, from which on a value is more than chance at 1 − level.
+        high: the value above which p ≤ 1 − level, the ⌈level · (permutations + 1)⌉-th smallest permuted one; infinite
+            where there are fewer.
 
     >>> x = torch.randn(30, 3)
     >>> found = cka_null(x, -x, permutations=99)
@@ -103,8 +105,8 @@ def cka_null_map(
     holds for all pairs at once (Westfall & Young 1993).
 
     Returns:
-        (layer of xs, layer of ys) → value, p, p_best, mean, high, as in `Null`; `.attrs["high_best"]` is the quantile
-        of `level` of the largest permuted value of any pair.
+        (layer of xs, layer of ys) → value, p, p_best, mean, high, as in `Null`; `.attrs["high_best"]` is the value
+        above which p_best ≤ 1 − level.
 
     Raises:
         ValueError: see `cka_null`; a single layer without `ys`.
@@ -166,11 +168,17 @@ def _against_null(
         def p(draws: Tensor) -> Tensor:
             return (1 + (draws >= reached).sum(1)).double() / (1 + permutations)
 
+        def high(draws: Tensor) -> Tensor:
+            place = math.ceil(level * (permutations + 1) * (1 - 1e-12))  # less what rounding adds to a whole number
+            if place > permutations:
+                return torch.full_like(draws[..., 0], math.inf)
+            return draws.kthvalue(place).values
+
         return {
             "value": value,
             "p": p(null),
             "p_best": p(null.amax(0, keepdim=True)),
             "mean": null.mean(1),
-            "high": null.quantile(level, dim=1, interpolation="higher"),
-            "high_best": null.amax(0).quantile(level, interpolation="higher"),
+            "high": high(null),
+            "high_best": high(null.amax(0)),
         }
