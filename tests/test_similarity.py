@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -383,6 +384,24 @@ def test_rbf_kernel(device: torch.device) -> None:
             rbf_kernel(x, bandwidth=bad)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_kernels_alone_are_computed_in_float32(dtype: torch.dtype, offset: float, device: torch.device) -> None:
+    """Whatever autocast says and however far from the origin the features are."""
+    x = (3 * gaussian(20, 3) + offset).to(dtype).to(device)
+    exact = torch.cdist(x.double(), x.double())
+    median = torch.pdist(x.double()).sort().values
+    median = median[median > 0]
+    for enabled in (False, True):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled):
+            found = rbf_kernel(x), rbf_kernel(x, bandwidth=2.0), linear_kernel(x)
+        for bandwidth, k in zip((median[(len(median) - 1) // 2], 2.0), found[:2], strict=True):
+            assert k.dtype == torch.float32
+            expected = torch.exp(-(exact**2) / (2 * bandwidth**2))
+            torch.testing.assert_close(k.double(), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[2].double(), x.double() @ x.double().T, rtol=1e-6, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_median_distance_is_of_examples_that_differ(dtype: torch.dtype, device: torch.device) -> None:
     """Neither the diagonal nor copies of an example count, though rounding leaves their distance a little above 0."""
@@ -409,9 +428,30 @@ def test_kernels_by_function_and_precomputed(device: torch.device) -> None:
     plain = cka(x, y)
     assert cka(x, y, kernel=lambda z: z @ z.T).item() == pytest.approx(plain.item(), rel=1e-12)
     assert cka(x @ x.T, y @ y.T, kernel="precomputed").item() == pytest.approx(plain.item(), rel=1e-12)
-    quadratic = cka(x, y, kernel=lambda z: (z @ z.T) ** 2)
-    a, b = (z - z.mean(0) for z in (x.cpu(), y.cpu()))
-    assert quadratic.item() == pytest.approx(reference(a, b, True, lambda z: (z @ z.T) ** 2), abs=1e-12)
+
+
+def polynomial(z: Tensor) -> Tensor:
+    return (z @ z.T + 1) ** 3
+
+
+def cosine(z: Tensor) -> Tensor:
+    return F.normalize(z) @ F.normalize(z).T
+
+
+@pytest.mark.parametrize("kernel", [polynomial, cosine, lambda z: z @ z.T], ids=["polynomial", "cosine", "linear"])
+def test_a_function_is_given_the_features_as_they_are(kernel: Any, device: torch.device) -> None:
+    """Their mean matters to it; what it makes of them is what "precomputed" would be given."""
+    x = torch.rand(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1
+    y = x + gaussian(20, 3).abs() / 2
+    exact = reference(x, y, True, kernel)
+    for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4)):
+        a, b = x.to(device, dtype), y.to(device, dtype)
+        assert cka(a, b, kernel=kernel).item() == pytest.approx(exact, abs=tolerance)
+        assert cka(kernel(a), kernel(b), kernel="precomputed").item() == pytest.approx(exact, abs=tolerance)
+    assert cka_interval(a, b, kernel=kernel).value == pytest.approx(exact, abs=tolerance)
+    # Far from the origin the linear kernel holds a hundredth of a per cent of what varies: still far from rounding.
+    far = cka((x + 100).to(device, torch.float32), y.to(device), kernel=lambda z: z @ z.T)
+    assert far.item() == pytest.approx(reference(x - x.mean(0), y, True), abs=0.02)
 
 
 # ------------------------------------------------------------------------------------------------------------ gradients

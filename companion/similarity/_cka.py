@@ -53,7 +53,8 @@ def hsic(
     """Hilbert–Schmidt independence criterion: HSIC₁ (`unbiased`), or HSIC₀ with the factor 1/(n−1)². Differentiable,
     float64.
 
-    The unit is that of the two kernels' product; shifting x or y changes nothing.
+    The unit is that of the two kernels' product; shifting x or y changes nothing, unless a function given as `kernel`,
+    which sees the features as they are, minds.
 
     Raises:
         ValueError: fewer than 4 examples, different numbers of examples, NaN or infinite features, an unknown kernel.
@@ -80,7 +81,8 @@ def cka(
 
     Invariant to rotation, reflection, scale and shift of the features of either side. With `unbiased` the value can be
     negative; without it, it is ≥ 0, and close to 1 where the features vary in many more directions than there are
-    examples. A constant x or y gives 0 with gradient 0.
+    examples. A constant x or y gives 0 with gradient 0. A function given as `kernel` sees the features as they are, and
+    need not be invariant to anything.
 
     Raises:
         ValueError: see `hsic`.

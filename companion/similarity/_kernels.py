@@ -19,13 +19,15 @@ MINIMUM = 4  # HSIC₁ divides by n − 3
 
 
 def linear_kernel(x: Float[Tensor, "examples features"]) -> Float[Tensor, "examples examples"]:
-    """K = XXᵀ.
+    """K = XXᵀ, of the features as they are.
 
     >>> linear_kernel(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     tensor([[ 5., 11.],
             [11., 25.]])
     """
-    return x @ x.T
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.to(_sums(x))
+        return x @ x.T
 
 
 def rbf_kernel(
@@ -41,11 +43,19 @@ def rbf_kernel(
     >>> rbf_kernel(torch.tensor([[0.0], [1.0]]), bandwidth=1.0)[0, 1]  # exp(−½)
     tensor(0.6065)
     """
-    return _rbf(x, x.new_zeros(()), bandwidth, scale)
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.to(_sums(x))
+        return _rbf(x - x.mean(0), x.new_zeros(()), bandwidth, scale)
+
+
+def _sums(x: Tensor) -> torch.dtype:
+    """In which kernel matrices are computed."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _rbf(x: Tensor, alike: Float[Tensor, ""], bandwidth: float | None = None, scale: float = 1.0) -> Tensor:
-    """`rbf_kernel` of features for which a squared distance up to `alike` is rounding."""
+    """`rbf_kernel` of centred features for which a squared distance up to `alike` is rounding: an offset would eat up
+    the digits of the distances."""
     norms = x.square().sum(1)
     distances = (norms[:, None] + norms[None, :] - 2 * x @ x.T).clamp(min=0)
     if bandwidth is None:
@@ -71,14 +81,16 @@ KERNELS: Mapping[str, Callable[[Tensor], Tensor]] = {"linear": linear_kernel, "r
 
 
 def gram(x: Float[Tensor, "n *feature"], kernel: Kernel = "linear") -> Float[Tensor, "n n"]:
-    """Kernel matrix of centred features, in float32 (float64 for float64 features) whatever autocast says.
+    """Kernel matrix in float32 (float64 for float64 features) whatever autocast says; for `"linear"` and `"rbf"` of
+    centred features.
 
-    Centring changes neither K̃ nor HKH, but without it a common offset eats up float32's digits. What the rounding of
-    the features alone may make is no variation: the kernel matrix of examples that are alike to it is 0, and where all
-    but one are alike, U-centring leaves nothing.
+    Centring changes neither K̃ nor HKH of these two, but without it a common offset eats up float32's digits. What the
+    rounding of the features alone may make is no variation: the kernel matrix of examples that are alike to it is 0,
+    and where all but one are alike, U-centring leaves nothing.
 
     Args:
-        kernel: `"linear"`, `"rbf"`, a function of the feature matrix, or `"precomputed"`: x is a kernel matrix already.
+        kernel: `"linear"`, `"rbf"`, a function of the feature matrix, which it is given as it is, or `"precomputed"`: x
+            is a kernel matrix already.
 
     Raises:
         ValueError: an unknown kernel; a precomputed matrix that is not square; features without a second dimension.
@@ -115,7 +127,7 @@ def _kernel_matrix(
             x = x.permute(0, 2, 3, 1)  # a kernel does not ask for the order of the features; this one costs no copy
         x = x.flatten(1)
         n, p = x.shape
-        sums = torch.float64 if x.dtype == torch.float64 else torch.float32
+        sums = _sums(x)
         resolution = max(_resolution(dtype or x.dtype), _resolution(sums))
         if kernel == "linear":
             k, spread, offset = CenteredGram.apply(x)
@@ -123,11 +135,15 @@ def _kernel_matrix(
         else:
             x = x.to(sums)
             mean = x.mean(0)
-            x = x - mean
-            spread, offset = x.detach().square().sum(), mean.detach().square().sum()
-            alike, noise = _rounding(resolution, spread, n * offset, p)
-            # Two examples, each off by what is allowed, are twice as far apart.
-            k = kernel(x) if callable(kernel) else _rbf(x, 4 * alike / n)
+            centred = x - mean
+            spread, offset = centred.detach().square().sum(), n * mean.detach().square().sum()
+            alike, noise = _rounding(resolution, spread, offset, p)
+            if callable(kernel):
+                # The errors of `_rounding`, of X in place of X̃.
+                k, noise = kernel(x), torch.full_like(noise, 4 * resolution**2 / max(p, 1))
+            else:
+                # Two examples, each off by what is allowed, are twice as far apart.
+                k = _rbf(centred, 4 * alike / n)
         noise = noise + _resolution(sums) ** 2
         if n >= MINIMUM:
             # What U-centring leaves goes where it is rounding. "<": squares that overflow or vanish decide nothing.
