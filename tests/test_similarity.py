@@ -1311,6 +1311,18 @@ def test_exact_cka_with_an_offset(unbiased: bool, dtype: torch.dtype, offset: fl
     torch.testing.assert_close(metric.compute().cpu(), cka_matrix(whole, unbiased=unbiased), rtol=0, atol=1e-10)
 
 
+def test_exact_cka_of_a_first_batch_without_examples() -> None:
+    """The origin is near the first example that there is: far from it, the sums would lose their digits."""
+    data = [{name: x + 1e5 for name, x in part.items()} for part in layer_batches([0, 20, 40])]
+    metric = feed(ExactCKA("012"), data)
+    whole = {name: x - 1e5 for name, x in joined(*data).items()}
+    torch.testing.assert_close(metric.compute(), cka_matrix(whole), rtol=0, atol=1e-9)
+    late, resumed = feed(ExactCKA("012"), data[:1]), ExactCKA("012")
+    late.persistent(True)
+    resumed.load_state_dict(late.state_dict())
+    torch.testing.assert_close(feed(resumed, data[1:]).compute(), metric.compute())
+
+
 def test_exact_cka_of_drifting_data() -> None:
     """The first batch is a bad guess of the mean: classes in order."""
     data = [{name: x + 30 * i for name, x in part.items()} for i, part in enumerate(layer_batches([20, 20, 20]))]

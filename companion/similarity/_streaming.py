@@ -266,7 +266,7 @@ class ExactCKA(_LayerPairs):
     """
 
     moments: Tensor
-    _pending = ("widths", "_resolutions")
+    _pending = ("widths", "_resolutions", "_empty")
 
     def __init__(
         self, layers: Iterable[str], other_layers: Iterable[str] | None = None, *, unbiased: bool = True, **kwargs: Any
@@ -280,6 +280,7 @@ class ExactCKA(_LayerPairs):
     def _forget(self) -> None:
         self.widths: list[int] = []
         self._resolutions: list[float] = []  # of the features of each layer, see `_numbers._resolution`
+        self._empty = False  # no example yet, in one update or more
 
     def reset(self) -> None:
         super().reset()
@@ -301,10 +302,13 @@ class ExactCKA(_LayerPairs):
                 )
             self.widths = widths
             self.moments = rows[0].new_zeros(total + 1, total)
-            # Near the data, so that nothing cancels.
-            self.moments[0, :p] = torch.cat([x.sum(0) / max(len(x), 1) for x in rows])
+            self._empty = True
         elif widths != self.widths:
             raise ValueError(f"layer widths changed from {self.widths} to {widths}")
+        if self._empty and len(rows[0]):
+            # Near the data, so that nothing cancels.
+            self.moments[0, :p] = torch.cat([x.sum(0) / len(x) for x in rows])
+            self._empty = False
         self._resolutions = [max(pair) for pair in zip(resolutions, self._resolutions or resolutions, strict=True)]
         shifted = [x - origin for x, origin in zip(rows, self.moments[0, :p].split(widths), strict=True)]
         norms = [x.square().sum(1, keepdim=True) for x in shifted]
