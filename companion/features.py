@@ -85,8 +85,10 @@ def average_pool(
     if x.ndim <= 2:
         return x
     if mask is not None:
-        weights = mask.to(x)[..., None]
-        return torch.where(weights > 0, x, 0).sum(1) / weights.sum(1).clamp(min=1)
+        wide = torch.promote_types(x.dtype, torch.float32)  # half precision holds neither the sums nor the counts
+        weights = mask.to(x.device, wide)[..., None]
+        mean = torch.where(weights > 0, x, 0).sum(1, dtype=wide) / weights.sum(1).clamp(min=1)
+        return mean.to(x.dtype) if x.is_floating_point() else mean
     return x.mean(dim=1) if x.ndim == 3 else x.flatten(2).mean(dim=2)
 
 

@@ -566,6 +566,18 @@ def test_reducer_values() -> None:
     assert torch.equal(per_position(tokens)[2 * 6 + 4], tokens[2, 4])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_an_average_over_many_tokens_fits_into_half_precision(dtype: torch.dtype, device: torch.device) -> None:
+    """Their sum does not, nor does bfloat16 count further than 256."""
+    tokens = (torch.rand(2, 1200, 4) * 100 + 100).to(device, dtype)
+    mask = torch.ones(2, 1200, dtype=torch.long, device=device)
+    mask[0, 701:] = 0
+    found = average_pool(tokens, mask)
+    expected = torch.stack([tokens[0, :701].double().mean(0), tokens[1].double().mean(0)])
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=torch.finfo(dtype).eps, atol=0)
+
+
 def test_what_reducers_do_to_shifted_images() -> None:
     """A cyclic shift moves features between columns (flatten), between rows (per position), or nowhere (pooled)."""
     maps = torch.randn(5, 3, 4, 4)
