@@ -290,8 +290,8 @@ class Trajectory:
 
     @property
     def relative_length(self) -> Float[Tensor, "steps examples"]:
-        """‖d_l‖/‖x_l‖: each step relative to where it starts."""
-        return self.length / self.size.clamp(min=1e-12)
+        """‖d_l‖/‖x_l‖: each step relative to where it starts; infinite from 0 on, and 0 where nothing moves."""
+        return torch.where(self.length == 0, 0, self.length / self.size)
 
 
 def polygons(features: Mapping[str, Tensor], across_stages: bool = False) -> list[dict[str, Tensor]]:

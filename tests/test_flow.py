@@ -290,6 +290,16 @@ def test_a_residual_step_before_the_relu_is_the_branch(device):
         torch.testing.assert_close(before[k].relu(), after[k])
 
 
+def test_relative_steps_of_features_of_any_size():
+    a, b = torch.rand(2, 4, 6)
+    plain = (b - a).norm(dim=1) / a.norm(dim=1)
+    for scale in (1, 1e-13, 1e-15, 1e13):
+        torch.testing.assert_close(flow.measure({"a": a * scale, "b": b * scale}).relative_length[0], plain)
+    a[0] = a[1] = b[1] = 0  # one example starts at 0, one stays there
+    found = flow.measure({"a": a, "b": b}).relative_length[0]
+    torch.testing.assert_close(found, torch.cat([torch.tensor([math.inf, 0]), plain[2:]]))
+
+
 @pytest.mark.parametrize("inplace", [True, False])
 def test_before_the_relu_of_torchvision_nets_that_reuse_one_relu_in_place(inplace):
     net = resnet18(num_classes=3).eval()
