@@ -1281,6 +1281,20 @@ def test_a_constant_kernel_matrix_is_dead(unbiased: bool, dtype: torch.dtype) ->
         assert_dead(values, 0, torch.ones(1, 1, dtype=torch.float64))
 
 
+def test_features_are_no_kernel_matrices_in_a_stream() -> None:
+    """As many features as examples in a batch, but not symmetric."""
+    x, y = gaussian(2, 10, 10)
+    with pytest.raises(ValueError, match="b is not symmetric, so it is no kernel matrix"):
+        MinibatchCKA("ab", kernel="precomputed").update({"a": x @ x.T, "b": y})
+    with pytest.raises(ValueError, match="other b is not symmetric"):
+        MinibatchCKA("a", "b", kernel="precomputed").update({"a": x @ x.T}, {"b": y})
+    net, z = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8)), gaussian(32, 4, dtype=torch.float32)
+    with pytest.raises(ValueError, match="0 is not symmetric"):
+        cka_map(net, z, nn.Linear, kernel="precomputed", batch_size=8)
+    made = cka_map(net, z, nn.Linear, kernel="precomputed", batch_size=8, reduce=lambda x: x @ x.T)
+    pd.testing.assert_frame_equal(made, cka_map(net, z, nn.Linear, batch_size=8), atol=1e-4)
+
+
 def test_precomputed_batches_cannot_be_joined() -> None:
     metric = MinibatchCKA("0", kernel="precomputed")
     metric.update({"0": torch.eye(5)})

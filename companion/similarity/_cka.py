@@ -28,14 +28,18 @@ def _matrices(features: Mapping[str, Any], kernel: Kernel) -> dict[str, Tensor]:
             raise ValueError(f"{name} must be floating point, not {x.dtype}")
         if len(x) < MINIMUM:
             raise ValueError(f"{name} has {len(x)} examples; HSIC needs at least {MINIMUM}")
-        square = kernel == "precomputed" and x.ndim == 2 and x.shape[0] == x.shape[1]
-        # Half precision rounds to 1e-3 of the largest entry; features are off by far more.
-        if square and (x - x.T).abs().amax() > 1e-3 * x.abs().amax():
-            raise ValueError(f"{name} is not symmetric, so it is no kernel matrix; of features leave kernel as it is")
+        if kernel == "precomputed":
+            _require_symmetric(name, x)
     counts = {name: len(x) for name, x in found.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"features must have the same examples (rows) in the same order; got {counts} rows")
     return found
+
+
+def _require_symmetric(name: str, x: Tensor) -> None:
+    # Half precision rounds to 1e-3 of the largest entry; features are off by far more. Other shapes are refused later.
+    if x.ndim == 2 and x.shape[0] == x.shape[1] > 0 and (x - x.T).abs().amax() > 1e-3 * x.abs().amax():
+        raise ValueError(f"{name} is not symmetric, so it is no kernel matrix; of features leave kernel as it is")
 
 
 def _label(features: Sequence[Tensor] | Mapping[str, Tensor], side: str) -> dict[str, Tensor]:

@@ -119,6 +119,7 @@ def cka_map(
                     else MinibatchCKA(*found, unbiased=unbiased, kernel="precomputed", group=group)
                 )
                 metric = metric.to(next(iter(found[0].values())).device)
+                metric._trusting = kernel != "precomputed"  # then `reduce` makes them
             metric.update(*found)
     assert metric is not None  # `batches` has given one
     table = pd.DataFrame(metric.compute().cpu().numpy(), metric.layers, metric.other_layers or metric.layers)

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from companion._checks import at_least
 from companion._numbers import _resolution, as_tensor, float64, float64_device
-from companion.similarity._cka import _conclude, _hsics, _rows
+from companion.similarity._cka import _conclude, _hsics, _require_symmetric, _rows
 from companion.similarity._kernels import MINIMUM, Kernel, _rounding
 
 Batch: TypeAlias = tuple[list[Tensor], list[Tensor]]  # features by layer, of one model and of another
@@ -146,8 +146,9 @@ class MinibatchCKA(_LayerPairs):
         group: None, the whole batch; or the fewest examples in a group, from 4 on.
 
     Raises:
-        ValueError: missing layers, mismatched examples (`update`); fewer than 4 examples in all, NaN or infinite
-            features (`compute`); groups of the biased estimator, whose bias they would raise.
+        ValueError: missing layers, mismatched examples, precomputed matrices that are not symmetric (`update`); fewer
+            than 4 examples in all, NaN or infinite features (`compute`); groups of the biased estimator, whose bias
+            they would raise.
 
     >>> metric = MinibatchCKA(["first", "second"])
     >>> for _ in range(5):
@@ -161,6 +162,7 @@ class MinibatchCKA(_LayerPairs):
     own: Tensor
     other: Tensor
     _pending = ("_last", "_small", "_share")
+    _trusting = False  # precomputed matrices are kernel matrices: nobody asks, which would wait for the device
 
     def __init__(
         self,
@@ -192,6 +194,9 @@ class MinibatchCKA(_LayerPairs):
     def update(self, features: Mapping[str, Tensor], other: Mapping[str, Tensor] | None = None) -> None:
         """Add a batch: layer name → (examples, features)."""
         xs, ys = self._given(features, other)
+        if self.kernel == "precomputed" and not self._trusting:
+            for name, x in zip([*self.layers, *self._other_labels], xs + ys, strict=True):
+                _require_symmetric(name, x)
         if self._small is not None and (self._last is None or len(xs[0]) < MINIMUM):
             xs, ys = self._joined(self._small, (xs, ys))
             self._add(self._share, -1)
