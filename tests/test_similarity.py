@@ -1246,6 +1246,15 @@ def test_forward_is_update(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", METRICS)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64], ids=str)
+def test_whole_numbers_are_features_too(kind: Any, dtype: torch.dtype) -> None:
+    x, y = gaussian(30, 6).mul(1.5).abs().long().to(dtype), gaussian(30, 2)
+    metric = kind("xy")
+    metric.update({"x": x, "y": y})
+    torch.testing.assert_close(metric.compute(), cka_matrix([x.double(), y]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", METRICS)
 def test_bad_updates(kind: Any) -> None:
     (part,) = layer_batches([8])
     with pytest.raises(ValueError, match="name at least one layer"):

@@ -85,7 +85,8 @@ class _LayerPairs(Metric):
             missing = [name for name in names if name not in given]
             if missing:
                 raise ValueError(f"no features for layers {missing}; got {list(given)}")
-            rows.append([as_tensor(given[name], name).detach() for name in names])
+            tensors = [as_tensor(given[name], name).detach() for name in names]
+            rows.append([x if x.is_floating_point() else float64(x) for x in tensors])
         labels = [*self.layers, *self._other_labels]
         shapes = {label: tuple(x.shape) for label, x in zip(labels, rows[0] + rows[1], strict=True)}
         if any(len(shape) < 2 for shape in shapes.values()):
