@@ -690,6 +690,30 @@ def test_the_rule_lies_far_from_both_sides(dtype: torch.dtype, monkeypatch: pyte
         assert alive(1e-5) == alive(1e-4) == {True}
 
 
+@both_estimators
+@pytest.mark.parametrize("large", [100.0, 900.0, 3e3, 1e4])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_large_constant_channel_hides_no_other(dtype: torch.dtype, large: float, unbiased: bool) -> None:
+    """As transformers have them; and what is dead beside it stays so, its rounding included."""
+    x = gaussian(64, 768)
+    y = x @ gaussian(768, 30, seed=1) / 28
+    dead = rounded(gaussian(1, 768).expand(64, 768), dtype, False)
+    for z in (x, dead):
+        z[:, 0] = large
+    dead = rounded(dead, dtype, False)
+    x = x.to(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for found in by_every_estimator(x, y, unbiased).values():
+            assert found[0, 0] == pytest.approx(1)
+        for kernel in ("linear", "rbf"):
+            exact = cka(x.double(), y, unbiased=unbiased, kernel=kernel)
+            torch.testing.assert_close(cka(x, y, unbiased=unbiased, kernel=kernel), exact, rtol=0, atol=1e-3)
+    with pytest.warns(UserWarning, match="dead layers"):
+        for found in by_every_estimator(dead, y, unbiased).values():
+            assert not found[0].any()
+
+
 class Rounding(nn.Module):
     """Stands for every processor: each pass is off in the last bits by errors of its own."""
 

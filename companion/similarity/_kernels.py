@@ -128,22 +128,25 @@ def _kernel_matrix(
         x = x.flatten(1)
         n, p = x.shape
         sums = _sums(x)
+        coarse = (dtype or x.dtype).itemsize < 4  # finer ones resolve what varies beside any channel
         resolution = max(_resolution(dtype or x.dtype), _resolution(sums))
         if kernel == "linear":
             k, spread, offset = CenteredGram.apply(x)
-            alike, noise = _rounding(resolution, spread, n * offset, p)
         else:
             x = x.to(sums)
             mean = x.mean(0)
             centred = x - mean
-            spread, offset = centred.detach().square().sum(), n * mean.detach().square().sum()
-            alike, noise = _rounding(resolution, spread, offset, p)
-            if callable(kernel):
-                # The errors of `_rounding`, of X in place of X̃.
-                k, noise = kernel(x), torch.full_like(noise, 4 * resolution**2 / max(p, 1))
-            else:
-                # Two examples, each off by what is allowed, are twice as far apart.
-                k = _rbf(centred, 4 * alike / n)
+            spread, offset = centred.detach().square().sum(), mean.detach().square().sum()
+        alike, noise = _rounding(resolution, spread, n * offset, p)
+        if coarse:
+            moments = torch.var_mean(x.detach().to(sums), 0, correction=0)
+            spread, alike, noise = _by_feature(resolution, n, *moments, spread, alike, noise)
+        if callable(kernel):
+            # The errors of `_rounding`, of X in place of X̃.
+            k, noise = kernel(x), torch.full_like(noise, 4 * resolution**2 / max(p, 1))
+        elif kernel == "rbf":
+            # Two examples, each off by what is allowed, are twice as far apart.
+            k = _rbf(centred, 4 * alike / n)
         noise = noise + _resolution(sums) ** 2
         if n >= MINIMUM:
             # What U-centring leaves goes where it is rounding. "<": squares that overflow or vanish decide nothing.
@@ -165,6 +168,24 @@ def _rounding(resolution: Any, spread: Tensor, offset: Tensor, features: Any) ->
         features: their number p.
     """
     return resolution**2 * (spread + offset), 4 * resolution**2 * offset / (spread * features)
+
+
+def _by_feature(
+    resolution: float, n: int, variances: Tensor, means: Tensor, spread: Tensor, alike: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Spread, and what rounding may make of it, as `_rounding` says; of features that vary alone where more is left of
+    them than rounding may make of as many features of average size. A large and constant channel then hides nothing.
+    """
+    varies = variances > resolution**2 * (variances + means**2)
+    own = n * (variances * varies).sum()
+    limit = resolution**2 * (own + n * len(means) * means.abs().mean() ** 2)
+    share = 4 * (resolution * n) ** 2 * (variances * means**2 * varies).sum() / own**2
+    more = own > limit
+    return (
+        torch.where(more, own, spread),
+        torch.where(more, limit, alike),
+        torch.where(more, torch.minimum(noise, share), noise),
+    )
 
 
 def u_center(k: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from companion._checks import at_least
 from companion._numbers import _resolution, as_tensor, float64, float64_device
 from companion.similarity._cka import _conclude, _hsics, _require_symmetric, _rows
-from companion.similarity._kernels import MINIMUM, Kernel, _rounding
+from companion.similarity._kernels import MINIMUM, Kernel, _by_feature, _rounding
 
 Batch: TypeAlias = tuple[list[Tensor], list[Tensor]]  # features by layer, of one model and of another
 
@@ -353,6 +353,9 @@ class ExactCKA(_LayerPairs):
         offsets = torch.stack([mean.square().sum() for mean in (self.moments[0, :p] + shift).split(self.widths)])
         resolutions, widths = (m.new_tensor(values) for values in (self._resolutions, self.widths))
         alike, noise = _rounding(resolutions, totals, n * offsets, widths)
+        variances, means = (each.split(self.widths) for each in (products.diagonal() / n, self.moments[0, :p] + shift))
+        parts = zip(self._resolutions, variances, means, totals, alike, noise, strict=True)
+        totals, alike, noise = map(torch.stack, zip(*(_by_feature(u, n, *part) for u, *part in parts), strict=True))
         # The difference above has rounding of its own: 1e-12.
         live = (totals > alike) & (hsic.diagonal() > (noise + 1e-12) * biased.diagonal())
         hsic = hsic * live[:, None] * live[None, :]
