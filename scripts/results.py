@@ -382,8 +382,8 @@ def answer() -> str:
         f"{lasso.value:.0f}.",
         "- **Accuracy of sparse training: no gain was seen.** At the strength that a choice by accuracy took, CKA-SR "
         f"changed neither the CKA in stages ({hardly.signed(3)}) nor the accuracy ({hosts.signed()}). At β = .1 "
-        f"(sparsity .95: CKA {apart.signed()}) it lowered accuracy ({lost.signed(1)}); what weaker doses that act do to "
-        "it is undecided.",
+        f"(sparsity .95: CKA {apart.signed()}) it lowered accuracy ({lost.signed(1)}); what weaker doses that act do "
+        "to it is undecided.",
         f"- **Pruning: gains when much is gone, losses before.** AugCKA-SR changes accuracy by {cost.signed()}, with "
         f"80 % of the weights out by {still.signed()}, with 90 % by {gain.signed()}. There FFR, which makes a stage's "
         f"blocks *more* alike, stands at {known(rival.difference).signed()}{open_still}. FFR's length at ten times its "

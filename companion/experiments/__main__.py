@@ -211,10 +211,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n".join(found) if found else f"{count} records, all in order")
             return 1 if found else 0
         elif arguments.command == "index":
-            found = sorted(root.glob("*/*/*.json"))
-            if folders := [str(path) for path in found if path.is_dir()]:
+            files = sorted(root.glob("*/*/*.json"))
+            if folders := [path for path in files if path.is_dir()]:
                 raise ValueError(f"{folders[0]}: a folder, where a record should be")
-            new = records.enlist(root, found)
+            new = records.enlist(root, files)
             print(f"{len(new)} records entered, {len(records.index(root))} listed")
         elif arguments.command == "import":
             for file in arguments.files:
