@@ -380,14 +380,14 @@ def answer() -> str:
         f"{QUANTITIES['small weights'].delta} %; the largest doses of CKA-SR and AugCKA-SR change it by "
         f"{rises[0].signed(1)} and {rises[1].signed(1)}, and cost accuracy. A group lasso, a penalty on weights, adds "
         f"{lasso.value:.0f}.",
-        "- **Accuracy of sparse training: no gain was seen.** At the strength that a choice by accuracy took, CKA-SR "
+        "- **Accuracy of sparse training: no gain was seen.** At its chosen strength CKA-SR "
         f"changed neither the CKA in stages ({hardly.signed(3)}) nor the accuracy ({hosts.signed()}). At β = .1 "
-        f"(sparsity .95: CKA {apart.signed()}) it lowered accuracy ({lost.signed(1)}); what weaker doses that act do "
-        "to it is undecided.",
+        f"(sparsity .95: CKA {apart.signed()}) it lowered accuracy ({lost.signed(1)}); weaker doses that act: "
+        "undecided.",
         f"- **Pruning: gains when much is gone, losses before.** AugCKA-SR changes accuracy by {cost.signed()}, with "
-        f"80 % of the weights out by {still.signed()}, with 90 % by {gain.signed()}. There FFR, which makes a stage's "
+        f"80 % of weights out by {still.signed()}, with 90 % by {gain.signed()}. There FFR, which makes a stage's "
         f"blocks *more* alike, stands at {known(rival.difference).signed()}{open_still}. FFR's length at ten times its "
-        f"strength: {whole.signed(1)}, with three of nine blocks out {fewer.signed(1)}; fine-tuned, {two.signed(1)} "
+        f"strength: {whole.signed(1)}, three of nine blocks out {fewer.signed(1)}; fine-tuned, {two.signed(1)} "
         f"with two out, {four.signed(1)} with four.",
         f"**At which scale.** {len(made)} trainings, {halved} at half the resolution, nearly all of a "
         f"ResNet-20, most for {usual} epochs; {seeds_a_test(fewer.count)} a comparison.",
