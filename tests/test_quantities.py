@@ -188,7 +188,7 @@ def test_paths_by_depth_by_class_and_by_margin():
     margin = logits[torch.arange(40), labels] - others
 
     def near(value, expected):
-        np.testing.assert_allclose(np.array(value), np.array(expected), rtol=6e-3, atol=1e-6)
+        np.testing.assert_allclose(np.array(value), torch.as_tensor(expected).numpy(), rtol=6e-3, atol=1e-6)
 
     near(found["examples"]["margin"], margin)
     assert found["examples"]["label"] == labels.tolist()
