@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import math
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -197,8 +198,10 @@ def _channels(name: str, module: nn.Module, before: Ran | None, shape: torch.Siz
         sides = [axis for axis in (1, -1) if shape[axis] == width]
         if kind in sides or (kind and own and not sides):
             return kind
-        if len(sides) == 1 and not own and len(shape) > 3 and sorted(shape) == sorted(gave):
-            return sides[0]  # dimensions were exchanged, and nothing else
+        # Dimensions were exchanged, or tokens became a map, and nothing else.
+        alike = math.prod(shape) == math.prod(gave) if kind == -1 else sorted(shape) == sorted(gave)
+        if len(sides) == 1 and not own and len(shape) > 3 and alike:
+            return sides[0]
         # An image may be as large as the weights are wide, where layers were joined. Most images are square.
         square = [axis for axis in (1, -1) if len({*(shape[2:] if axis == 1 else shape[1:-1])}) == 1]
         if kind is None and len(sides) == 1 and square != [-sides[0]]:

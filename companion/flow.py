@@ -434,7 +434,8 @@ def vertices(features: Mapping[str, Tensor], before_relu: bool = False) -> dict[
         return dict(features)
     if not isinstance(features, _BeforeReLU):
         raise ValueError(
-            f"features is a {type(features).__name__}; before_relu=True reads a tap(..., before_relu=True)"
+            f"features is a {type(features).__name__}; before_relu=True reads a tap(..., before_relu=True) "
+            "itself, which knows what ran last, and no copy of its features"
         )
     last = {i: name for name in features for i, relus in enumerate(features.relus) if name.partition("#")[0] in relus}
     return {name.partition("#")[0]: x for name, x in features.items() if name in last.values()}

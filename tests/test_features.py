@@ -884,6 +884,16 @@ def test_an_image_as_large_as_weights_are_wide(model: nn.Module, shape: Any, lay
     torch.testing.assert_close(extract(model, x, layer, reduce="average_pool")[layer], raw.mean(positions))
 
 
+def test_tokens_that_became_a_map_have_their_channels_first() -> None:
+    """A segmentation head on 6 × 10 tokens, and dropout behind it, which has no weights of its own."""
+    model = nn.Sequential(
+        nn.Linear(5, 24), torchvision.ops.Permute([0, 2, 1]), nn.Unflatten(2, (6, 10)), nn.Dropout2d()
+    ).eval()
+    x = torch.randn(3, 60, 5)
+    found = extract(model, x, "3", reduce="average_pool")["3"]
+    torch.testing.assert_close(found, model(x).mean((2, 3)))
+
+
 def test_maps_of_which_width_and_kind_tell_different_things_are_refused() -> None:
     with pytest.raises(ValueError, match=r"gives \(5, 28, 12, 16\): are the channels dimension 1 or the last"):
         extract(nn.Sequential(Dense(12)), torch.randn(5, 12, 12, 16), "0", reduce="average_pool")

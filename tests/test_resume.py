@@ -498,6 +498,23 @@ def test_another_configuration_is_refused_by_name(tmp_path: Path) -> None:
         run(tmp_path / "run.pt", epochs=1, clip=1.0)
 
 
+def test_positions_of_a_partial_and_generators_of_a_loader_are_part_of_a_run(tmp_path: Path) -> None:
+    def smooth(amount: float, outputs: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, y, label_smoothing=amount)
+
+    def train(amount: float, own: bool) -> History:
+        model, batches = nn.Linear(4, 3), TensorDataset(torch.randn(8, 4), torch.arange(8) % 3)
+        loader = DataLoader(batches, 4, shuffle=True, generator=torch.Generator() if own else None)
+        options: dict[str, Any] = {"checkpoint": tmp_path / "run.pt", "progress": False}
+        return fit(model, loader, sgd(model), epochs=1, loss=partial(smooth, amount), **options)
+
+    train(0.1, own=True)
+    with pytest.raises(ValueError, match=r"loss: .*0: 0\.1.* there, .*0: 0\.2"):
+        train(0.2, own=True)
+    with pytest.raises(ValueError, match=r"data: .*'generators'"):
+        train(0.1, own=False)
+
+
 def test_a_run_of_other_numbers_is_refused_by_name(tmp_path: Path) -> None:
     """The same names, shapes, seeds and counts, in each of the places where a number can differ."""
     images = digits()

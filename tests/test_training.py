@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -287,7 +288,7 @@ def test_no_step_waits_for_the_device(device: torch.device) -> None:
     model, batches = net(device), list(data(4))
     with Synchronizations() as waits:
         train(model, batches, clip=1.0)
-    assert waits.count == 0
+    assert waits.count == 2  # whether the weights are finite, once in each of two epochs
 
 
 # -------------------------------------------------------------------------------------------------------- the sockets
@@ -589,6 +590,16 @@ def test_an_optimizer_that_has_followed_a_schedule_is_refused() -> None:
             with pytest.raises(ValueError, match=r"has followed a schedule before.*build a new one"):
                 train(model, data(), optimizer=optimizer, schedule=second)
         train(model, data(), optimizer=sgd(model, 0.05), schedule=first)
+    with pytest.raises(ValueError, match="learning rates are 0, as after a schedule"):
+        train(model, data(), optimizer=sgd(model, 0.0))
+
+
+def test_buffers_may_hold_nan_where_no_checkpoint_is_written(tmp_path: Path) -> None:
+    model = net()
+    model.register_buffer("unknown", torch.full((2,), torch.nan))
+    assert len(train(model, data())) == 2
+    with pytest.raises(FloatingPointError, match="weights after epoch 1"):
+        train(model, data(), checkpoint=tmp_path / "run.pt")
 
 
 def test_weight_decay_may_spare_norms_and_biases() -> None:

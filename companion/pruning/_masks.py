@@ -169,8 +169,10 @@ class Masks:
         """What a method does every `every` steps: `prune` further, or `regrow`."""
 
     def _hook(self) -> RemovableHandle | None:
-        """Have the optimizer call `_before_update()` in each of its steps, once the gradients are there."""
-        if self.optimizer is None or not self.active:
+        """Have the optimizer call `_before_update()` in each of its steps, once the gradients are there, if that does
+        anything."""
+        asked = self.by_gradient or type(self)._before_update is not Masks._before_update
+        if self.optimizer is None or not self.active or not asked:
             return None
 
         def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -191,7 +193,7 @@ class Masks:
     def _before_update(self) -> None:
         """Between the gradients and the optimizer's update: some optimizers (torch's foreach SGD with Nesterov momentum
         and no weight decay) overwrite the gradients that `update` is to see."""
-        if self.by_gradient and (self.steps + 1) % (self.every or 1) == 0:
+        if self.every and (self.steps + 1) % self.every == 0:
             gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
             self._gradients = [(gradient, gradient.clone()) for gradient in gradients]
 

@@ -139,8 +139,10 @@ def _kernel_matrix(
             spread, offset = centred.detach().square().sum(), mean.detach().square().sum()
         alike, noise = _rounding(resolution, spread, n * offset, p)
         if coarse:
-            moments = torch.var_mean(x.detach().to(sums), 0, correction=0)
-            spread, alike, noise = _by_feature(resolution, n, *moments, spread, alike, noise)
+            fine = x.detach().to(sums)
+            means = fine.mean(0)
+            variances = (fine - means).square_().mean(0)  # a third of `var_mean`'s time
+            spread, alike, noise = _by_feature(resolution, n, variances, means, spread, alike, noise)
         if callable(kernel):
             # The errors of `_rounding`, of X in place of X̃.
             k, noise = kernel(x), torch.full_like(noise, 4 * resolution**2 / max(p, 1))

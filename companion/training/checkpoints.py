@@ -19,14 +19,15 @@ from filelock import FileLock, Timeout
 from companion._checks import whole_number
 from companion._files import beside, sweep, write_aside
 
-FORMAT = "companion.training 2"
+FORMAT = "companion.training 3"
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain types) to `path`, whole or not at all; what stood there becomes `path.previous`.
 
-    A process killed at any moment, or a full disk (`OSError`), leaves a good checkpoint at `path`. NumPy's scalars are
-    written as Python's; what `load_checkpoint` could not read raises `ValueError`, before anything is written.
+    A process killed at any moment, or a full disk (`OSError`), leaves a good checkpoint at `path`. NumPy's scalars in
+    dicts, lists and tuples are written as Python's; what `load_checkpoint` could not read raises `ValueError`, before
+    anything is written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -159,7 +160,7 @@ def random_state(data: Any, device: torch.device) -> dict[str, Any]:
     }
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
-    return state | {"data": [generator.get_state() for generator in _generators(data)]}
+    return state | {"data": [generator.get_state() for generator in generators(data)]}
 
 
 def set_random_state(state: dict[str, Any], data: Any, device: torch.device) -> None:
@@ -171,11 +172,11 @@ def set_random_state(state: dict[str, Any], data: Any, device: torch.device) -> 
     torch.set_rng_state(state["torch"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
-    for generator, of in zip(_generators(data), state["data"], strict=True):
+    for generator, of in zip(generators(data), state["data"], strict=True):
         generator.set_state(of)
 
 
-def _generators(data: Any) -> list[torch.Generator]:
+def generators(data: Any) -> list[torch.Generator]:
     """The generators of a `DataLoader` and its samplers, each once: a sampler often shares its loader's."""
     batches = getattr(data, "batch_sampler", None)
     holders = (data, getattr(data, "sampler", None), batches, getattr(batches, "sampler", None))

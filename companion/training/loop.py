@@ -28,6 +28,7 @@ from companion._checks import at_least, between, given, one_of
 from companion._ranks import buffers_of_rank_zero, from_ranks, on_rank_zero, rank, world_size
 from companion.training.checkpoints import (
     claim,
+    generators,
     plain,
     random_state,
     save_checkpoint,
@@ -299,9 +300,10 @@ class _State:
 
     def save(self) -> None:
         """Refuse weights that are not finite, and write the checkpoint, if there is to be one."""
-        if not all(from_ranks(_finite(self.model, self.optimizer))):
-            raise _diverged(f"weights after epoch {self.epoch}, batch {self.batch}", self.checkpoint)
-        if (path := self.checkpoint) is None:
+        path = self.checkpoint
+        if not all(from_ranks(_finite(self.optimizer, () if path is None else self.model.buffers()))):
+            raise _diverged(f"weights after epoch {self.epoch}, batch {self.batch}", path)
+        if path is None:
             return
         now = random_state(self.data, self.device)
         state = {
@@ -430,10 +432,10 @@ def _trained(optimizer: Optimizer) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _finite(model: nn.Module, optimizer: Optimizer) -> bool:
+def _finite(optimizer: Optimizer, buffers: Iterable[Tensor]) -> bool:
     """No weight is NaN or infinite and no buffer is NaN (a buffer may hold −∞ on purpose, as attention masks do)."""
-    sound = [p.isfinite().all() for p in _trained(optimizer)] + [~buffer.isnan().any() for buffer in model.buffers()]
-    return bool(torch.stack(sound).all().tolist())
+    sound = [p.isfinite().all() for p in _trained(optimizer)] + [~buffer.isnan().any() for buffer in buffers]
+    return bool(torch.stack(sound).all())
 
 
 def _diverged(what: str, checkpoint: str | Path | None) -> FloatingPointError:
@@ -470,11 +472,11 @@ def _name(thing: Any) -> str | None:
 
 def _described(thing: Any) -> str | None:
     """What `_name` says, and what the thing was made with: the arguments that it keeps under their names, where these
-    are numbers, text, or functions with a name. Nothing that the training changes."""
+    are numbers, text, or functions with a name, and not in its `state_dict`: that travels in the checkpoint."""
     if thing is None:
         return None
     if isinstance(thing, functools.partial):
-        return f"{_name(thing.func)}{_plain_ones(thing.keywords)}"
+        return f"{_name(thing.func)}{_plain_ones({**dict(enumerate(thing.args)), **thing.keywords})}"
     makers = [vars(kind).get("__init__") for kind in type(thing).__mro__]
     asked = {name for maker in makers if inspect.isfunction(maker) for name in inspect.signature(maker).parameters}
     asked -= set(thing.state_dict() if hasattr(thing, "state_dict") else ())
@@ -482,16 +484,17 @@ def _described(thing: Any) -> str | None:
 
 
 def _loader(data: Any) -> str:
-    """What a loader yields: not how it is read, so that a run may go on with other workers."""
+    """What a loader yields, not how it is read: a run may go on with other workers."""
     of: Any = next((getattr(data, name) for name in ("images", "folder", "dataset") if hasattr(data, name)), None)
     names = ("batch_size", "shuffle", "augment", "padding", "flip", "drop_last", "size")
     made = {name: getattr(data, name, None) for name in names}
     made |= {"of": getattr(of, "name", type(of).__name__), "examples": len(of) if hasattr(of, "__len__") else None}
     made |= {name: type(getattr(data, name, None)).__name__ for name in ("sampler", "batch_sampler")}
+    made |= {"generators": len(generators(data))}
     return f"{type(data).__name__}{_plain_ones(made)}"
 
 
-def _plain_ones(values: Mapping[str, Any]) -> str:
+def _plain_ones(values: Mapping[Any, Any]) -> str:
     """Those of the values that read the same in every process."""
     shown = {name: getattr(value, "__name__", plain(value)) for name, value in values.items()}
     return str({name: value for name, value in shown.items() if isinstance(value, bool | int | float | str)})
@@ -540,6 +543,8 @@ def _refuse_nonsense(
             "the optimizer has followed a schedule before, and another would not begin from its learning rate: build a "
             "new one, such as sgd(…), for every fit with a schedule"
         )
+    if schedule is None and all(group["lr"] == 0 for group in optimizer.param_groups):
+        raise ValueError("the optimizer's learning rates are 0, as after a schedule: build a new one, such as sgd(…)")
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ValueError(
