@@ -208,7 +208,7 @@ def test_contract_compiled(name):
 @each_penalty
 def test_a_penalty_is_known_by_its_class_in_the_runs(name):
     assert PENALTIES.facts[name]["title"] and PENALTIES[name].__module__ in (
-        *(f"companion.regularizers.{part}" for part in ("identity", "flow", "information", "weights")),
+        *(f"companion.regularizers.{file.stem}" for file in (ROOT / "companion" / "regularizers").glob("*.py")),
         controls.__name__,
     )
 
