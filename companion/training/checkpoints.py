@@ -37,7 +37,7 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     """
     path, buffer = Path(path), io.BytesIO()
     # Not to the disk itself: that would hide why it cannot be written to.
-    torch.save(plain({"format": FORMAT, **state}), buffer)
+    torch.save(without_numpy({"format": FORMAT, **state}), buffer)
     buffer.seek(0)
     if unknown := torch.serialization.get_unsafe_globals_in_checkpoint(buffer):
         raise ValueError(
@@ -56,13 +56,13 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
         raise
 
 
-def plain(value: Any) -> Any:
+def without_numpy(value: Any) -> Any:
     """The value with Python's numbers in the place of NumPy's."""
     if isinstance(value, np.generic):
         return value.item()
     if type(value) is dict:  # no other kind: a module's state has attributes, too
-        return {key: plain(item) for key, item in value.items()}
-    return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+        return {key: without_numpy(item) for key, item in value.items()}
+    return type(value)(map(without_numpy, value)) if type(value) in (list, tuple) else value
 
 
 def _keep(path: Path) -> None:

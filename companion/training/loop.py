@@ -29,11 +29,11 @@ from companion._ranks import buffers_of_rank_zero, from_ranks, on_rank_zero, ran
 from companion.training.checkpoints import (
     claim,
     generators,
-    plain,
     random_state,
     save_checkpoint,
     seed_everything,
     set_random_state,
+    without_numpy,
 )
 from companion.training.measuring import (
     PRECISIONS,
@@ -174,7 +174,9 @@ def fit(
     configuration = {  # what must agree for a checkpoint to be this run's
         "model": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters())} parameters",
         "optimizer": f"{type(optimizer).__name__} "
-        + ", ".join(str({k: plain(value) for k, value in g.items() if k != "params"}) for g in optimizer.param_groups),
+        + ", ".join(
+            str({k: without_numpy(value) for k, value in g.items() if k != "params"}) for g in optimizer.param_groups
+        ),
         **{"schedule": _described(schedule), "loss": _described(loss), "sparsity": _described(sparsity)},
         **{"penalty": [_described(term) for term in penalties.values()]},
         **{"data": _loader(data), "validation": None if validation is None else _loader(validation)},
@@ -487,16 +489,18 @@ def _loader(data: Any) -> str:
     """What a loader yields, not how it is read: a run may go on with other workers."""
     of: Any = next((getattr(data, name) for name in ("images", "folder", "dataset") if hasattr(data, name)), None)
     names = ("batch_size", "shuffle", "augment", "padding", "flip", "drop_last", "size")
-    made = {name: getattr(data, name, None) for name in names}
-    made |= {"of": getattr(of, "name", type(of).__name__), "examples": len(of) if hasattr(of, "__len__") else None}
-    made |= {name: type(getattr(data, name, None)).__name__ for name in ("sampler", "batch_sampler")}
-    made |= {"generators": len(generators(data))}
+    made = {
+        **{name: getattr(data, name, None) for name in names},
+        **{name: type(getattr(data, name, None)).__name__ for name in ("sampler", "batch_sampler")},
+        **{"of": getattr(of, "name", type(of).__name__), "examples": len(of) if hasattr(of, "__len__") else None},
+        "generators": len(generators(data)),
+    }
     return f"{type(data).__name__}{_plain_ones(made)}"
 
 
 def _plain_ones(values: Mapping[Any, Any]) -> str:
     """Those of the values that read the same in every process."""
-    shown = {name: getattr(value, "__name__", plain(value)) for name, value in values.items()}
+    shown = {name: getattr(value, "__name__", without_numpy(value)) for name, value in values.items()}
     return str({name: value for name, value in shown.items() if isinstance(value, bool | int | float | str)})
 
 
