@@ -590,6 +590,8 @@ def test_iterating_waits_for_no_device(device: torch.device) -> None:
         ({"batch_size": 3, "world_size": 4}, "at least 4"),
         ({"padding": -1}, "padding=-1"),
         ({"batch_size": 51, "drop_last": True}, "no batch of batch_size=51"),
+        ({"seed": -1}, r"seed=-1 must lie in \[0, 4294967295\]"),
+        ({"seed": 1.5}, "seed=1.5 must be a whole number"),
     ],
 )
 def test_wrong_arguments_of_the_loader_are_refused(arguments: dict, message: str) -> None:
@@ -645,6 +647,7 @@ def test_imagenet_batches_depend_on_seed_and_epoch_not_on_workers_or_start(photo
     assert same(loader(workers=2), whole)
     assert same(loader(start=2), whole[2:])
     assert not same(loader(epoch=2), whole) and not same(loader(seed=8), whole)
+    assert same(loader(seed=np.int64(8)), loader(seed=8))
     assert torch.equal(torch.random.get_rng_state(), state)  # the global stream is left alone
     ranks = [loader(rank=rank, world_size=2) for rank in (0, 1)]
     for (x, y), *parts in zip(whole, *ranks, strict=True):
@@ -726,6 +729,7 @@ def test_images_beyond_pillows_limit_are_refused(
     [
         ({"batch_size": 5, "world_size": 2}, "multiple of world_size=2"),
         ({"batch_size": 22, "train": True}, "not one batch"),
+        ({"seed": -1}, r"seed=-1 must lie in \[0, 4294967295\]"),
     ],
 )
 def test_wrong_arguments_of_the_imagenet_loader_are_refused(arguments: dict, message: str, photographs: Path) -> None:

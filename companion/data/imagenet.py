@@ -109,6 +109,7 @@ class ImageNetLoader(Epochs):
     std: Sequence[float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_ranks(self.batch_size, self.rank, self.world_size)
         if self.batch_size % self.world_size:
             raise ValueError(f"batch_size={self.batch_size} must be a multiple of world_size={self.world_size}")

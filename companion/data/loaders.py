@@ -59,6 +59,10 @@ class Epochs:
     epoch: int = field(default=0, init=False)
     start: int = field(default=0, init=False)
 
+    def __post_init__(self) -> None:
+        self.seed = whole_number(seed=self.seed)  # NumPy's too, which torch's samplers do not take
+        between(0, 2**32 - 1, seed=self.seed)
+
 
 @dataclass(eq=False, repr=False)
 class DeviceLoader(Epochs):
@@ -109,6 +113,7 @@ class DeviceLoader(Epochs):
     drop_last: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_ranks(self.batch_size, self.rank, self.world_size)
         at_least(0, padding=self.padding)
         if not len(self):
