@@ -464,6 +464,14 @@ def test_gradcheck(measure: Any, kernel: str, unbiased: bool, device: torch.devi
     assert torch.autograd.gradcheck(lambda a, b: measure(a, b, unbiased=unbiased, kernel=k), (x, y))
 
 
+@both_estimators
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_second_derivatives(kernel: str, unbiased: bool, device: torch.device) -> None:
+    k: Any = "linear" if kernel == "linear" else lambda z: rbf_kernel(z, bandwidth=1.3)
+    x, y = (gaussian(6, p, seed=p).to(device).requires_grad_() for p in (3, 2))
+    assert torch.autograd.gradgradcheck(lambda a, b: cka(a, b, unbiased=unbiased, kernel=k), (x, y))
+
+
 def test_gradcheck_of_all_pairs() -> None:
     xs = [gaussian(5, p, seed=p).requires_grad_() for p in (2, 3, 4)]
     assert torch.autograd.gradcheck(lambda *layers: cka_matrix(layers), xs)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # K's rows in a block, and how many numbers of X̃ stay in a processor's cache meanwhile, but so many columns at least.
 # No powers of two: rows of 2 KiB would contend for the same lines of it.
@@ -45,11 +44,13 @@ class CenteredGram(torch.autograd.Function):
         return k, spread, offset
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor, *_: Tensor) -> Tensor:
         x, mean = ctx.saved_tensors
         g = g + g.T
         g = g - g.mean(0)  # centring back: of the few columns of G, not of the many of the product
+        if torch.is_grad_enabled():  # a second derivative is asked for: autograd must see how this one follows from x
+            wide = x.to(mean.dtype)
+            return (g @ (wide - wide.mean(0))).to(x.dtype)
         back = torch.empty_like(x, dtype=mean.dtype, memory_format=torch.contiguous_format)
         centred = _buffer(mean, len(x), ctx.columns)
         for part, own, into in zip(*(each.split(ctx.columns, -1) for each in (x, mean, back)), strict=True):
