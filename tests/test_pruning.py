@@ -1226,6 +1226,44 @@ def test_dst_keeps_its_weights_when_the_optimizer_took_no_step() -> None:
     assert same(sparsity.latent, before)
 
 
+def test_dst_trains_alike_whoever_sets_the_gradients_to_zero() -> None:
+    found = []
+    for whose in (lambda model, optimizer: optimizer, lambda model, optimizer: model):
+        torch.manual_seed(0)
+        model = net()
+        optimizer = sgd(model, 0.01)
+        sparsity = DST(model, optimizer, alpha=0.01)
+        for x in torch.randn(10, 8, 1, 8, 8):
+            (model(x).square().mean() + sparsity.penalty()).backward()
+            optimizer.step()
+            sparsity.step()
+            whose(model, optimizer).zero_grad()
+        found.append({**sparsity.latent, **sparsity.thresholds})
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]) and value.any()
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("overflows", [False, True])
+def test_dst_goes_on_from_weights_that_were_loaded(steps: int, overflows: bool) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sparsity = DST(model, optimizer, alpha=0.1)
+    train(model, optimizer, sparsity, steps)
+    torch.manual_seed(1)
+    loaded = net().state_dict()
+    model.load_state_dict(loaded)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    model(torch.randn(2, 1, 8, 8)).sum().backward()
+    if not overflows:
+        optimizer.step()
+    sparsity.step()
+    for name, weight in sparsity.weights.items():
+        assert torch.equal(sparsity.latent[name], loaded[f"{name}.weight"])
+        assert torch.equal(weight, loaded[f"{name}.weight"].where(sparsity.masks[name], 0))
+
+
 def test_dst_masks_what_is_not_a_number() -> None:
     model = net()
     sparsity = DST(model, OPTIMIZERS["sgd"](model), alpha=0.1)

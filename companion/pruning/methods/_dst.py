@@ -47,8 +47,9 @@ class DST(Masks):
 
     The model's own parameters hold w̃, so the model stays plain; w and t are kept here. In each `optimizer.step()` a
     hook of the optimizer, after the closure if there is one, puts w and the two gradients in place, and `step()` then
-    masks anew: a masked weight lives on in `latent`, and can come back. Gradient clipping sees ∂L/∂w̃; weight decay acts
-    on w alone. Else the optimizer treats t as it does w: with its learning rate, its momentum.
+    masks anew: a masked weight lives on in `latent`, and can come back. What else is written to a weight, as by loading
+    a checkpoint, becomes its w. Gradient clipping sees ∂L/∂w̃; weight decay acts on w alone. Else the optimizer treats t
+    as it does w: with its learning rate, its momentum.
 
     Args:
         alpha: weight α of the thresholds' term, above 0; it is `penalty()`, which `fit` adds by itself. In a loop of
@@ -83,7 +84,7 @@ class DST(Masks):
             )
         super().__init__(model, optimizer, layers=layers)
         self.alpha, self.floor, self.pending = alpha, floor, False
-        self.latent = {name: from_rank_zero(weight.detach().clone()) for name, weight in self.weights.items()}
+        self.latent = {name: from_rank_zero(weight.detach()).clone() for name, weight in self.weights.items()}
         self.thresholds = {
             name: nn.Parameter(weight.new_zeros(len(weight), *[1] * (weight.ndim - 1)))
             for name, weight in self.weights.items()
@@ -106,8 +107,18 @@ class DST(Masks):
         if self.pending:  # else there was no optimizer step (float16 overflowed), and the model holds w̃
             for name, weight in self.weights.items():
                 self.latent[name].copy_(weight.detach())
+                self.thresholds[name].grad = None  # it is used up, and `model.zero_grad()` does not know of it
+        else:
+            self._take()
         self.pending = False
         self.apply()
+
+    @torch.no_grad()
+    def _take(self) -> None:
+        """w ← what is not the w̃ that `apply` has left: somebody else wrote it."""
+        for name, weight in self.weights.items():
+            w = self.latent[name]
+            w.copy_(torch.where(weight == w.where(self._masks[name] != 0, 0), w, weight))
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -127,6 +138,7 @@ class DST(Masks):
         if self.pending:
             raise ValueError("optimizer.step() a second time without DST.step(): call it after each optimizer.step()")
         self.pending = True
+        self._take()
         for name, weight in self.weights.items():
             w, t = self.latent[name], self.thresholds[name]
             if weight.grad is not None:
