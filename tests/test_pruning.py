@@ -1076,6 +1076,33 @@ def test_layers_without_gradients_are_refused_at_the_start(make: Make) -> None:
         sparsity.step()
 
 
+@pytest.mark.parametrize("make", [MAKE["RigL"], MAKE["GraNet"]])
+def test_a_layer_that_is_frozen_in_the_course_of_the_training_is_named(make: Make) -> None:
+    model = net()
+    optimizer = sgd(model, 0.05)
+    sparsity = make(model, optimizer)
+    train(model, optimizer, sparsity, 5)
+    model[3].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"\['3'\] have no gradient and other layers have"):
+        train(model, optimizer, sparsity, 5)
+
+
+@pytest.mark.parametrize("how", ["assign", "weight_norm"])
+@pytest.mark.parametrize("method", ["random", "SET", "RigL", "DST"])
+def test_weights_that_the_model_no_longer_has_are_refused(method: str, how: str) -> None:
+    """What the masks zero would be parameters that nobody multiplies by."""
+    model = net()
+    optimizer = sgd(model, 0.05)
+    sparsity = DST(model, optimizer, alpha=0.01) if method == "DST" else MAKE[method](model, optimizer)
+    train(model, optimizer, sparsity, 2)
+    if how == "assign":
+        model[3].load_state_dict({"weight": torch.randn(6, 8, 3, 3)}, assign=True)
+    else:
+        torch.nn.utils.parametrizations.weight_norm(model[3])
+    with pytest.raises(ValueError, match=r"the weights of \['3'\] are other parameters now"):
+        sparsity.step()
+
+
 @pytest.mark.parametrize("to_none", [True, False])
 def test_a_step_after_zero_grad_is_noticed(to_none: bool) -> None:
     model = net()

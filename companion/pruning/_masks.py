@@ -89,6 +89,12 @@ class Masks:
         self.model, self.optimizer = unwrap(model), optimizer
         self.grain, self.seed, self.steps, self.active = grain, seed, 0, True
         self.weights = _weights(self.model, layers)
+        self._places = {
+            name: (module, key)
+            for layer, module in find_layers(self.model, layers).items()
+            for name, key, _ in matrices(layer, module)
+            if name in self.weights
+        }
         kept = [] if dense is None else [id(weight) for weight in _weights(self.model, dense).values()]
         self.dense = frozenset(name for name, weight in self.weights.items() if id(weight) in kept)
         if layers is multiplies:
@@ -151,10 +157,12 @@ class Masks:
 
         Raises:
             ValueError: at the first step, of a layer without a gradient that the method grows by; of random masks on
-                weights that were sparse already and whose state was not loaded.
+                weights that were sparse already and whose state was not loaded. At any step, of weights that are no
+                longer the model's; at an update by gradient, of a layer that has come to have none.
         """
         if not self.active:
             return
+        self._require_own()
         if self._before is not None:
             self._begin()
         for gradient, before in self._gradients:
@@ -211,6 +219,16 @@ class Masks:
             if not any(bool(p.grad.any()) for p in self.model.parameters() if p.grad is not None):
                 raise ValueError("all gradients are 0: call step() after backward(), before zero_grad()")
         self._before = None
+
+    def _require_own(self) -> None:
+        """Refuse to mask parameters that the model has put others in place of: nobody would see it."""
+        places = self._places.items()
+        gone = [name for name, (module, key) in places if module._parameters.get(key) is not self.weights[name]]
+        if gone:
+            raise ValueError(
+                f"the weights of {gone} are other parameters now than those that {type(self).__name__} was built on, "
+                "as after load_state_dict(..., assign=True) or weight_norm: build optimizer and masks afterwards"
+            )
 
     def _is_cut(self) -> str:
         return (
@@ -319,6 +337,12 @@ class Masks:
         """layer → one score for each weight (or row), flat, at least float32."""
         if isinstance(criterion, str):
             one_of(criterion=(criterion, ["random", *CRITERIA]))
+        missing = [name for name, weight in self.weights.items() if weight.grad is None]
+        if criterion == "gradient" and 0 < len(missing) < len(self.weights):
+            raise ValueError(
+                f"{missing} have no gradient and other layers have: what is frozen in the course of the training, or "
+                "no longer reached by the loss, must be left out by layers="
+            )
         random, scores = self.generator(), {}
         for name, weight in self.weights.items():
             if criterion == "random":

@@ -103,6 +103,7 @@ class DST(Masks):
     def step(self) -> None:
         if not self.active:
             return
+        self._require_own()
         self.steps += 1
         if self.pending:  # else there was no optimizer step (float16 overflowed), and the model holds w̃
             for name, weight in self.weights.items():
