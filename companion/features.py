@@ -482,6 +482,7 @@ class FeatureTap(Mapping[str, Tensor]):
         self._ran: set[str] | None = None  # in the pass before, for `require`
         self._trusting = False  # copies only outputs that something overwrites, if whoever reads them calls `_read`
         self._views: list[tuple[str, Tensor, int, bool]] = []  # layers, outputs, their versions, and whether copied
+        self._blind: set[str] = set()  # layers whose features were taken without gradients
         self._lasts: dict[str, bool] = {}  # whether a layer's output was as it had been when it was read
         self._finds_channels = self._reduce in (average_pool, per_position)
         self._masks = _takes_mask(self._reduce)
@@ -516,6 +517,7 @@ class FeatureTap(Mapping[str, Tensor]):
     def _clear(self) -> None:
         self._features.clear()
         self._views.clear()
+        self._blind.clear()
         self._calls.clear()
         self.shapes.clear()
         self._mask = None
@@ -543,9 +545,11 @@ class FeatureTap(Mapping[str, Tensor]):
     def _store(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if (self._when is not None and not self._when()) or self._elsewhere():
             return
-        if not self._running and not self._loose:
-            self._clear()
-            self._loose = True
+        if not self._running:
+            if not self._loose:
+                self._clear()
+                self._loose = True
+            self._views = [view for view in self._views if view[0] != name]
         if not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None:
             raise ValueError(
                 f"layer {name!r} runs inside a transform of torch.func, such as vmap or grad, whose tensors end with "
@@ -572,6 +576,8 @@ class FeatureTap(Mapping[str, Tensor]):
         name = name if call == 1 else f"{name}#{call}"
         self._features.pop(name, None)  # the order is that of execution
         self._features[name], self.shapes[name] = features, tensor.shape[1:]
+        if not torch.compiler.is_compiling():
+            (self._blind.discard if torch.is_grad_enabled() else self._blind.add)(name)
 
     def _require_examples(self, name: str, module: nn.Module, tensor: Tensor) -> None:
         what = f"layer {name!r} ({type(module).__name__}) gives {tuple(tensor.shape)} for {self._examples} examples"

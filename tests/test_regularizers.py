@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import inspect
 import itertools
 import pickle
 import subprocess
 import sys
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -533,6 +535,34 @@ KINDS = {
     "hsic_bottleneck": lambda net, **options: HSICBottleneck(net, 1.0, **options),
 }
 on_features = pytest.mark.parametrize("build", KINDS.values(), ids=KINDS)
+
+
+@on_features
+def test_layers_run_alone_leave_their_last_call_and_nothing_of_those_before(build):
+    """As by `model.forward_features(x)`, which calls no hook of the model's own."""
+    net = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3)))
+    penalty = build(net)
+    with torch.no_grad():
+        for layer in net:  # a first look at shapes, say
+            layer(torch.randn(8, 6))
+    outputs = []
+    for _ in range(4):
+        x = torch.randn(8, 6)
+        for layer in net:
+            x = layer(x)
+        outputs.append(weakref.ref(x))
+        if not isinstance(penalty, HSICBottleneck):  # which refuses layers without the model's input
+            penalty().backward()
+    del x
+    gc.collect()
+    assert [output() is None for output in outputs[:-1]] == [True] * 3
+
+
+def test_a_penalty_on_a_model_without_parameters_is_0_where_none_is_due():
+    model = nn.Sequential(nn.ReLU(), nn.Tanh())
+    penalty = KineticEnergy(model, 1.0, layers=["0", "1"], every=2)
+    model(torch.randn(4, 3))
+    assert penalty() > 0 and penalty() == 0
 
 
 @on_features

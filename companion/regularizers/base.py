@@ -156,7 +156,7 @@ class FeaturePenalty(BasePenalty):
         at_least(1, every=every)
         self.every = every
         self._next = True  # is the coming call due? A bool: a compiled graph would be remade for each count
-        self._stored = self._blind = False
+        self._stored = False
         self._model = unwrap(model)
         self._make = tap
         self._attach(model)
@@ -195,20 +195,18 @@ class FeaturePenalty(BasePenalty):
             return self._stored
         if self._model.training:
             self._stored = due
-        if due:
-            self._blind = not torch.is_grad_enabled() or (self._blind and len(self._tap) > 0)
         return due
 
     def __call__(self) -> Float[Tensor, ""]:
         """The value for the last training forward pass; 0 where none is due."""
         if not self._next:
             self._count(self.calls + 1)
-            return next(self._model.parameters()).new_zeros(())
+            return next(self._model.parameters(), torch.empty(0)).new_zeros(())
         if not self._tap:
             raise RuntimeError(
                 "no features: run model(x) in training mode before the penalty, which was tapped when built"
             )
-        if self._blind and torch.is_grad_enabled():
+        if self._tap._blind and torch.is_grad_enabled():
             raise RuntimeError(
                 f"{type(self).__name__} has no gradient: layers ran under torch.no_grad(), as those in a reentrant "
                 "checkpoint do; use checkpoint(..., use_reentrant=False)"
