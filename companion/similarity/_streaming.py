@@ -133,8 +133,8 @@ class MinibatchCKA(_LayerPairs):
     A torchmetrics metric: `update` with each batch's features, `compute` at the end; under torch.distributed the sums
     are added across ranks. Batches count by their number of examples; those with fewer than 4 are joined with each
     other until they have as many, what is left with the batch before (or after it, if it is the first), whose features
-    are kept for that. With `unbiased=False` each batch brings the small-sample bias of its own size, which no number of
-    batches removes; it is there to show that.
+    are kept for that, uncopied: nothing may overwrite them. With `unbiased=False` each batch brings the small-sample
+    bias of its own size, which no number of batches removes; it is there to show that.
 
     With `group=g` each batch of n examples is cut into ⌊n/g⌋ groups of equal size, give or take one, and the HSICs of
     the groups are averaged: g/n of the kernel matrices' work for the same estimand. HSIC₁ is a U-statistic of order 4
