@@ -26,6 +26,7 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MetricCollection
 
 from companion._numbers import _resolution
 from companion.features import FeatureTap, batches, extract
@@ -1254,6 +1255,26 @@ def test_merged_states(kind: Any) -> None:
     feed(metric, data[2:3]).merge_state(other)
     feed(metric, data[3:])
     torch.testing.assert_close(metric.compute(), feed(kind("012"), data).compute(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("first", [1, 20, 100])  # examples; 20 are one group of 16, and one is none
+def test_a_collection_lets_only_like_metrics_share_their_sums(first: int) -> None:
+    kinds = {
+        "plain": lambda: MinibatchCKA("012"),
+        "turned": lambda: MinibatchCKA("210"),
+        "groups": lambda: MinibatchCKA("012", group=16),
+        "biased": lambda: MinibatchCKA("012", unbiased=False),
+        "rbf": lambda: MinibatchCKA("012", kernel=rbf_kernel),
+        "exact": lambda: ExactCKA("012"),
+        "exact, biased": lambda: ExactCKA("012", unbiased=False),
+    }
+    data = layer_batches([first, 64, 70])
+    together = MetricCollection({name: kind() for name, kind in kinds.items()})
+    for part in data:
+        together.update(part)
+    for name, found in together.compute().items():
+        torch.testing.assert_close(found, feed(kinds[name](), data).compute(), rtol=0, atol=1e-12)
+    assert {"exact", "exact, biased"} in map(set, together.compute_groups.values())  # whose sums are the same
 
 
 @pytest.mark.parametrize("kind", METRICS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -47,13 +48,19 @@ class _LayerPairs(Metric):
     examples: Tensor
     _pending: tuple[str, ...]  # what a batch leaves for the next one, beside the sums
 
-    def __init__(self, layers: Iterable[str], other_layers: Iterable[str] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, layers: Iterable[str], other_layers: Iterable[str] | None, *settings: object, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.layers = list(layers)
         self.other_layers = None if other_layers is None else list(other_layers)
         if not self.layers or self.other_layers == []:
             raise ValueError("name at least one layer")
         self.add_state("examples", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        # A MetricCollection lets metrics whose states agree after one batch, which may be too small to differ in, share
+        # all later ones.
+        told = zlib.crc32(repr((self.layers, self.other_layers, *settings)).encode()).to_bytes(4)
+        self.add_state("settings", torch.tensor([*told], dtype=torch.float64), dist_reduce_fx="max")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
         """Move the sums, unless a device without float64 is asked for."""
@@ -175,7 +182,7 @@ class MinibatchCKA(_LayerPairs):
         group: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(layers, other_layers, **kwargs)
+        super().__init__(layers, other_layers, unbiased, kernel, group, **kwargs)
         self.unbiased, self.kernel, self.group = unbiased, kernel, check_group(group, unbiased)
         a, b = len(self.layers), len(self.other_layers or [])
         for name, shape in (("cross", (a, b or a)), ("own", (a,)), ("other", (b,))):
