@@ -70,6 +70,9 @@ def test_values_without_spread() -> None:
         same, none = mean([2.0, 2.0, 2.0 + 1e-15]), mean([0.0, 0.0])
         assert (same.half, same.p_value, same.equivalent(3), same.equivalent(1)) == (0, 0, 0, 1)
         assert (none.p_value, none.equivalent(0.1), none.detectable()) == (1, 0, 0)
+    assert statistics.verdict(none) == "undecided" and same.signed(digits=None) == "+2.00 ± 0.00"
+    assert mean([1e6, 1e6 + 1e-9]).half == 0 < mean([1e-14, 2e-14]).half  # rounding is a share of the values
+    assert same.deciding(0.5) == 2 == mean([2.0, 2.0001, 1.9999]).deciding(0.5)  # one seed has no interval
 
 
 @pytest.mark.parametrize(
@@ -147,10 +150,28 @@ def test_power_within_strata_counts_their_degrees_of_freedom() -> None:
 
 
 def test_the_detectable_effect_solves_the_noncentral_t_at_every_power() -> None:
-    for n, power in itertools.product((2, 3, 7, 20, 60), (0.5, 0.8, 0.95, 0.99)):
-        effect = Mean(0.0, float(stats.t.ppf(0.975, n - 1)) / math.sqrt(n), n).detectable(power)
-        reached = stats.nct.sf(stats.t.ppf(0.975, n - 1), n - 1, effect * math.sqrt(n))
-        assert reached == pytest.approx(power, abs=1e-6), (n, power)
+    for n, power, level in [
+        *itertools.product((2, 3, 7, 20, 60), (0.5, 0.8, 0.95, 0.99), [0.95]),
+        *itertools.product((3, 20), [0.8], (0.9, 0.99)),
+    ]:
+        margin = float(stats.t.ppf((1 + level) / 2, n - 1))
+        unit = Mean(0.0, margin / math.sqrt(n), n, level)  # deviation 1
+        reached = stats.nct.sf(margin, n - 1, unit.detectable(power) * math.sqrt(n))
+        assert reached == pytest.approx(power, abs=1e-6), (n, power, level)
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
+def test_the_seeds_that_an_effect_takes_at_every_level(level: float) -> None:
+    """As many as the noncentral t asks for, counted from two on; at .9 equivalence at .05 takes more than direction."""
+    unit, within = Mean(0.3, float(stats.t.ppf((1 + level) / 2, 9)) / math.sqrt(10), 10, level), 0.7  # deviation 1
+
+    def found(n: int) -> bool:
+        shift, margin = within * math.sqrt(n), stats.t.ppf(0.95, n - 1)
+        some = stats.nct.sf(stats.t.ppf((1 + level) / 2, n - 1), n - 1, shift)
+        none = stats.nct.sf(margin, n - 1, shift) - stats.nct.sf(-margin, n - 1, -shift)
+        return min(some, none) >= 0.8
+
+    assert unit.deciding(within) == next(n for n in itertools.count(2) if found(n))
 
 
 # ------------------------------------------------------------------------------------------------- rounds, cells, signs
@@ -164,6 +185,8 @@ def test_strata_by_hand() -> None:
     assert found.half == pytest.approx(stats.t.ppf(0.975, 3) * math.sqrt(within / 6))
     assert found.deviation == pytest.approx(math.sqrt(within)) and found.half < mean(everything).half / 3
     assert statistics.stratified([everything]) == mean(everything)
+    narrow = statistics.stratified(rounds, level=0.8)
+    assert narrow.half == pytest.approx(stats.t.ppf(0.9, 3) * math.sqrt(within / 6)) and narrow.level == 0.8
     moved = statistics.stratified([[v + shift for v in r] for r, shift in zip(rounds, (5, -5, 3), strict=True)])
     assert moved.half == pytest.approx(found.half)
 
@@ -171,7 +194,8 @@ def test_strata_by_hand() -> None:
 def test_strata_without_a_spread_have_no_interval() -> None:
     one_each = statistics.stratified([[1.0], [2.0]])
     assert math.isinf(one_each.half) and one_each.p_value == 1 and str(one_each) == "1.5 (n = 2)"
-    assert statistics.stratified([[1.0, 1.0], [2.0, 2.0]]).half == 0
+    alike = statistics.stratified([[1.0, 1.0], [2.0, 2.0]])
+    assert (alike.half, alike.df) == (0, 2)
     for wrong in ([], [[1.0, 2.0], []]):
         with pytest.raises(ValueError, match="no values"):
             statistics.stratified(wrong)
@@ -187,6 +211,7 @@ def test_strata_keep_their_level() -> None:
 def test_clusters_are_averaged_first() -> None:
     found = statistics.clustered([1.0, 3.0, 5.0, 7.0, 8.0], [("a", 0), ("a", 0), ("a", 1), ("b", 0), ("b", 0)])
     assert found == mean([2.0, 5.0, 7.5])
+    assert statistics.clustered([2.0, 5.0, 7.5], "abc", level=0.8) == mean([2.0, 5.0, 7.5], 0.8)
     with pytest.raises(ValueError, match="2 values and 1 clusters"):
         statistics.clustered([1.0, 2.0], ["a"])
     for unnamed in (None, float("nan")):
@@ -274,6 +299,7 @@ def test_a_verdict_agrees_with_the_interval() -> None:
     assert statistics.verdict(mean([-1.0, -1.2, -0.9]), below="shorter") == "shorter"
     assert statistics.verdict(mean([3.0])) == "one seed" and statistics.verdict(None) == "not run"
     assert mean([0.25, -0.75]).signed(1) == "−0.2 ± 6.4" and mean([0.5]).signed() == "+0.50"
+    assert Mean(-12.3, half=250.0, count=2).signed(digits=None) == "−12 ± 250"
 
 
 NOISE = (0.1, -0.2, 0.0, 0.2, -0.1)
