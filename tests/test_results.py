@@ -15,6 +15,7 @@ from conftest import ROOT
 from PIL import Image
 from scipy import stats
 
+from companion import plots
 from companion.experiments import EXPERIMENTS, Experiment, Tier, claims, published, quantities, records, replay
 from companion.experiments.claims import CLAIMS, Claim, Comparison, Judgement
 from companion.experiments.hypotheses import THIRD, judge
@@ -90,6 +91,33 @@ def test_the_figure_shows_what_the_records_say():
     with Image.open(results.PICTURE) as picture:
         assert picture.info["Description"] == forest.digest(results.drawn()), "python scripts/results.py draws it anew"
         assert picture.width == round(288 * forest.WIDTH) and picture.height > 2 * picture.width
+
+
+def test_the_figure_draws_every_test_at_its_numbers():
+    """The picture in the book is compared by the numbers that it was made from; this is how they are drawn."""
+    drawn = {  # says → effect, ends of its interval, colour and marker
+        "for": (3.0, 2.5, 5.0, plots.BLUE, ">"),
+        "against": (-1.5, -4.0, -0.5, plots.VERMILION, "<"),
+        "equivalent": (0.25, -0.5, 0.75, plots.GREEN, "s"),
+        "undecided": (0.5, -2.5, 3.0, plots.GREY, "o"),
+    }
+    lines = [forest.Line(*numbers, says) for says, (*numbers, _, _) in drawn.items()]
+    figure = forest.forest([forest.Drawn(4, "a claim", "mixed", lines)])
+    (axis,), (legend,) = figure.axes, figure.legends
+    shown = [(line.get_color(), line.get_marker(), line.get_xdata().round(9).tolist()) for line in axis.lines[1:]]
+    assert shown == [
+        part
+        for value, low, high, colour, marker in drawn.values()
+        for part in ((colour, marker, [value]), (colour, "None", [low, high]))
+    ]
+    looks = zip(legend.get_texts(), legend.legend_handles, strict=True)
+    assert [(text.get_text(), handle.get_color(), handle.get_marker()) for text, handle in looks] == [
+        (says.replace("equivalent", "within δ"), colour, marker) for says, (*_, colour, marker) in drawn.items()
+    ]
+    (band,) = axis.patches
+    assert (band.get_x(), band.get_width()) == (-1, 2)  # ±δ
+    sides = {text.get_text(): text.get_ha() for text in axis.texts}
+    assert (sides["← against the claim"], sides["for the claim →"]) == ("left", "right") and not axis.xaxis_inverted()
 
 
 # ------------------------------------------------------------------------------- once more, by NumPy and SciPy alone
@@ -515,6 +543,24 @@ def test_rounds_must_be_alike():
 
 def test_the_proofs_of_theory():
     assert claims.zeros_are_shared()[0] and not claims.one_falls_with_the_other()[0]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "shared", "falls"),  # CKA and information of each pair of layers that a proof asks for
+    [
+        ([(0.5, 0.2), (0.0, 0.0)], True, True),  # one of the two is 0 with the other; both fall together
+        ([(0.5, 0.0), (0.0, 0.0)], False, True),
+        ([(0.5, 0.2), (0.0, 0.1)], False, True),
+        ([(0.5, 0.2), (0.1, 0.0)], False, True),
+        ([(0.5, 0.2), (0.3, 0.9)], False, False),  # the one falls, and the other rises
+    ],
+)
+def test_the_proofs_can_fail(monkeypatch, pairs, shared, falls):
+    asked = itertools.cycle(pairs)
+    monkeypatch.setattr(claims, "_gaussian_pair", lambda *_: next(asked))
+    assert claims.zeros_are_shared()[0] == shared
+    asked = itertools.cycle(pairs)
+    assert claims.one_falls_with_the_other()[0] == falls
 
 
 def test_every_claim_names_its_chapter_and_its_tests_are_registered():

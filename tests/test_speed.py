@@ -30,6 +30,19 @@ def test_the_page_and_its_figure_are_current() -> None:
         assert picture.info["Description"] == speed.digest(), "python scripts/speed.py draws it anew"
 
 
+def test_the_figure_draws_medians_between_the_lowest_and_the_highest() -> None:
+    """The picture in the book is compared by the numbers that it was made from; this is how they are drawn."""
+    figure = speed.picture()
+    for axis, (what, title) in zip(figure.axes, speed.CURVES.items(), strict=True):
+        assert axis.get_xlabel() == title and axis.get_ylim()[0] == 0
+        for drawn, folder in zip(axis.containers, FOLDERS, strict=True):
+            points = RECORDS[folder.name, "growth"]["curves"][what]
+            low, middle, high = np.quantile([point["ratios"] for point in points], [0, 0.5, 1], axis=1)
+            line, _, (bars,) = drawn.lines
+            np.testing.assert_allclose(line.get_xydata(), np.stack([[point["at"] for point in points], middle], 1))
+            np.testing.assert_allclose([segment[:, 1] for segment in bars.get_segments()], np.stack([low, high], 1))
+
+
 def test_every_record_says_where_and_has_five_rounds() -> None:
     assert {part for _, part in RECORDS} == set(speed.PARTS)
     assert len(RECORDS) == len(FOLDERS) * len(speed.PARTS) and len(FOLDERS) >= 2  # the aims are for two processors
