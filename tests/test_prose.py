@@ -52,3 +52,4 @@ def test_notebooks_are_read_cell_by_cell(tmp_path: Path) -> None:
     nbformat.write(new_notebook(cells=cells), tmp_path / "a.ipynb")
     (found,) = prose.problems([tmp_path / "a.ipynb"])
     assert found.endswith("a.ipynb: cell 2, line 3: “Of course”: leave it out")
+    assert prose.main([str(tmp_path / "a.ipynb")]) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -58,6 +59,32 @@ def test_what_was_not_kept_is_called_so(book: Path) -> None:
     nbformat.write(notebook, path)
     (row,) = status.notebooks(book)
     assert row[1] == "not recorded"
+
+
+def test_what_ran_out_of_order_or_in_part_did_not_run() -> None:
+    """From top to bottom or not at all; a cell that the runner skips does not count."""
+    for counts, tags, ran in (
+        ([1, 2, 3], [], True),
+        ([1, 3, 2], [], False),
+        ([1, None, 2], [], False),
+        ([1, None, 2], ["skip-execution"], True),
+        ([None, None, None], [], False),
+    ):
+        cells = [new_code_cell("1 + 1", execution_count=count) for count in counts]
+        cells[1].metadata["tags"] = tags
+        assert status.executed(new_notebook(cells=cells)) == ran, counts
+
+
+def test_a_run_takes_minutes_below_an_hour_and_its_last_day_counts() -> None:
+    made = {"processor": "any", "accelerator": None, "torch": "2"}
+    days = ("2026-01-02T00:00:00", "2026-01-03T00:00:00", "2026-01-01T00:00:00")
+
+    def told(*seconds: float) -> list[str]:
+        seen = [{**made, "started": day, "wall_seconds": one} for day, one in zip(days, seconds, strict=True)]
+        return status.where([SimpleNamespace(provenance=one) for one in seen])
+
+    assert told(600, 1200, 1770) == ["2026-01-03", "59.5 min", "any, torch 2"]
+    assert told(600, 1200, 1800) == ["2026-01-03", "1.0 h", "any, torch 2"]
 
 
 def test_seeds_are_counted_of_those_planned() -> None:
