@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -375,6 +377,26 @@ def test_latency_waits_for_a_device_that_only_queues(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(_cost.time, "perf_counter", lambda: told.append("clock") or float(len(told)))
     _cost._timed(nn.Identity(), torch.ones(1), torch.device("mps"))
     assert told == ["wait", "clock", "wait", "clock"]
+
+
+def test_latency_on_cuda_is_in_seconds_though_events_tell_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.at: list[Any] = []
+
+        def record(self, stream: Any) -> None:
+            self.at.append(stream)
+
+        def synchronize(self) -> None:
+            assert self.at == ["stream"]
+
+        def elapsed_time(self, end: Event) -> float:
+            return 2.5 if self.at == end.at == ["stream"] else math.nan
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "stream")
+    assert _cost._timed(nn.Identity(), torch.ones(1), torch.device("cuda")) == 0.0025
 
 
 def test_latency_says_its_quartiles_and_refuses_nonsense() -> None:
