@@ -136,6 +136,9 @@ def test_compared_layers_have_the_stem_and_the_logits() -> None:
     ]
     vgg = compared_layers(models.vgg16_bn(width=4))
     assert len(vgg) == 14 and vgg[0] == "features.relu1_1" and vgg[-1] == "linear"
+    classifier = [nn.Flatten(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)]
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Tanh(), *classifier)
+    assert find_blocks(plain) == ["1", "3"] and find_blocks(nn.Sequential(*classifier)) == ["2", "4"]  # maps, if any
     with pytest.raises(ValueError, match="no blocks and no activation"):
         find_blocks(nn.Sequential(nn.Linear(2, 2)))
 
@@ -460,6 +463,14 @@ def test_batch_norm_is_estimated_anew() -> None:
     assert all(torch.equal(value, twice[1][name]) for name, value in twice[0].items()) and before.training
 
 
+def test_batches_of_one_example_are_joined_to_estimate_batch_norm() -> None:
+    """One vector has no variance."""
+    model, x = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), noise(6, 3, dtype=torch.float32)
+    (_, norm) = without_blocks(model, "0", recalibrate=[x[k : k + 1] for k in range(6)])
+    assert torch.allclose(norm.running_mean, x.mean(0), atol=1e-6)
+    assert torch.allclose(norm.running_var, x.view(3, 2, 3).var(1).mean(0), atol=1e-6)
+
+
 def test_recalibration_without_a_batch_is_refused():
     """Means of 0 and variances of 1 would stay, as from a generator that the first removal has read to its end."""
     model, images = models.digits_net(blocks=3), torch.randn(16, 1, 8, 8)
@@ -547,7 +558,7 @@ def test_one_shot_removal_by_a_measure() -> None:
     model, images = trained_norms(models.resnet20(width=4)), photographs(40)
     effects = block_effects(model, images)
     can_go = effects[effects.step.notna()]
-    for score, ascending in (("influence", True), ("step", True), ("cka", False), ("cosine", False)):
+    for score, ascending in (("influence", True), ("step", True), ("cka", False), ("cosine", False), ("angle", True)):
         shorter, gone = remove_blocks(model, 3, score=score, data=images)
         expected = can_go[score].sort_values(ascending=ascending)[:3]
         pd.testing.assert_series_equal(gone, expected, check_names=False)
@@ -576,6 +587,14 @@ def test_a_block_that_is_called_several_times_has_the_mean_of_its_calls() -> Non
     assert [*remove_blocks(model, 1, score="step", data=x, greedy=True)[1].index] == ["blocks.1"]
     _, gone = remove_blocks(model, 1, score="angle", data=x, blocks="blocks.0")  # of its first call: no step follows
     assert gone["blocks.0"] == block_effects(model, x, "blocks.0").angle["blocks.0"]  # the last
+
+
+def test_scores_are_of_the_pass_that_is_given() -> None:
+    model, x = chain(lambda x: x + 9, lambda x: x + 1), noise(20, 3)
+    data, forward = [{"rows": x}], lambda net, batch: net(batch["rows"])
+    _, gone = remove_blocks(model, 1, score="step", data=data, forward=forward)
+    assert [*gone.index] == ["1"]
+    pd.testing.assert_series_equal(gone, remove_blocks(model, 1, score="step", data=x)[1])
 
 
 def test_greedy_removal_by_a_function() -> None:
