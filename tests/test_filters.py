@@ -28,7 +28,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributions import Categorical
 
 from companion.blocks import without_blocks
-from companion.models import digits_net, mlp, resnet20, vgg16_bn
+from companion.models import Subsample, digits_net, mlp, resnet20, vgg16_bn
 from companion.pruning import (
     channel_norms,
     cost,
@@ -198,6 +198,11 @@ def test_removal_is_exact_for_random_networks_masks_and_statistics(model: nn.Mod
     assert (y - z).abs().max() <= 1e-10 * y.abs().max().clamp(min=1e-12)
 
 
+class Minus(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return -x
+
+
 def stack(reader: nn.Module, shift: float = 1.0, activation: nn.Module | None = None) -> nn.Sequential:
     """A convolution whose batch norm turns zeros into `shift`, an activation, and a layer that reads it."""
     model = nn.Sequential(
@@ -212,6 +217,8 @@ def stack(reader: nn.Module, shift: float = 1.0, activation: nn.Module | None = 
     [
         (stack(nn.Conv2d(4, 2, 3, padding=1)), 1),
         (stack(nn.Conv2d(4, 2, 3, padding="same")), 1),
+        (stack(nn.Conv2d(4, 2, 1, padding="same")), 0),  # of one pixel: nothing is padded
+        (stack(nn.Conv2d(4, 2, 3, padding=1), activation=Minus()), 1),  # a constant channel that carries −1
         (stack(nn.Conv2d(4, 2, 3, padding=1), shift=-1.0), 0),  # silent behind the ReLU
         (stack(nn.Conv2d(4, 2, 3)), 0),  # no padding: a bias
         (stack(nn.Conv2d(4, 2, 3, padding=1, padding_mode="reflect")), 0),
@@ -659,6 +666,12 @@ def test_every_layer_keeps_a_tenth_of_its_filters_unless_asked() -> None:
     assert min(left / before for before, left in bare.filters.values()) < 0.1
 
 
+@pytest.mark.parametrize(("floor", "left"), [(0.55, 11), (0.551, 12), (0, 1), (None, 1)])  # 0.55 * 20 > 11 in floats
+def test_a_floor_is_a_share_of_the_filters_and_one_of_them_at_least(floor: float | None, left: int) -> None:
+    _, report = prune_filters(mlp([64, 20, 10]), X, norm="l2", threshold=1e9, floor=floor, repeats=0)
+    assert report.filters["linear1"] == (20, left) and len(report.kept["linear1"]) == left
+
+
 def test_a_frozen_network_stays_frozen() -> None:
     model = stack(nn.Conv2d(4, 2, 1, bias=False)).requires_grad_(False)
     smaller, _ = prune_filters(zero_filters(model, {"0": [1]}), torch.randn(2, 3, 8, 8), norm="l1", threshold=0.0)
@@ -803,6 +816,16 @@ def test_norms_against_their_definitions() -> None:
     folded = filter_norms(model, "folded", coupling)
     assert torch.allclose(folded[name], fused.weight.flatten(1).norm(dim=1), rtol=1e-5)
     assert torch.allclose(folded["linear"], model.linear.weight.norm(dim=1))
+    for own, scale in (
+        (nn.BatchNorm2d(4), bn.eps**-0.5 * weight.flatten(1).norm(dim=1)),
+        (nn.BatchNorm2d(4, track_running_stats=False), torch.ones(4)),
+    ):  # a filter that never varied; and where nothing is kept of how filters vary, |γ|
+        block.bn1 = randomize(own)
+        if own.running_var is not None:
+            own.running_var.zero_()
+        found = filter_norms(model, "folded", couple(model, x))[name]
+        assert torch.allclose(found, own.weight.detach().abs() * scale)
+    block.bn1 = bn
     assert torch.equal(filter_norms(model, lambda w: w.flatten(1)[:, 0])[name], weight[:, 0, 0, 0])
     read: list[Tensor] = []
     block.conv2.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
@@ -898,6 +921,7 @@ def test_a_channel_is_as_large_as_the_largest_of_its_filters() -> None:
 
 def test_the_widest_gap() -> None:
     assert widest_gap(torch.tensor([1.0, 4.0, 5.0, 100.0, 110.0])) == pytest.approx((5 * 100) ** 0.5)
+    assert widest_gap(torch.tensor([0.001, 0.1, 1.0, 3.0])) == pytest.approx(0.01)  # a hundredfold, though small
     assert widest_gap(torch.tensor([0.0, 1e-9, 1.0])) == 0
     with pytest.raises(ValueError, match="no gap"):
         widest_gap(torch.ones(3))
@@ -947,13 +971,18 @@ def test_relative_threshold_is_one_of_each_layer(net: nn.Module) -> None:
         assert one.zeroed == other.zeroed and one.zeroed
     coupling = couple(net, X)
     norms = channel_norms(net, coupling, "l2")
-    _, report = prune_filters(net, X, norm="l2", threshold=0.45, relative="rank", repeats=0)
-    for name, filters in report.zeroed.items():  # half of eight, and the smaller half
+    _, report = prune_filters(net, X, norm="l2", threshold=0.95, relative="mean", repeats=0)
+    for name, filters in report.zeroed.items():
         own = norms[coupling.filters[name]]
-        assert sorted(own.argsort()[:4].tolist()) == filters
-    assert {name: len(filters) for name, filters in report.zeroed.items()} == dict.fromkeys(
-        [name for name in report.filters if name != "linear"], 4
-    )
+        assert (own <= 0.95 * own.mean()).nonzero().flatten().tolist() == filters
+    for limit in (0.45, 3 / 8):  # the ranks of eight are 0, 1/8 … 7/8
+        _, report = prune_filters(net, X, norm="l2", threshold=limit, relative="rank", repeats=0)
+        for name, filters in report.zeroed.items():  # half of eight, and the smaller half
+            own = norms[coupling.filters[name]]
+            assert sorted(own.argsort()[:4].tolist()) == filters
+        assert {name: len(filters) for name, filters in report.zeroed.items()} == dict.fromkeys(
+            [name for name in report.filters if name != "linear"], 4
+        )
 
 
 def test_gap_threshold_finds_the_filters_that_training_shrank(net: nn.Module) -> None:
@@ -974,6 +1003,8 @@ def test_budget_is_reached_and_just_so(net: nn.Module, norm: Any) -> None:
         assert getattr(report, what) > 0.35  # one channel of the stream is an eighth of most layers
     _, report = prune_filters(net, X, parameters=1500, norm=norm, repeats=0)
     assert 1000 < report.after.parameters_dense <= 1500
+    again = prune_filters(net, X, parameters=report.after.parameters_dense, norm=norm, repeats=0)[1]
+    assert again.zeroed == report.zeroed  # a budget that is met to the parameter
 
 
 def test_accuracy_target_takes_as_much_as_it_may(net: nn.Module) -> None:
@@ -987,6 +1018,8 @@ def test_accuracy_target_takes_as_much_as_it_may(net: nn.Module) -> None:
     assert 0.7 <= parameters(smaller) / parameters(net) < 0.8
     assert len(seen) < 10 and max(s for s in seen if s < 0.7) < parameters(smaller) / parameters(net)
     assert report.parameters == pytest.approx(parameters(smaller) / parameters(net))
+    _, report = prune_filters(net, X, accuracy=0.7, evaluate=lambda model: 0.7, norm="l2", repeats=0)
+    assert {len(gone) for gone in report.zeroed.values()} == {7}  # of eight: just reached is reached
     with pytest.raises(ValueError, match="the whole network has 1"):
         prune_filters(net, X, accuracy=1.1, evaluate=evaluate)
 
@@ -1076,6 +1109,40 @@ def test_a_branch_that_nothing_stands_for_keeps_its_largest_and_the_others_go() 
     assert distance(zero_filters(model, report.zeroed), smaller, x) < 1e-5
 
 
+def test_a_branch_stays_whose_last_layer_is_weak_in_part() -> None:
+    torch.manual_seed(0)
+    model, x = randomize(digits_net(width=8, blocks=2)).eval(), torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        model.layer1[1].conv1.weight[2] = 0
+        model.layer1[1].conv2.weight[:7] *= 1e-6  # its channels are the stream's, which other filters write too
+    _, report = prune_filters(model, x, norm="l2", threshold=1e-3, empty="identity", repeats=0)
+    assert report.branches == [] and report.zeroed == {"layer1.1.conv1": [2]}
+
+
+class Twice(nn.Module):
+    """A branch that halves its maps twice, beside a shortcut that does so at once and adds no channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 6, 3, padding=1), nn.Linear(6, 3)
+        self.branch = nn.Sequential(nn.Conv2d(6, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, 2, 1))
+        self.shortcut = Subsample(6, 6, stride=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head((self.shortcut(x) + self.branch(x)).mean((2, 3)))
+
+
+def test_strides_of_a_branch_multiply_and_a_shortcut_without_new_channels_is_cut() -> None:
+    model, x = Twice(), torch.randn(2, 1, 12, 12)
+    cut, report = prune_filters(model, x, norm="l2", macs=0.7, layers=["stem", "branch.2"], repeats=0)
+    assert report.zeroed["stem"] and (cut.shortcut.before, cut.shortcut.after) == (0, 0)
+    nn.init.constant_(model.branch[0].weight, 1e-6)
+    smaller, report = prune_filters(model, x, norm="l2", threshold=1e-3, empty="identity", repeats=0)
+    assert report.branches == ["branch.2"] and smaller.branch[0].stride == 4
+    assert distance(zero_filters(model, report.zeroed), smaller, x) < 1e-5
+
+
 def test_an_empty_layer_outside_of_a_branch_keeps_its_largest() -> None:
     model = mlp([64, 8, 8, 10])
     nn.init.constant_(model.linear2.weight, 1e-6)
@@ -1097,6 +1164,9 @@ def test_report_says_what_went_and_what_it_saves(net: nn.Module) -> None:
     assert report.latency_after is not None
     assert report.speedup == report.latency_before.median / report.latency_after.median
     assert "MACs" in repr(report) and "× as fast" in repr(report)
+    masked = zero_filters(net, {"layer1.0.conv2": [0, 1, 2]})  # its zeros are multiplied, before and after
+    fewer, report = prune_filters(masked, X, norm="l2", macs=0.9, layers="layer1.2.conv1", repeats=0)
+    assert report.macs == pytest.approx(cost(fewer, X[:1]).macs_dense / cost(masked, X[:1]).macs_dense)
     assert prune_filters(net, X, macs=0.5, repeats=0)[1].speedup is None
 
 
