@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import hashlib
 import io
+import itertools
 import os
 import pickle
 import shutil
@@ -26,6 +27,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from companion import data
 from companion.data import DeviceLoader, ImageNetLoader, Images, Normalize, crop_and_flip, datasets
+from companion.data.imagenet import _Crop
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -73,6 +75,13 @@ def test_split_is_stratified_disjoint_and_frozen() -> None:
     again = images.split(33, seed=3)[1]
     assert torch.equal(again.images, held_out.images)
     assert not torch.equal(images.split(33, seed=4)[1].images, held_out.images)
+
+
+def test_what_rounding_leaves_goes_to_the_classes_that_lost_most() -> None:
+    """Of 5, 3 and 2 images 3 are 1.5, 0.9 and 0.6: one of each, and not two of the first."""
+    images = random_images(10, classes=3)
+    images = dataclasses.replace(images, labels=torch.tensor([0] * 5 + [1] * 3 + [2] * 2))
+    assert images.split(3)[1].labels.tolist() == [0, 1, 2]
 
 
 def test_split_and_order_never_change() -> None:
@@ -633,6 +642,15 @@ def test_imagenet_batches_are_normalised_crops(photographs: Path, device: torch.
     torch.testing.assert_close(x, expected)
 
 
+def test_imagenet_is_looked_for_in_its_own_folder_first(photographs: Path) -> None:
+    inner, sample = photographs / "imagenet", photographs / "imagenet-sample-160"
+    for other in (photographs, sample):
+        shutil.copytree(inner, other, dirs_exist_ok=True)
+        assert data.imagenet("val", photographs).root == inner / "val"
+    shutil.rmtree(inner)
+    assert data.imagenet("val", photographs).root == sample / "val"
+
+
 def test_imagenet_batches_depend_on_seed_and_epoch_not_on_workers_or_start(photographs: Path) -> None:
     folder = data.imagenet("train", photographs)
 
@@ -650,10 +668,28 @@ def test_imagenet_batches_depend_on_seed_and_epoch_not_on_workers_or_start(photo
     assert same(loader(seed=np.int64(8)), loader(seed=8))
     assert torch.equal(torch.random.get_rng_state(), state)  # the global stream is left alone
     ranks = [loader(rank=rank, world_size=2) for rank in (0, 1)]
+    assert same(loader(rank=1, world_size=2, start=2), ranks[1][2:])
     for (x, y), *parts in zip(whole, *ranks, strict=True):
         assert sorted(y.tolist()) == sorted(torch.cat([v for _, v in parts]).tolist())
         seen = torch.cat([u for u, _ in parts])
         assert all((seen == image).flatten(1).all(1).any() for image in x)
+
+
+def test_the_crop_of_an_image_is_another_in_each_epoch_and_for_each_image() -> None:
+    image = random_images(1, size=40).images[0]
+    crops = [
+        _Crop(16, True, seed, epoch)(image, index).numpy().tobytes()
+        for seed, epoch, index in itertools.product((7, 8), (1, 2), (3, 4))
+    ]
+    assert len(set(crops)) == 8 and crops[0] == _Crop(16, True, 7, 1)(image, 3).numpy().tobytes()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_trains_on_whole_batches_alone(photographs: Path, rank: int) -> None:
+    """Of 21 images each of two ranks sees ten: none twice, and as many batches as the loader says."""
+    options = {"train": True, "size": 16, "workers": 0, "rank": rank, "world_size": 2}
+    loader = ImageNetLoader(data.imagenet("train", photographs), 2, **options)
+    assert len(list(loader)) == len(loader) == 10
 
 
 def test_imagenet_evaluation_counts_every_image_once_whatever_the_ranks(photographs: Path) -> None:

@@ -37,7 +37,7 @@ from companion.training import (
 )
 from companion.training import loop as training_loop
 from companion.training import precision as fastest
-from companion.training.measuring import autocast
+from companion.training.measuring import Meter, autocast
 
 
 def net(device: torch.device | str = "cpu", norm: bool = True) -> nn.Sequential:
@@ -389,6 +389,17 @@ def test_history_is_json_and_a_table() -> None:
         "seconds",
     }
     assert expected <= set(table.columns)
+    for record in history:
+        assert record["images_per_second"] * record["seconds"] == pytest.approx(200)
+
+
+def test_seconds_of_an_epoch_add_up_over_its_fetches(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [10.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    meter = Meter([])
+    for clock[0] in (12.0, 15.0, 19.0):
+        meter.fetch()
+    assert meter.seconds == 9
 
 
 def test_progress_shows_what_matters_or_nothing(capfd: pytest.CaptureFixture[str]) -> None:
@@ -475,7 +486,7 @@ def test_accuracy_is_ones_own_where_one_gives_it() -> None:
     assert history[-1]["validation_accuracy"] == pytest.approx(expected) and 0 <= history[-1]["accuracy"] <= 1
 
 
-@pytest.mark.parametrize("ignored", [-100, 7])
+@pytest.mark.parametrize("ignored", [-100, 7, 3])  # 3 is a class, such as that of the background
 def test_accuracy_of_maps_is_that_of_their_pixels(ignored: int) -> None:
     """A class for every pixel; those that the loss ignores do not count."""
     y = torch.randint(4, (40, 5, 6), generator=torch.Generator().manual_seed(0))
@@ -483,8 +494,8 @@ def test_accuracy_of_maps_is_that_of_their_pixels(ignored: int) -> None:
     for loss in (nn.CrossEntropyLoss(ignore_index=ignored), partial(F.cross_entropy, ignore_index=ignored)):
         model, batches = of((4, 5, 6), y)
         history = train(model, batches, loss=loss, validation=batches)
-        expected = (model(PIXELS).argmax(1) == y)[:, 1:].float().mean().item()
-        assert history[-1]["validation_accuracy"] == pytest.approx(expected)
+        expected = (model(PIXELS).argmax(1) == y)[y != ignored].float().mean().item()
+        assert history[-1]["validation_accuracy"] == pytest.approx(expected) and 0 <= history[-1]["accuracy"] <= 1
         assert evaluate(model, batches, loss=loss)["accuracy"] == pytest.approx(expected)
 
 
