@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.metadata
 import json
@@ -17,8 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from types import MappingProxyType
 
+import numpy as np
 import psutil
 import pytest
+import scipy.linalg
 import torch
 from conftest import PATIENCE, ROOT
 from held import kill_after_a_save
@@ -43,6 +46,7 @@ from companion.experiments.recipes import completed
 from companion.experiments.records import Run
 from companion.experiments.trainings import _shrink
 from companion.features import extract
+from companion.regularizers import CKASparsity
 
 TINY = {
     "dataset": "digits",
@@ -736,6 +740,53 @@ def test_gradient_cosines_of_known_gradients_and_no_trace(device):
     assert found["cosine_alive_all"] == pytest.approx(1, abs=1e-4)
 
 
+def test_gradient_cosines_are_of_a_batch_in_training_as_a_penalty_last_saw_it(device):
+    """Batch norm by the batch's own statistics; a penalty of every fifth step at the strength of that step."""
+    model = models.digits_net(width=4, blocks=2).to(device).eval()
+    x, y = torch.randn(32, 1, 8, 8, device=device), torch.arange(32, device=device) % 10
+    weight = model.conv1.weight
+    trained = copy.deepcopy(model).train()
+    gradients = torch.autograd.grad(torch.nn.functional.cross_entropy(trained(x), y), list(trained.parameters()))
+    alive = [(g * (p != 0)).flatten() for g, p in zip(gradients, trained.parameters(), strict=True)]
+    whole = torch.cat(alive).double().norm()
+    cosine = gradients[0].double().sum() / whole / weight.numel() ** 0.5  # with that of the sum of the first weights
+    penalty = CKASparsity(model, beta=lambda step: 0.1 * (step == 5), every=5)
+    penalty.load_state_dict({"calls": 7})
+    found = quantities.gradient_cosines(model, x, y, {"sum": weight.sum, "cka": penalty})
+    assert found["cosine_loss_cka"] != 0 and penalty.calls == 7
+    assert found["cosine_loss_sum"] == pytest.approx(float(cosine), rel=1e-3)
+
+
+class Same(torch.nn.Module):
+    """A block that changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Identity()
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("noise", [0.25, 0.5])
+def test_information_has_the_noise_that_is_asked_for(noise):
+    """One normal number in two blocks, with noise in both: I = −½ ln(1 − ρ²), ρ = 1/(1 + noise²). What is known of the
+    image by the kernel matrix written out; of the label, less the mean over classes of the same within each."""
+    torch.manual_seed(1)  # not the noise's own
+    x, labels = torch.randn(3000, 1, dtype=torch.float64), torch.arange(3000) % 3
+    x = (x - x.mean()) / x.std(correction=0) + labels[:, None]
+    found = quantities.information(torch.nn.Sequential(Same(), Same()), x, labels, noise)
+    scaled = (x - x.mean()) / x.std(correction=0)
+
+    def known(part):
+        return float(-(-torch.cdist(part, part).square() / (2 * noise**2)).exp().mean(1).log().mean())
+
+    about = known(scaled), known(scaled) - sum(known(scaled[labels == c]) for c in range(3)) / 3
+    assert [found["about_image"][0], found["about_label"][0]] == pytest.approx(about, rel=1e-3)
+    shared = -0.5 * math.log(1 - (1 + noise**2) ** -2)
+    assert found["gaussian"]["values"][0][1] == pytest.approx(shared, abs=0.06)
+
+
 def test_information_of_blocks_ignores_scale_and_survives_dead_layers(device):
     """Layers × layers of I(T_i; T_j), and a number a layer about the image and the label, none of them infinite."""
     torch.manual_seed(0)
@@ -782,6 +833,10 @@ def test_weight_measures_count_every_weight(device):
     assert sum(conv["histogram"]) == 4 * 4 * 9 and conv["zeros"] == 72 and conv["filter_norms"][:2] == [0, 0]
     assert len(conv["histogram"]) == len(found["edges"]) and len(conv["bn_scale"]) == 4
     assert "bn_scale" not in by_name["linear"]
+    two = torch.nn.Sequential(torch.nn.Linear(2, 1)).to(device)  # reads channels of deviation 3 and 4
+    images = torch.tensor([[3.0, 4.0], [-3.0, 4.0], [3.0, -4.0], [-3.0, -4.0]], device=device)
+    (layer,) = quantities.weights(two, images)["layers"]
+    assert layer["input_deviation"] == 3.54  # √((9 + 16)/2)
 
 
 def test_geometry_explains_a_plane_completely(device):
@@ -791,6 +846,25 @@ def test_geometry_explains_a_plane_completely(device):
     assert found["explained"] == [1.0, 1.0]
     points = torch.tensor(found["points"])
     torch.testing.assert_close(points.square().sum((1, 2)), torch.tensor([20.0, 20.0]), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("turn", [0.5, 2.0])
+def test_each_layer_is_turned_onto_the_one_before(turn):
+    """Two numbers, stretched along an axis of their own by the second layer: scipy's rotation onto the first."""
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)).double()
+    q = torch.tensor([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]], dtype=torch.float64)
+    with torch.no_grad():
+        (
+            net[0].weight.copy_(torch.diag(torch.tensor([2.0, 1.0]))),
+            net[1].weight.copy_(q.T @ torch.diag(q.new_tensor([3.0, 1.0])) @ q),
+        )
+    x = torch.randn(30, 2, dtype=torch.float64)
+    first, second = (torch.tensor(points) for points in quantities.geometry(net, x, torch.nn.Linear)["points"])
+    with torch.no_grad():
+        own = net(x) - net(x).mean(0)
+    own = own / own.norm() * 30**0.5
+    rotation, _ = scipy.linalg.orthogonal_procrustes(own.numpy(), first.numpy())
+    np.testing.assert_allclose(second.numpy(), own.numpy() @ rotation, rtol=0.02, atol=0.005)
 
 
 def test_an_outcome_of_nan_is_no_record(toy, place, tmp_path, monkeypatch):

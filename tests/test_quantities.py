@@ -6,12 +6,14 @@ import copy
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from companion import flow
 from companion.experiments import quantities, records, replay
 from companion.experiments.records import Record, Run
+from companion.features import extract
 from companion.models import digits_net
 
 
@@ -177,6 +179,28 @@ def test_which_size_sees_a_smaller_input():
     assert ratios == pytest.approx(expected, rel=5e-3)  # records keep three digits
 
 
+def test_a_path_is_recorded_as_means_over_images():
+    """Of each number of `flow.trajectory` the mean, by its definition."""
+    model, images = digits_net(width=4, blocks=3).eval(), torch.randn(7, 1, 8, 8)
+    a, b, c = (x.flatten(1) for x in extract(model, images, ["layer1.0", "layer1.1", "layer1.2"], reduce=None).values())
+    lengths = torch.stack([(b - a).norm(dim=1), (c - b).norm(dim=1)])
+    expected = {
+        "length": lengths.mean(1),
+        "relative_length": (lengths / torch.stack([a.norm(dim=1), b.norm(dim=1)])).mean(1),
+        "angle": torch.cosine_similarity(b - a, c - b).acos().mean()[None],
+        "straightness": ((c - a).norm(dim=1) / lengths.sum(0)).mean()[None],
+    }
+    found = quantities.trajectory(model, images)
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values.tolist(), rel=1e-3), name
+
+
+def test_records_keep_four_digits():
+    table = pd.DataFrame([[0.123456, 1.0]], index=["a"], columns=["a", "b"])
+    assert quantities.matrix(table)["values"] == [[0.1235, 1.0]]
+    assert quantities.rounded([0.00123456, 123456.0, 7]) == [0.001235, 123500.0, 7]
+
+
 def test_paths_by_depth_by_class_and_by_margin():
     torch.manual_seed(0)
     model, images, labels = digits_net(width=4).eval(), torch.randn(40, 1, 8, 8), torch.arange(40) % 10
@@ -211,6 +235,18 @@ def test_small_weights_do_not_depend_on_zeros_under_a_mask(record):
     for layer in record.measures["weights"]["layers"]:
         layer["zeros"], layer["histogram"][0] = 40, 40
     assert quantities.small_weights(record) == 0
+
+
+def test_small_weights_lie_below_any_share_of_the_scale(record):
+    """A quarter below a ten-thousandth of the RMS, a quarter between a tenth and the next edge, the rest beyond."""
+    edge = quantities.WEIGHT_EDGES.index(0.1)
+    for layer in record.measures["weights"]["layers"]:
+        histogram = [0] * len(quantities.WEIGHT_EDGES)
+        histogram[0], histogram[edge], histogram[-1] = 25, 25, 50
+        layer["zeros"], layer["histogram"] = 0, histogram
+    after = quantities.WEIGHT_EDGES[edge + 1]
+    for epsilon, percent in ((0.01, 25), (0.1, 25), ((0.1 + after) / 2, 37.5), (after, 50)):
+        assert quantities.small_weights(record, epsilon) == pytest.approx(percent)
 
 
 def test_readings_of_the_books_records():
