@@ -61,7 +61,9 @@ def test_provenance_names_the_version_of_the_code_that_runs(monkeypatch):
     ("change", "message"),
     [
         ({"result": {"test": {"correct": 95, "examples": 100, "loss": 0.5}}}, "last epoch of the curve 0.9"),
+        ({"result": {"test": {"correct": 9001, "examples": 10_000, "loss": 0.5}}}, "last epoch of the curve 0.9"),
         ({"result": {"test": {"correct": 101, "examples": 100, "loss": 0.5}}}, "101 correct of 100"),
+        ({"result": {"test": {"correct": 0, "examples": 0, "loss": 0.5}}}, "0 correct of 0"),
         ({"curve": [{"epoch": 1}]}, "curve has 1 epochs, settings say 2"),
         ({"curve": [{"epoch": 1}, {"epoch": 3}]}, r"epochs \[1, 3\]"),
         ({"measures": {"cka": {"layers": ["a", "b"], "values": [[1.0, 0.5]]}}}, "not 2 × 2"),
@@ -83,6 +85,7 @@ def test_provenance_names_the_version_of_the_code_that_runs(monkeypatch):
         (scored(best_validation={"epoch": 77, "accuracy": 0.99}), "that of the curve epoch 1 with 0.95"),
         (scored(best_validation={"epoch": 2, "accuracy": 0.9}), "that of the curve epoch 1 with 0.95"),
         (scored(validation={"correct": 90, "examples": 100, "loss": 0.1}), "loss 0.1, the last epoch of the curve 0.7"),
+        (scored(validation={"correct": 90, "examples": 100, "loss": 0.7001}), "loss 0.7001, the last epoch"),
         ({"curve": [{"epoch": 1, "lr": "x"}, {"epoch": 2, "lr": 0.1}]}, r"curve\.lr is a number in some epochs only"),
     ],
 )

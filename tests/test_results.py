@@ -501,6 +501,28 @@ def test_a_contrast_is_a_difference_of_differences(toy):
     assert found.verdict == "holds" and found.tests[0].difference.value == pytest.approx(6)
 
 
+def test_whether_a_penalty_acted_is_read_where_its_records_lie(tmp_path, monkeypatch):
+    """The manipulation check and every δ come from the folder that is asked for, not from the book's."""
+    methods = {"none": {}, "cka": {"penalties": [{"kind": "CKASparsity", "beta": 0.1}]}}
+    tier = Tier({}, methods, seeds=(0, 1, 2))
+    experiment = Experiment("dense_penalties", "?", lambda run, place: None, {"laptop": tier})
+    monkeypatch.setitem(EXPERIMENTS._things, "dense_penalties", experiment)
+    for run in experiment.runs("laptop"):
+        cka = 0.8 - (0.1 + 0.01 * run.seed) * (run.method == "cka")
+        measures = {
+            "cka": {"layers": ["layer1.0", "layer1.1"], "values": [[1.0, cka], [cka, 1.0]]},
+            "trajectory": {"relative_length": [0.5 + 0.1 * run.seed]},
+        }
+        result = {"test": {"correct": 900 + run.seed, "examples": 1000, "loss": 1.0}}
+        Record(run, result, [], measures, records.provenance("cpu", "2026-01-01T00:00:00+00:00", 1.0)).save(tmp_path)
+    test = Comparison("t", ("dense_penalties",), "cka", "none")
+    step = dataclasses.replace(test, reading=quantities.path_length, quantity="relative step")
+    accuracy, longer = Claim("A", "b", "c", "d", "e", (test, step)).judged(tmp_path).tests
+    for t in (accuracy, longer):
+        assert t.change.value == pytest.approx(-0.11) and (t.band, t.penalty) == (0.02, "acted")
+    assert accuracy.delta == 0.5 and longer.delta == pytest.approx(0.05 * 0.6)
+
+
 @pytest.mark.slow
 def test_a_family_of_many_tests_asks_for_more(toy):
     """One test at p = .02 is decided alone, not among seven; beside a claim it changes nothing."""
