@@ -112,6 +112,31 @@ def test_holm_takes_back_what_a_large_family_does_not_bear() -> None:
     weak = hypotheses.Difference("weak", Mean(1.0, half=0.9, count=5), -1)
     assert weak.says() == "refutes" and 0.05 / 15 < weak.p < 0.05
     assert weak.says(15 * weak.p) == "undecided"
+    for families, after in ((("a", "b"), "refuted"), (("a", "a"), "not refuted")):  # each family by itself
+        two = {f"H{i}": hypotheses.Hypothesis("", [lambda _: weak], family=of) for i, of in enumerate(families)}
+        assert [one.after_holm for one in hypotheses.judge(Records([]), two).values()] == [after] * 2
+
+
+BY_MEAN = "refutes by its mean only"
+
+
+@pytest.mark.parametrize(
+    ("said", "of_any", "of_all"),
+    [
+        (["supports", "supports"], "supported", "supported"),
+        (["supports", "undecided"], "not refuted", "not refuted"),
+        (["refutes", "supports"], "refuted", "not refuted"),
+        (["refutes", "refutes"], "refuted", "refuted"),
+        (["refutes", "not tested yet"], "refuted", "not tested yet"),
+        ([BY_MEAN, "not tested yet"], "not tested yet", "not tested yet"),
+        (["supports", "not tested yet"], "not tested yet", "not tested yet"),
+        ([BY_MEAN, "supports"], "refuted by a mean, undecided by its interval", "not refuted"),
+        ([BY_MEAN, "refutes"], "refuted", "refuted by the means, undecided by an interval"),
+    ],
+)
+def test_what_findings_that_differ_say_together(said: list[str], of_any: str, of_all: str) -> None:
+    for order in (said, said[::-1]):
+        assert (hypotheses.each_can_refute(order), hypotheses.all_must_refute(order)) == (of_any, of_all)
 
 
 def test_every_method_has_a_title_of_its_penalties() -> None:
