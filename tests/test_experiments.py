@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import math
 import multiprocessing
@@ -86,6 +87,8 @@ def test_registry_expands_to_distinct_json_runs():
         for tier in experiment.tiers:
             runs = experiment.runs(tier)
             assert len({run.path for run in runs}) == len(runs)
+            seeds = [run.seed for run in runs]  # seed by seed: a sweep that is cut short has whole ones
+            assert list(dict.fromkeys(seeds)) == [seed for seed, _ in itertools.groupby(seeds)]
             for run in runs:
                 assert Run(**json.loads(json.dumps(dataclasses.asdict(run)))) == run
     with pytest.raises(ValueError, match="no tier 'huge'"):
@@ -272,6 +275,25 @@ def test_a_run_of_a_block_does_not_go_on_elsewhere(interrupted, toy, place, tmp_
     assert "dense-seed0 was begun with {'processor': 'machine A'" in said and "not {'processor': 'machine B'" in said
     monkeypatch.setattr(records, "_processor", lambda: "machine A")
     assert runner.attempt(interrupted, place, tmp_path).record is not None
+
+
+def test_a_session_worked_until_it_last_saved_and_one_that_saved_nothing_did_not(toy, place, tmp_path):
+    run, checkpoint = toy.runs("smoke")[0], place.work / "toy.pt"
+    checkpoint.parent.mkdir(parents=True)
+    for _ in range(2):
+        (begun,) = runner._begin(run, place, checkpoint, tmp_path)
+    start = datetime.fromisoformat(begun["started"]).timestamp()
+    for name, seconds in (("toy.pt", 100), ("toy.pt.level0", 40), ("toy.pt.level1", 70)):
+        (place.work / name).touch()
+        os.utime(place.work / name, (0, start + seconds))
+    first, second = runner._begin(run, place, checkpoint, tmp_path)
+    assert (first["wall_seconds"], second["wall_seconds"]) == (100, 0)
+
+
+def test_what_is_asked_for_is_above_what_the_tier_says():
+    run, cpu = EXPERIMENTS["random_masks"].runs("laptop")[0], torch.device("cpu")
+    places = [Workplace(device=cpu, how=how) for how in ({}, {"precision": "float32"})]
+    assert [runner._how(run, place)["precision"] for place in places] == ["bfloat16", "float32"]
 
 
 def test_the_commit_is_that_of_the_beginning(toy, place, tmp_path, monkeypatch):

@@ -13,6 +13,12 @@ from scripts import prose
 
 def test_the_book_has_none_of_the_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert prose.main([]) == 0, capsys.readouterr().out
+    read = {path for pattern in prose.PAGES for path in prose.ROOT.glob(pattern)}
+    assert read >= {
+        prose.ROOT / "README.md",
+        *prose.ROOT.glob("book/explorables/*.md"),
+        *prose.ROOT.glob("notebooks/*.ipynb"),
+    }
 
 
 def test_words_are_found_in_text_and_not_in_code() -> None:
@@ -31,6 +37,10 @@ def test_words_are_found_in_text_and_not_in_code() -> None:
             "```{math}",
             "novel",
             "```",
+            "````",
+            "```",
+            "novel",
+            "````",
             "The last line is robust, very simple, and just so.",
         ]
     )

@@ -57,6 +57,12 @@ def test_provenance_names_the_version_of_the_code_that_runs(monkeypatch):
     assert records.provenance("cpu", "now", 1.0)["companion"] == "9.9.9"
 
 
+def test_a_block_is_one_accelerator_where_there_is_one_else_one_processor():
+    cpu, gpu = ({"processor": "A", "accelerator": name} for name in (None, "G"))
+    assert records.block(cpu) == {"processor": "A", "precision": None}
+    assert records.block(gpu) == records.block({**gpu, "processor": "B"}) == {"accelerator": "G", "precision": None}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

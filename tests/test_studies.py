@@ -47,6 +47,17 @@ def test_identity_ignores_how_and_sees_everything_else():
     assert identity(dataclasses.replace(run, seed=run.seed + 1)) != identity(run)
 
 
+def test_a_record_of_other_settings_is_none_of_the_run(tmp_path):
+    run = EXPERIMENTS["random_masks"].runs("smoke")[0]
+    result, made = {"test": {"correct": 9, "examples": 10, "loss": 1.0}}, records.provenance("cpu", "now", 1.0)
+    for change, there in (({"lr": 0.3}, False), ({"precision": "bfloat16"}, True), ({}, True)):
+        kept = records.Record(dataclasses.replace(run, settings={**run.settings, **change}), result, [], {}, made)
+        kept.save(tmp_path)
+        assert (
+            (experiments.recorded(run, tmp_path) == kept) == there == (experiments.recorded(run, tmp_path) is not None)
+        )
+
+
 def test_a_pace_is_what_it_is_measured_at():
     """Where nothing is trained to an end, precision is what is asked about."""
     run = EXPERIMENTS["throughput"].runs("laptop")[0]
@@ -165,7 +176,9 @@ def test_a_record_says_which_images_are_right(place):
     ("change", "message"),
     [
         ({"correct": 1}, "examples marked right"),
+        ({"correct": 3}, "examples marked right"),
         ({"right": "AAAA"}, "24 bits for 360 examples"),
+        ({"right": records.packed(np.arange(368) < 2)}, "368 bits for 360 examples"),
         ({"right": "?"}, "right"),
     ],
 )
