@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import json
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,14 +15,25 @@ import torch
 from conftest import ROOT
 from torch import Tensor, nn
 
-from companion import experiments, flow, models
-from companion.experiments import EXPERIMENTS, Workplace, hypotheses, quantities, records, registry, removal, trainings
+from companion import experiments, flow, models, training
+from companion.experiments import (
+    EXPERIMENTS,
+    Workplace,
+    hypotheses,
+    quantities,
+    recipes,
+    records,
+    registry,
+    removal,
+    trainings,
+)
 from companion.experiments.controls import PlaceboAugmentedCKASparsity, PlaceboCKASparsity, random_rotation
 from companion.experiments.plan import HOW, identity
-from companion.experiments.recipes import LEFT_OUT, completed
+from companion.experiments.recipes import DIGITS, LEFT_OUT, Depth, Prune, completed
 from companion.experiments.records import Run
 from companion.experiments.statistics import Mean, conclude, mean
-from companion.pruning import Masks
+from companion.models import digits_net
+from companion.pruning import Masks, cost, prune_filters
 from companion.regularizers import AugmentedCKASparsity, CKASparsity
 from companion.regularizers.identity import FEW
 from companion.similarity import cka
@@ -348,6 +360,103 @@ def test_depth_takes_the_cheapest_block_first_and_tunes_without_bringing_one_bac
     assert found["greedy"][0]["macs"] > found["greedy"][1]["macs"]
     assert "fine_tuned" in found["greedy"][0] and "fine_tuned" not in found["greedy"][1]
     assert found["greedy"][0]["fine_tuned"]["test"]["correct"] != 0
+
+
+class Batches(list):
+    """A loader whose epoch may be set."""
+
+    epoch = start = 7
+
+
+MASKED = dataclasses.replace(DIGITS, pruning=recipes.random_masks())
+PENALISED = dataclasses.replace(
+    DIGITS, penalties=(recipes.group_lasso(0.1),), prune=Prune(batches=3, epochs=2, lr=0.03)
+)
+
+
+def afterwards(prune: Prune, examples: int = 20) -> removal._Afterwards:
+    """What follows a training, on noise; held out are three batches, tested are two."""
+    held, tested, seen = (
+        Batches((torch.randn(examples, 1, 8, 8), torch.arange(examples) % 10) for _ in range(n)) for n in (3, 2, 9)
+    )
+    recipe = dataclasses.replace(PENALISED, prune=prune)
+    task = SimpleNamespace(
+        recipe=recipe,
+        followed=held,
+        tested=tested,
+        loader=seen,
+        split="validation",
+        place=Workplace(torch.device("cpu")),
+    )
+    return removal._Afterwards(task)
+
+
+def test_what_is_pruned_is_tuned_without_its_penalty_at_a_rate_of_its_own():
+    after, seen = afterwards(PENALISED.prune), []
+    after.task.fit = lambda network, checkpoint, recipe: seen.append((checkpoint, recipe))
+    after.tuned(digits_net(width=4, blocks=1), "macs0.5")
+    plain = dataclasses.replace(after.task.recipe, epochs=2, lr=0.03, schedule=recipes.cosine(), penalties=None)
+    assert seen == [(".macs0.5", plain)]
+    scores = after.scores(digits_net(width=4, blocks=1))
+    assert {part: found["examples"] for part, found in scores.items()} == {"test": 40, "validation": 60}
+
+
+def test_filters_go_by_their_size_in_their_own_layer():
+    """A layer a hundred times as large, its batch norm with it, loses the same filters."""
+    after = afterwards(Prune(macs=(0.6,), norm="l2", batches=2, epochs=0))
+    model = digits_net(width=8, blocks=3).eval()
+    scaled = copy.deepcopy(model)
+    with torch.no_grad():
+        scaled.layer1[0].conv1.weight *= 100
+        scaled.layer1[0].bn1.running_var *= 1e4
+    (one,), (other,) = (removal.filters_removed(net, after) for net in (model, scaled))
+    example = after.task.followed[0][0]
+    _, report = prune_filters(model, example, norm="l2", relative="mean", macs=0.6, repeats=0, floor=0)
+    assert one["left"] == other["left"] == {name: left for name, (_, left) in report.filters.items()}
+    assert (one["macs"], one["parameters"]) == (report.macs, report.parameters) and one["macs"] <= 0.6
+
+
+def test_blocks_go_by_their_loss_on_held_out_images_with_batch_norm_anew(monkeypatch):
+    """Accuracy falls by what each block is worth; so does what is judged by it, and on what."""
+    after = afterwards(Prune(batches=3, depth=Depth(greedy=2, examples=1500, batches=2, fine_tune=())))
+    model, worth, asked = digits_net(width=4, blocks=3), (0.3, 0.1, 0.2), []
+    model.bn1.num_batches_tracked.fill_(99)
+
+    def evaluate(network, loader, right=None):
+        gone = [k for k, block in enumerate(network.layer1) if isinstance(block, nn.Sequential)]
+        where = {id(after.task.tested): "test", id(after.task.followed): "held out"}.get(id(loader), len(loader))
+        asked.append((gone, where, int(network.bn1.num_batches_tracked)))
+        if right is not None:
+            right.append(torch.ones(40, dtype=torch.bool))
+        return {"accuracy": 0.9 - sum(worth[k] for k in gone), "examples": 40, "loss": 1.0}
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    found = removal.blocks_removed(model, after)
+    assert asked[:6] == [([k], "test", batches) for k in range(3) for batches in (99, 3)]  # as it is, and anew
+    judged = [([0], 2, 2), ([1], 2, 2), ([2], 2, 2)]  # on two batches of held-out images, batch norm on two
+    assert asked[6:] == [
+        *(*judged, ([1], "test", 3), ([1], "held out", 3)),
+        *(([0, 1], 2, 2), ([1, 2], 2, 2), ([1, 2], "test", 3), ([1, 2], "held out", 3)),
+    ]
+    assert [entry["gone"] for entry in found["greedy"]] == [["layer1.1"], ["layer1.1", "layer1.2"]]
+    whole = cost(model, torch.ones(1, 1, 8, 8)).macs_dense
+    assert found["greedy"][0]["macs"] == whole - 2 * 64 * 4 * 4 * 9  # two convolutions, 3 × 3, of four channels
+
+
+def test_what_a_run_trains_on_follows_from_its_seed_and_what_it_holds_out_does_not(place):
+    tasks = [
+        trainings.ImageTask.of(Run("any", "smoke", "none", seed, 0.9, MASKED.settings()), place) for seed in (0, 1)
+    ]
+    assert torch.equal(*(task.followed.images.images for task in tasks)) and len(tasks[0].loader.images) == 1237
+    assert [(task.loader.seed, task.loader.augment, task.loader.padding) for task in tasks] == [
+        (0, False, 4),
+        (1, False, 4),
+    ]
+    bare = dataclasses.replace(MASKED, padding=0)
+    assert trainings.ImageTask.of(Run("any", "smoke", "none", 0, 0.5, bare.settings()), place).loader.padding == 0
+    model = tasks[0].network()
+    one, other = (task.masks(model)(training.sgd(model, 0.1)).masks["layer1.0.conv1"].clone() for task in tasks)
+    assert one.float().mean() < 1 and not torch.equal(one, other)
 
 
 # ------------------------------------------------------------------------------------------------------------- studies
