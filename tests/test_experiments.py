@@ -795,7 +795,7 @@ def test_information_has_the_noise_that_is_asked_for(noise):
     """One normal number in two blocks, with noise in both: I = −½ ln(1 − ρ²), ρ = 1/(1 + noise²). What is known of the
     image by the kernel matrix written out; of the label, less the mean over classes of the same within each."""
     torch.manual_seed(1)  # not the noise's own
-    x, labels = torch.randn(3000, 1, dtype=torch.float64), torch.arange(3000) % 3
+    x, labels = torch.randn(999, 1, dtype=torch.float64), torch.arange(999) % 3
     x = (x - x.mean()) / x.std(correction=0) + labels[:, None]
     found = quantities.information(torch.nn.Sequential(Same(), Same()), x, labels, noise)
     scaled = (x - x.mean()) / x.std(correction=0)
@@ -806,7 +806,7 @@ def test_information_has_the_noise_that_is_asked_for(noise):
     about = known(scaled), known(scaled) - sum(known(scaled[labels == c]) for c in range(3)) / 3
     assert [found["about_image"][0], found["about_label"][0]] == pytest.approx(about, rel=1e-3)
     shared = -0.5 * math.log(1 - (1 + noise**2) ** -2)
-    assert found["gaussian"]["values"][0][1] == pytest.approx(shared, abs=0.06)
+    assert found["gaussian"]["values"][0][1] == pytest.approx(shared, abs=0.12)  # four standard errors
 
 
 def test_information_of_blocks_ignores_scale_and_survives_dead_layers(device):
