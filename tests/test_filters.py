@@ -1064,6 +1064,26 @@ def test_a_layer_with_nothing_left_keeps_its_largest_or_is_refused(net: nn.Modul
         prune_filters(small, X, norm="l2", threshold=1e-2, empty="refuse", repeats=0)
 
 
+class Tokens(nn.Module):
+    """Channels last, gated or not, and a mean over the tokens, after which channels lie one axis earlier."""
+
+    def __init__(self, gated: bool) -> None:
+        super().__init__()
+        self.gated, self.read, self.head = gated, nn.Linear(4, 12 if gated else 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.read(x)
+        return self.head((F.glu(x) if self.gated else x.relu()).mean(1))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_channels_of_tokens_go_through_gates_and_a_mean(gated: bool) -> None:
+    model, x = Tokens(gated), torch.randn(3, 5, 4)
+    smaller, report = prune_filters(model, x, norm="l2", relative="rank", threshold=0.4, repeats=0)
+    assert report.held == {"head": "the network returns it"} and smaller.head.in_features == 3
+    assert distance(zero_filters(model, report.zeroed), smaller, x) < 1e-5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shrunk", ["conv1", "conv2"])
 @pytest.mark.parametrize("name", ["ResNet-20 A", "ResNet-20 B", "ResNet-18"])

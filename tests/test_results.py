@@ -11,6 +11,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from PIL import Image
 from scipy import stats
@@ -521,6 +522,29 @@ def test_whether_a_penalty_acted_is_read_where_its_records_lie(tmp_path, monkeyp
     for t in (accuracy, longer):
         assert t.change.value == pytest.approx(-0.11) and (t.band, t.penalty) == (0.02, "acted")
     assert accuracy.delta == 0.5 and longer.delta == pytest.approx(0.05 * 0.6)
+
+
+def test_what_would_decide_counts_a_shared_cell_by_the_test_that_takes_most(toy):
+    """And a test that is open by Holm's correction alone, with seeds enough, takes no hours off."""
+
+    def open_test(method: str, value: float, deviation: float, count: int) -> claims.Tested:
+        half = float(stats.t.ppf(0.975, count - 1)) * deviation / count**0.5
+        found = claims.Tested(Mean(value, half, count), +1, 1.0, 0.5, test=compared(method))
+        assert found.says() == "undecided"
+        return found
+
+    def missing(*tests: claims.Tested) -> claims.Missing:
+        return Judgement("undecided", [*tests], []).missing(toy)
+
+    core = torch.get_num_threads() / 3600  # hours of a record's one second
+    enough, few, many = open_test("same", 0.45, 0.3, 20), open_test("good", 0.3, 0.5, 5), open_test("bad", 0.3, 1.0, 3)
+    seeds = [math.ceil(t.difference.deciding(0.5)) for t in (enough, few, many)]
+    assert seeds[0] < 20 and 5 < seeds[1] < seeds[2]
+    assert missing(enough) == (seeds[0], 0)
+    for tests in ((few, many), (many, few)):
+        found = missing(*tests)
+        assert found.seeds == seeds[2]
+        assert found.hours == pytest.approx(core * (seeds[1] - 5 + seeds[2] - 3 + seeds[2] - 5))
 
 
 @pytest.mark.slow
