@@ -378,6 +378,12 @@ def written(m: nn.Module, x: Tensor) -> Tensor:
     return y
 
 
+def beside(m: nn.Module, x: Tensor) -> Tensor:
+    if m.training:
+        m.beside = m.aux(x)
+    return x
+
+
 HELD: dict[str, tuple[Callable[[], nn.Module], str | None]] = {  # None: all but the output can go
     "PReLU": (lambda: Around(lambda m, x: m.act(x), act=nn.PReLU(6)), "parameter or buffer of fixed size"),
     "PReLU, one slope": (lambda: Around(lambda m, x: m.act(x), act=nn.PReLU()), None),
@@ -389,6 +395,7 @@ HELD: dict[str, tuple[Callable[[], nn.Module], str | None]] = {  # None: all but
     "padded maximum": (lambda: Around(lambda m, x: F.max_pool2d(x, 3, 1, 1)), None),
     "instance norm": (lambda: Around(lambda m, x: m.norm(x), norm=nn.InstanceNorm2d(6, affine=True)), None),
     "twice": (lambda: Around(lambda m, x: m.cv(m.cv(x)), cv=nn.Conv2d(6, 6, 1)), "cv is called twice"),
+    "auxiliary": (lambda: Around(beside, aux=nn.Conv2d(6, 2, 1)), "aux reads it, in training only"),
     "idle": (lambda: Around(lambda m, x: x, idle=nn.Conv2d(6, 6, 1)), "does not call it"),
     "padded by hand": (lambda: Around(lambda m, x: F.pad(x, (0, 0, 0, 0, 1, 1)), width=8), "works along the channels"),
     "picked": (lambda: Around(lambda m, x: x[:, :4], width=4), "picks or reorders channels"),
@@ -1171,6 +1178,10 @@ def test_an_empty_layer_outside_of_a_branch_keeps_its_largest() -> None:
     nn.init.constant_(model.linear2.weight, 1e-6)
     _, report = prune_filters(model, X, norm="l2", threshold=1e-3, empty="identity", repeats=0)
     assert report.branches == [] and len(report.kept["linear2"]) == 1
+    alone = Around(lambda m, x: x + m.cv(x), cv=nn.Conv2d(6, 6, 1))  # a branch of one layer is none
+    nn.init.constant_(alone.cv.weight, 1e-6)
+    _, report = prune_filters(alone, torch.randn(2, 3, 8, 8), norm="l2", threshold=1e-3, empty="identity", repeats=0)
+    assert report.branches == [] and report.zeroed == {}
 
 
 # ------------------------------------------------------------------------------------- the smaller network and its life
