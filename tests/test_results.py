@@ -610,11 +610,13 @@ def test_the_proofs_can_fail(monkeypatch, pairs, shared, falls):
 
 
 def test_every_claim_names_its_chapter_and_its_tests_are_registered():
+    assert claims.POST_HOC.isdisjoint(THIRD)  # judged by a δ that was named before
     for claim in CLAIMS:
         assert re.fullmatch(r"\d\d_[a-z_]+", claim.chapter) and claim.paper in ("CKA-SR", "FFR")
         assert claim.tests or claim.proof or claim.missing
         assert len(claim.label) <= 36  # it has to fit the figure
         tests = (*claim.tests, *claim.beside)
+        assert claims.POST_HOC.issuperset(name for test in tests for name in test.experiments)  # rounds 1 and 2
         for c in (*tests, *(t.less for t in tests if t.less)):
             assert c.quantity in QUANTITIES and claims.strength_of(c.run())
             for name, method in itertools.product(c.experiments, (c.method, c.baseline)):
