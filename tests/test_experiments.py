@@ -876,10 +876,8 @@ def test_each_layer_is_turned_onto_the_one_before(turn):
     net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)).double()
     q = torch.tensor([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]], dtype=torch.float64)
     with torch.no_grad():
-        (
-            net[0].weight.copy_(torch.diag(torch.tensor([2.0, 1.0]))),
-            net[1].weight.copy_(q.T @ torch.diag(q.new_tensor([3.0, 1.0])) @ q),
-        )
+        net[0].weight.copy_(torch.diag(torch.tensor([2.0, 1.0])))
+        net[1].weight.copy_(q.T @ torch.diag(q.new_tensor([3.0, 1.0])) @ q)
     x = torch.randn(30, 2, dtype=torch.float64)
     first, second = (torch.tensor(points) for points in quantities.geometry(net, x, torch.nn.Linear)["points"])
     with torch.no_grad():
