@@ -172,8 +172,8 @@ class Mean:
         return 2 * self._tail(abs(self.value)) if self.df else 1.0
 
     def equivalent(self, within: float) -> float:
-        """p of "the true mean lies outside of ±`within`": the larger of two one-sided t-tests (TOST). Below .05, the
-        90 % interval lies inside of ±`within`; 1 where there is no interval."""
+        """p of "the true mean lies outside of ± `within`": the larger of two one-sided t-tests (TOST). Below .05, the
+        90 % interval lies inside of ± `within`; 1 where there is no interval."""
         between(0, math.inf, open_low=True, open_high=True, within=within)
         return max(self._tail(within + self.value), self._tail(within - self.value)) if self.df else 1.0
 
@@ -203,7 +203,7 @@ class Mean:
 
     def deciding(self, within: float, power: float = 0.8, *, effect: bool = True) -> float:
         """How many seeds would decide: the smallest number at which a single test finds, with this probability, a true
-        effect of ±`within` (not asked for with `effect=False`), and two one-sided tests (TOST at .05) find equivalence
+        effect of ± `within` (not asked for with `effect=False`), and two one-sided tests (TOST at .05) find equivalence
         if there is no effect. The true deviation is taken to be `deviation`; infinite where there is no interval."""
         between(0, math.inf, open_low=True, open_high=True, within=within)
         between(0.5, 1, open_high=True, power=power)
