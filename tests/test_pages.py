@@ -360,6 +360,33 @@ def test_nothing_overflows_on_a_phone(name: str, seen: Visit) -> None:
     assert not seen.faults
 
 
+@of_each(PAGES)
+@pytest.mark.parametrize("width", [1280, 390])
+def test_formulas_are_seen_whole(name: str, width: int, seen: Visit) -> None:
+    """Nothing of a formula lies beyond the box or the line that it stands in: a phone shows no bar to scroll by."""
+    seen.page.set_viewport_size({"width": width, "height": 900})
+    cut = seen.page.evaluate(
+        """() => {
+          const folded = [...document.querySelectorAll("article details:not([open])")];
+          const hidden = [...document.querySelectorAll("article .toggle-hidden")];
+          for (const details of folded) details.open = true;
+          for (const box of hidden) box.classList.remove("toggle-hidden");
+          const around = (element) => /^(inline|contents)/.test(getComputedStyle(element).display)
+            ? around(element.parentElement) : element;
+          const cut = [...document.querySelectorAll("article mjx-container")].filter((formula) => {
+            if (formula.getAttribute("display")) return formula.scrollWidth > formula.clientWidth + 1;
+            const box = around(formula.parentElement);
+            const edge = box.getBoundingClientRect().right - parseFloat(getComputedStyle(box).paddingRight);
+            return formula.getBoundingClientRect().right > edge + 1;
+          }).map((formula) => formula.innerText.replaceAll(/\\s/g, ""));
+          for (const details of folded) details.open = false;
+          for (const box of hidden) box.classList.add("toggle-hidden");
+          return cut;
+        }"""
+    )
+    assert not cut
+
+
 @of_each(EXPLORABLE)
 def test_a_reader_without_scripts_sees_the_first_frame(name: str, browser: Browser, site: str) -> None:
     with browser.new_context(java_script_enabled=False) as context:
