@@ -463,7 +463,8 @@ def across(penalty: str, target: bool = False) -> Mean:
 
 # ---------------------------------------------------------------------------------------------------------------- parts
 def table(header: list[str], widths: list[int], rows: list[list[str]]) -> str:
-    lines = ["```{list-table}", ":header-rows: 1", ":widths: " + " ".join(map(str, widths)), ""]
+    numbered = [] if header[0] else [":class: numbered"]  # rows by number, in a narrow column
+    lines = ["```{list-table}", ":header-rows: 1", ":widths: " + " ".join(map(str, widths)), *numbered, ""]
     for row in [header, *rows]:
         lines += [f"{'* -' if at == 0 else '  -'} {cell}".rstrip() for at, cell in enumerate(row)]
     return "\n".join([*lines, "```"])
