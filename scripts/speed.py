@@ -79,7 +79,7 @@ medians of {rounds} rounds, bars reach from the lowest to the highest.
 The ratio grows with the number of layers and does not change with that of batches. The work of a convolution grows with
 the square of the width, that of a kernel matrix with the width itself: the wider the network, the less CKA adds. A
 kernel matrix costs n² products for each feature, a batch of n examples therefore n for each example; yet smaller
-batches are hardly cheaper here, since each brings the fixed costs of its matrices with it.
+batches save less than that here, since each brings the fixed costs of its matrices with it.
 """
 
 PARTS = (*TITLES, "growth")
