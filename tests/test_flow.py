@@ -167,6 +167,8 @@ def test_gradients_match_finite_differences(device):
     for measure in (flow.lengths, flow.second_differences, flow.turning_angles):
         assert torch.autograd.gradcheck(lambda *xs, measure=measure: measure(flow.steps(xs)), features)
     assert torch.autograd.gradcheck(lambda *xs: flow.straightness(xs), features)
+    for measure in (flow.lengths, flow.second_differences):
+        assert torch.autograd.gradgradcheck(lambda *xs, measure=measure: measure(flow.steps(xs)), features)
 
 
 def test_a_second_derivative_of_angles_is_refused_and_not_wrong():

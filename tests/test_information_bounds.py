@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -133,7 +134,7 @@ def test_held_out_examples_tell_memory_from_information() -> None:
 def test_training_is_reproducible_and_leaves_the_random_state_alone() -> None:
     x, y, _ = correlated(600, 0.7)
     state = torch.get_rng_state()
-    one, two = (float(variational_bound(x, y, steps=60, batch=64, seed=3)) for _ in range(2))
+    one, two = (float(variational_bound(x, y, steps=60, batch=64, seed=seed)) for seed in (3, np.int64(3)))
     assert one == two and torch.equal(state, torch.get_rng_state())
 
 
@@ -324,6 +325,7 @@ def test_gates_close_on_what_is_not_needed() -> None:
         (lambda: variational_bound(torch.randn(100, 1), torch.randn(100, 1), bound="magic"), "'magic'"),
         (lambda: variational_bound(torch.randn(100, 1), torch.randn(100, 1), batch=32, steps=0), "steps=0 must be at"),
         (lambda: variational_bound(torch.randn(100, 1), torch.randn(99, 1)), "100 rows and y 99"),
+        (lambda: variational_bound(torch.randn(100, 1), torch.randn(100, 1), seed=0.5), "seed=0.5 must be a whole"),
         (lambda: kolchinsky_tracey(torch.randn(9, 2), noise=0.0), "infinite information"),
         (lambda: kolchinsky_tracey(torch.randn(9, 2), noise=1.0, bound="middle"), "bound='middle' is unknown"),
         (lambda: noisy_label_information(torch.randn(9, 2), torch.arange(8), noise=1.0), "9 rows and y 8"),

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -256,6 +257,11 @@ def test_random_masks_are_the_same_on_every_device_and_differ_by_seed(device: to
     ]
     assert same({name: mask.cpu() for name, mask in masks[0].items()}, masks[1])
     assert not same(masks[1], masks[2])
+    numpys = RandomPruning(net("cpu"), None, 0.7, seed=np.int64(1))
+    assert same(numpys.masks, masks[1]) and type(numpys.seed) is int  # as a checkpoint keeps it
+    for seed, message in ((-1, "seed=-1 must be at least 0"), (0.5, "seed=0.5 must be a whole number")):
+        with pytest.raises(ValueError, match=message):
+            RandomPruning(net("cpu"), None, 0.7, seed=seed)
 
 
 @pytest.mark.parametrize("method", [*MAKE, "DST"])

@@ -981,6 +981,7 @@ def test_bad_intervals() -> None:
         ({"method": "subsample", "size": 10}, "size=10 must lie in"),
         ({"method": "subsample", "size": 3}, "size=3 must lie in"),
         ({"method": "subsample", "subsamples": 1}, "subsamples=1 must be at least 2"),
+        ({"method": "subsample", "seed": 1.5}, "seed=1.5 must be a whole number"),
     ):
         with pytest.raises(ValueError, match=message):
             cka_interval(x, x, **kwargs)
@@ -989,6 +990,13 @@ def test_bad_intervals() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- by chance
+def test_numpys_seeds_are_seeds() -> None:
+    x, y = gaussian(2, 12, 3)
+    by_subsamples = functools.partial(cka_interval, method="subsample", subsamples=5)
+    for of in (functools.partial(by_subsamples, x, y), functools.partial(cka_null, x, y)):
+        assert repr(of(seed=np.int64(3))) == repr(of(seed=3)) != repr(of(seed=4))
+
+
 def permuted(x: Tensor, y: Tensor, orders: list[Any], unbiased: bool) -> Tensor:
     return torch.stack([cka(x, y[list(order)], unbiased=unbiased) for order in orders])
 
@@ -1114,6 +1122,7 @@ def test_bad_nulls() -> None:
     for options, message in (
         ({"permutations": 0}, "permutations=0 must be at least 1"),
         ({"level": 1}, "level=1 must lie in"),
+        ({"seed": 1.5}, "seed=1.5 must be a whole number"),
     ):
         with pytest.raises(ValueError, match=message):
             cka_null(x, x, **options)

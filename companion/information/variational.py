@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion._checks import at_least, one_of
+from companion._checks import at_least, one_of, whole_number
 from companion._progress import progress
 from companion.information.estimates import ESTIMATORS, Estimate, TooFewExamplesError, continuous, estimate, same_rows
 
@@ -139,6 +139,7 @@ def variational_bound(
     """
     one_of(bound=(bound, BOUNDS))
     at_least(1, steps=steps)
+    seed = whole_number(seed=seed)
     x, y = continuous(x).detach(), continuous(y, "y").detach()
     same_rows(x, y)
     n, value_of = len(x), BOUNDS[bound]

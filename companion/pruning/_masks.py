@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from companion._checks import at_least, one_of
+from companion._checks import at_least, one_of, whole_number
 from companion._ranks import from_rank_zero
 from companion._registry import Registry
 from companion._weights import matrices, memory, multiplies, warn_of_the_rest
@@ -86,16 +86,12 @@ class Masks:
         seed: int = 0,
     ) -> None:
         one_of(grain=(grain, ("weight", "row")))
+        at_least(0, seed=seed)
         self.model, self.optimizer = unwrap(model), optimizer
-        self.grain, self.seed, self.steps, self.active = grain, seed, 0, True
-        self.weights = _weights(self.model, layers)
-        self._places = {
-            name: (module, key)
-            for layer, module in find_layers(self.model, layers).items()
-            for name, key, _ in matrices(layer, module)
-            if name in self.weights
-        }
-        kept = [] if dense is None else [id(weight) for weight in _weights(self.model, dense).values()]
+        self.grain, self.seed, self.steps, self.active = grain, whole_number(seed=seed), 0, True
+        self._places = _places(self.model, layers)
+        self.weights: dict[str, nn.Parameter] = {name: getattr(*place) for name, place in self._places.items()}
+        kept = [] if dense is None else [id(getattr(*place)) for place in _places(self.model, dense).values()]
         self.dense = frozenset(name for name, weight in self.weights.items() if id(weight) in kept)
         if layers is multiplies:
             warn_of_the_rest(self.model, find_layers(self.model, layers).values(), type(self).__name__)
@@ -337,12 +333,13 @@ class Masks:
         """layer → one score for each weight (or row), flat, at least float32."""
         if isinstance(criterion, str):
             one_of(criterion=(criterion, ["random", *CRITERIA]))
-        missing = [name for name, weight in self.weights.items() if weight.grad is None]
-        if criterion == "gradient" and 0 < len(missing) < len(self.weights):
-            raise ValueError(
-                f"{missing} have no gradient and other layers have: what is frozen in the course of the training, or "
-                "no longer reached by the loss, must be left out by layers="
-            )
+        if criterion == "gradient":
+            missing = [name for name, weight in self.weights.items() if weight.grad is None]
+            if 0 < len(missing) < len(self.weights):
+                raise ValueError(
+                    f"{missing} have no gradient and other layers have: what is frozen in the course of the training, "
+                    "or no longer reached by the loss, must be left out by layers="
+                )
         random, scores = self.generator(), {}
         for name, weight in self.weights.items():
             if criterion == "random":
@@ -454,19 +451,20 @@ class Masks:
             mine[name].copy_(mask)
 
 
-def _weights(model: nn.Module, layers: Layers) -> dict[str, nn.Parameter]:
-    """layer → its weight ("layer.in_proj_weight" and the like under another name); a shared one comes once."""
-    found: dict[int, tuple[str, nn.Parameter]] = {}
+def _places(model: nn.Module, layers: Layers) -> dict[str, tuple[nn.Module, str]]:
+    """layer ("layer.in_proj_weight" and the like under another name) → the module that holds its weight, and the
+    weight's key there; a shared one comes once."""
+    found: dict[int, tuple[str, tuple[nn.Module, str]]] = {}
     chosen = find_layers(model, layers)
     refuse_computed(model, chosen)
     for layer, module in chosen.items():
-        for name, _, parameter in matrices(layer, module):
-            found.setdefault(id(parameter), (name, parameter))
+        for name, key, parameter in matrices(layer, module):
+            found.setdefault(id(parameter), (name, (module, key)))
     if not found:
         raise ValueError(f"{list(chosen)}: none of these layers has a weight with two dimensions or more")
-    places: dict[Any, str] = {}
-    for name, parameter in found.values():
-        if (other := places.setdefault(memory(parameter), name)) != name:
+    held: dict[Any, str] = {}
+    for name, place in found.values():
+        if (other := held.setdefault(memory(getattr(*place)), name)) != name:
             raise ValueError(
                 f"{other} and {name} are different parameters in one memory, and would be masked twice: share the "
                 "parameter itself (b.weight = a.weight), or copy it"

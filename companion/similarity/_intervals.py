@@ -80,7 +80,7 @@ def cka_interval(
             size = n // 2 if size is None else size
             between(MINIMUM, n, open_high=True, size=whole_number(size=size))
             at_least(2, subsamples=subsamples)
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator().manual_seed(whole_number(seed=seed))
             turns = progress(range(subsamples), "subsamples")
             subsets = (torch.randperm(n, generator=generator)[:size].to(wholes[0][0].device) for _ in turns)
             pairs = ([_above(u_center(k[s][:, s]), least).view(1, -1) for k, least in wholes] for s in subsets)

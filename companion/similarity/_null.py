@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion._checks import at_least, between
+from companion._checks import at_least, between, whole_number
 from companion._progress import progress
 from companion.similarity._cka import _conclude, _hsics, _matrices, _rows
 from companion.similarity._kernels import Kernel
@@ -150,7 +150,7 @@ def _against_null(
         value = _conclude(*_hsics(a, b), xs, xs if ys is None else ys)
         a, b = (k / torch.where(k.any(1), k.norm(dim=1), 1)[:, None] for k in (a, b))
         n = round(a.shape[1] ** 0.5)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(whole_number(seed=seed))
         draws = []
         for start in progress(range(0, permutations, step := max(1, BATCH // n**2)), "permutations"):
             number = min(step, permutations - start)
