@@ -93,7 +93,7 @@ def records() -> dict[str, Records]:
     found = {}
     for folder in sorted(path for path in RECORDS.iterdir() if path.is_dir()):
         made = {part: json.loads((folder / f"{part}.json").read_text()) for part in PARTS}
-        name = made["cka"]["provenance"]["processor"].replace("(R)", "").removesuffix(" Processor")
+        name = made["cka"]["provenance"]["processor"].replace("(R)", "").replace(" Processor", "")
         found[name] = made
     return found
 

@@ -57,6 +57,19 @@ def test_provenance_names_the_version_of_the_code_that_runs(monkeypatch):
     assert records.provenance("cpu", "now", 1.0)["companion"] == "9.9.9"
 
 
+def test_processors_of_one_name_are_told_apart_by_their_model(tmp_path):
+    """Seed 23 of `specificity` was begun on one "Intel(R) Xeon(R) Processor" and came out otherwise on another."""
+    told, name = {}, "Intel(R) Xeon(R) Processor"
+    for model in (167, 207):
+        each = f"vendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: {model}\nmodel name\t: {name}\n"
+        (tmp_path / "cpuinfo").write_text("\n".join(f"processor\t: {core}\n{each}" for core in range(2)))
+        told[model] = records._processor(tmp_path / "cpuinfo")
+    assert told == {n: f"{name}, family 6, model {n}" for n in (167, 207)}
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")  # as on ARM
+    elsewhere = records._processor(tmp_path / "none")
+    assert elsewhere == records._processor(tmp_path / "cpuinfo") and elsewhere
+
+
 def test_a_block_is_one_accelerator_where_there_is_one_else_one_processor():
     cpu, gpu = ({"processor": "A", "accelerator": name} for name in (None, "G"))
     assert records.block(cpu) == {"processor": "A", "precision": None}

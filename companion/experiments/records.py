@@ -458,11 +458,15 @@ def block(made: Mapping[str, Any]) -> dict[str, Any]:
     return machine | {"precision": made.get("how", {}).get("precision")}
 
 
-def _processor() -> str:
+def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The name that the processor gives itself, and where it says so its family and model: virtual machines give
+    several models one name, and those do not compute alike to the last bit."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        first = cpuinfo.read_text().split("\n\n", 1)[0]
+        said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+        numbers = {"cpu family": "family", "model": "model"}
+        return ", ".join([said["model name"], *(f"{word} {said[key]}" for key, word in numbers.items() if key in said)])
+    except (OSError, KeyError):
         return platform.processor() or platform.machine()
 
 
