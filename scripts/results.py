@@ -95,7 +95,7 @@ RULE = """\
 ## How a verdict is made
 
 A test compares runs with the same seed, with and without a penalty: the same initial weights, the same batches, the
-same images. It gives the mean difference over seeds and its 95 % interval, by Student's t. Two rounds of one
+same images. It gives the mean difference over seeds and its 95 % interval, by Student's t. Rounds of one
 comparison, on seeds of their own, are pooled: the mean over all seeds, with the spread *within* the rounds as error
 (degrees of freedom: seeds less rounds). The interval without such strata stands beside it. Each test is asked two
 questions.
@@ -245,10 +245,11 @@ def judgements() -> tuple[Judgement, ...]:
 
 
 @functools.cache
-def runs() -> tuple[Record, ...]:
-    """The records behind the claims' tests."""
-    used = {name for claim in CLAIMS for test in claim.tests for name in test.experiments}
-    return tuple(record for name in sorted(used) for record in replay(name))
+def runs(*studies: str) -> tuple[Record, ...]:
+    """The records behind the claims' tests, those that are shown beside them included, and all of further studies."""
+    tests = [test for claim in CLAIMS for test in (*claim.tests, *claim.beside)]
+    found = [side for test in tests for sides in test.sides().values() for side in sides] + [*map(replay, studies)]
+    return tuple({str(record.run): record for side in found for record in side}.values())
 
 
 def seeds_a_test(*further: int) -> str:
@@ -313,8 +314,9 @@ def weakest() -> str:
         "On ResNet-20, the claims about FFR were tested at the weakest strength of its grid, in all three readings. "
         "It was the best of three on held-out images, but with one seed and two epochs "
         f"({listed(f'{score:.1f} %' for score in scores)} "
-        f"after pruning, {none:.1f} % without FFR). The study `depth`, below, trains its length at up to "
-        f"{strengths[-1] / strengths[0]:g} times that strength, and decides none of these claims."
+        f"after pruning, {none:.1f} % without FFR). The study `depth`, below, trains its length once more at that "
+        f"strength, which counts as a further round here, and at up to {strengths[-1] / strengths[0]:g} times as much, "
+        "which decides none of these claims."
     )
 
 
@@ -366,7 +368,7 @@ def answer() -> str:
             quantities.without_blocks(4, "fine_tuned"),
         )
     )
-    made = (*runs(), *replay("masks_dose"), *depth)
+    made = runs("masks_dose", "depth")
     usual = Counter(record.run.settings["epochs"] for record in made).most_common(1)[0][0]
     halved = sum(record.run.settings.get("pool", 1) == 2 for record in made)
     points = (
@@ -479,7 +481,7 @@ def number(difference: Mean | None, digits: int, unit: str = "") -> str:
 
 
 def seeds(test: Comparison) -> str:
-    """5, or 5 + 5 in two rounds."""
+    """5, or 5 + 15 in two rounds."""
     return " + ".join(str(n) for n in Counter(name for name, _ in test.differences()).values()) or "0"
 
 
@@ -564,7 +566,7 @@ def manipulated(judged: Judgement) -> str:
     states: dict[str, dict[object, str]] = {}
     for t in judged.tests:
         if (manipulation := t.test.manipulation()) is not None:
-            cell = (manipulation.experiments, manipulation.method, manipulation.sparsity)
+            cell = (manipulation.experiments[0], manipulation.method, manipulation.sparsity)
             states.setdefault(TITLES[penalty_of(t.test.run()) or "none"], {})[cell] = t.penalty
     return "; ".join(f"{title}: {cells(Counter(seen.values()))}" for title, seen in states.items())
 

@@ -62,7 +62,7 @@ are decided, squares are too small to count, open circles are undecided.
 
 ## The claims
 
-± is half of a 95 % interval, n the number of seeds (5 + 5: of two rounds), and "… to …" the lowest and the highest of
+± is half of a 95 % interval, n the number of seeds (5 + 15: of two rounds), and "… to …" the lowest and the highest of
 a claim's tests. A test is decided when its interval excludes 0 after a correction for the number of tests of its claim
 ({{term}}`Holm's method`); so a claim can be undecided although one of its intervals by itself excludes 0. "No effect":
 every effect lies within a margin δ that counts as none, see {{term}}`equivalence`. Beside a verdict stands whether the

@@ -40,6 +40,7 @@ __all__ = [
     "DENSE",
     "FLOW",
     "HOSTS",
+    "LATER",
     "MOVED",
     "TARGETS",
     "Claim",
@@ -51,6 +52,7 @@ __all__ = [
     "effect",
     "one_falls_with_the_other",
     "penalty_of",
+    "rounds_of",
     "strength_of",
     "zeros_are_shared",
 ]
@@ -109,6 +111,13 @@ POST_HOC = frozenset(
 )
 
 
+# Rounds of one comparison are pooled. The third round made some of them once more, on seeds of its own, in studies that
+# have their own names for them: study → our name of a method → the study's.
+LATER: Mapping[str, Mapping[str, str]] = {
+    "depth": {"none": "none", "ffr_length": "ffr_length_0.01"},
+}
+
+
 # ---------------------------------------------------------------------------------------------------------------- tests
 @dataclass(frozen=True)
 class Comparison:
@@ -143,9 +152,23 @@ class Comparison:
             ValueError: no such run in the registry; rounds that differ in the method's settings.
         """
         found = [_planned(name, self.tier, self.method, self.sparsity) for name in self.experiments]
-        if any(run.settings != found[0].settings for run in found):
+        if any(_trained(run) != _trained(found[0]) for run in found):
             raise ValueError(f"{self.title}: {self.experiments} are no rounds of one comparison: their settings differ")
         return found[0]
+
+    def sides(self, root: Path | None = None) -> Mapping[str, tuple[Records, Records]]:
+        """The method's records and the baseline's, by experiment.
+
+        Raises:
+            ValueError: no such runs in the registry.
+        """
+        return {
+            name: (
+                _cell(name, self.tier, self.method, self.sparsity, root),
+                _cell(name, self.tier, self.baseline, self.sparsity, root),
+            )
+            for name in self.experiments
+        }
 
     def values(self, root: Path | None = None) -> Mapping[tuple[str, int], tuple[float, float]]:
         """The method's value and the baseline's for every seed that has both, by experiment and seed.
@@ -154,9 +177,8 @@ class Comparison:
             ValueError: no such runs in the registry; a record without what is compared.
         """
         found: dict[tuple[str, int], tuple[float, float]] = {}
-        for name in self.experiments:
-            cells = (_cell(name, self.tier, method, self.sparsity, root) for method in (self.method, self.baseline))
-            here, there = (cell.by_seed(self.reading) for cell in cells)
+        for name, sides in self.sides(root).items():
+            here, there = (side.by_seed(self.reading) for side in sides)
             found |= {(name, seed): (here[seed], there[seed]) for seed in sorted(here.keys() & there.keys())}
         return found
 
@@ -200,9 +222,16 @@ def effect(test: Comparison, root: Path | None = None) -> Mean | None:
     return pooled([d for (name, _), d in found.items() if name == one] for one in test.experiments)
 
 
+def _trained(run: Run) -> dict[str, Any]:
+    """The settings that decide what is trained: not what is taken from the net afterwards, and a default as one."""
+    s = run.settings
+    options = {"width": 16, **s["model_options"]} if "model_options" in s else None
+    return {**s, "prune": None, "penalties": list(s.get("penalties", [])), "model_options": options}
+
+
 def _planned(experiment: str, tier: str, method: str, sparsity: float | None) -> Run:
     """The first run of that cell in the registry."""
-    runs = registry.find(experiment).runs(tier)
+    runs, method = registry.find(experiment).runs(tier), LATER.get(experiment, {}).get(method, method)
     for run in runs:
         if (run.method, run.sparsity) == (method, sparsity):
             return run
@@ -211,11 +240,11 @@ def _planned(experiment: str, tier: str, method: str, sparsity: float | None) ->
 
 
 def _cell(experiment: str, tier: str, method: str, sparsity: float | None, root: Path | None) -> Records:
-    _planned(experiment, tier, method, sparsity)
+    planned = _planned(experiment, tier, method, sparsity)
     folder = records.results_root(root)
     index = folder / records.INDEX
     written = index.stat().st_mtime_ns if index.exists() else 0
-    return _replayed(experiment, tier, folder, written).where(method=method, sparsity=sparsity)
+    return _replayed(experiment, tier, folder, written).where(method=planned.method, sparsity=sparsity)
 
 
 @functools.lru_cache(maxsize=32)
@@ -395,7 +424,7 @@ HOSTS: Mapping[str, tuple[str, tuple[float, ...], str, str]] = {  # experiment �
 IDENTITY = ("cka_sr", "aug_cka_sr")
 FLOW = ("ffr_length", "ffr_curvature", "ffr_length_curvature")
 PRUNING = "accuracy after pruning"  # the quantity
-DENSE = ("dense_penalties", "dense_penalties_again")  # two rounds of one experiment: pooled
+DENSE = ("dense_penalties", "dense_penalties_again")  # two rounds of one experiment
 
 
 def _hosted(
@@ -407,26 +436,39 @@ def _hosted(
     return [replace(of, title=f"{TITLES[penalty]}, {title} {_short(s)}{images}", sparsity=s) for s in sparsities]
 
 
+def rounds_of(method: str, baseline: str = "none", among: tuple[str, ...] = (*DENSE, *LATER)) -> tuple[str, ...]:
+    """The studies that trained a dense net under both: rounds of one comparison.
+
+    >>> rounds_of("ffr_length"), rounds_of("ffr_curvature")
+    (('dense_penalties', 'depth'), ('dense_penalties',))
+    """
+    methods = {name: LATER.get(name) or registry.find(name).tiers["laptop"].methods for name in among}
+    return tuple(name for name in among if {method, baseline} <= methods[name].keys())
+
+
 def _dense(
     method: str,
     where: str,
     reading: Reading = quantities.percent,
     quantity: str = "accuracy",
-    experiments: tuple[str, ...] = DENSE,
+    experiments: tuple[str, ...] = (*DENSE, *LATER),
     baseline: str = "none",
 ) -> Comparison:
-    """A penalty on a dense net against none, or another; in those of the rounds that have both."""
-    had = tuple(name for name in experiments if {method, baseline} <= set(registry.find(name).tiers["laptop"].methods))
+    """A penalty on a dense net against none, or another; in those of the `experiments` that have both."""
+    had = rounds_of(method, baseline, experiments)
     less = "" if baseline == "none" else f" less {TITLES[baseline]}"
     return Comparison(f"{TITLES[method]}{less}, {where}", had, method, baseline, reading, quantity)
 
 
 def _swept(reading: Reading = quantities.percent, quantity: str = "accuracy") -> list[Comparison]:
-    """CKA-SR at every strength of the sweep against none."""
-    plan = registry.find("random_masks_beta").tiers["laptop"]
-    of = Comparison("", ("random_masks_beta",), "", "random", reading, quantity)
+    """CKA-SR at every strength of the sweep against none; the third round has two of them once more."""
+    plan, later = (registry.find(name).tiers["laptop"] for name in ("random_masks_beta", "masks_dose"))
     return [
-        replace(of, title=f"CKA-SR, random masks {_short(s)}", method=method, sparsity=s)
+        Comparison(
+            f"CKA-SR, random masks {_short(s)}",
+            ("random_masks_beta", *["masks_dose"] * (method in later.methods and s in later.sparsities)),
+            *(method, "random", reading, quantity, s),
+        )
         for s in plan.sparsities
         for method in plan.methods
         if method != "random" and s is not None
@@ -444,14 +486,21 @@ def _pruned(methods: Iterable[str], baseline: str = "none", levels: Iterable[flo
 
 def _removed(method: str) -> list[Comparison]:
     """A penalty of dense nets, once whole filters are gone and the rest is fine-tuned."""
-    places: dict[tuple[str, ...], str] = {DENSE: "ResNet-20"}
+    places: dict[str, tuple[str, ...]] = {"ResNet-20": DENSE}
     if method in penalties.VGG_PENALISED:
-        places["dense_penalties_vgg",] = "slim VGG"
+        places["slim VGG"] = ("dense_penalties_vgg",)
     if method in penalties.TINY_PENALISED:
-        places["dense_penalties_tiny",] = "20 classes of Tiny ImageNet"
+        places["20 classes of Tiny ImageNet"] = ("dense_penalties_tiny",)
+    later = {("ResNet-20", 0.5): ("depth",)}  # the third round's only nets without filters
     return [
-        _dense(method, f"{place}, {share} of the MACs", quantities.after_removal(macs), PRUNING, experiments)
-        for experiments, place in places.items()
+        _dense(
+            method,
+            f"{place}, {share} of the MACs",
+            quantities.after_removal(macs),
+            PRUNING,
+            experiments + later.get((place, macs), ()),
+        )
+        for place, experiments in places.items()
         for share, macs in (("½", 0.5), ("¼", 0.25))
     ]
 
@@ -701,7 +750,7 @@ CLAIMS: tuple[Claim, ...] = (
         "11_cifar_identity",
         tuple(_swept()),
         published=_published_sweep(),
-        missing="Two seeds of each strength: Student's interval then reaches 12.7 standard errors to either side.",
+        missing="Two seeds of the two smallest strengths: their intervals reach 12.7 standard errors to either side.",
         remark=_strongest,
     ),
     Claim(
