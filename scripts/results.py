@@ -26,6 +26,7 @@ from companion.experiments.claims import (
     ACROSS_HOSTS,
     CLAIMS,
     MOVED,
+    ONCE_MORE,
     TARGETS,
     Claim,
     Comparison,
@@ -40,6 +41,7 @@ from companion.experiments.hypotheses import (
     HYPOTHESES,
     MISJUDGED,
     THIRD,
+    Difference,
     Expected,
     Hypothesis,
     Judged,
@@ -117,7 +119,8 @@ A claim
   of δ if there is one, and equivalence if there is none; and the core-hours of the runs that this lacks;
 - was **not run** if no test has two seeds.
 
-Beside the verdict stands whether **the penalty did act** on the very quantity that it penalises. It *did not act* where
+*By less than δ* stands beside a verdict if all that is decided lies inside ±δ: it is there, and too small to count.
+Beside it stands, too, whether **the penalty did act** on the very quantity that it penalises. It *did not act* where
 the 90 % interval of the change lies inside ±δ, even if the change is certain and only small. It *acted* where the
 95 % interval excludes 0 and the 90 % interval does not lie inside ±δ. Anything else is *unclear*: a missing
 significance shows no absence. A verdict on a penalty that did not act is a verdict on that strength of it.
@@ -158,7 +161,8 @@ several parts may hold by one of them. Sizes of filters and scales γ are means 
 those that open a stage among them: no step leads there that FFR penalises, and the last γ changes by
 {opening} % under FFR's length (H3) and by {again} % under both terms
 (R4). (H6 compares two penalties that were picked by their means; such an interval is
-too optimistic. R1 is about five seeds; over both rounds the gain is decided: [claim {weights}](#claim-{weights}).)
+too optimistic. R1 is about five seeds; on thirty more nothing is left of its gain: [claim
+{weights}](#claim-{weights}).)
 """
 MISJUDGED_BECAUSE = """\
 ### Misjudged before, and why
@@ -224,14 +228,17 @@ def listed(parts: Iterable[str]) -> str:
     return f"{', '.join(rest)} and {last}" if rest else last
 
 
-def counted(verdicts: list[str]) -> str:
-    """How many claims have which verdict.
+def counted(verdicts: list[str], small: int = 0) -> str:
+    """How many claims have which verdict, and how many of those that hold do so by less than δ.
 
-    >>> counted(["holds", "not run", "holds"])
-    '2 hold and 1 was not run'
+    >>> counted(["holds", "not run", "holds"]), counted(["holds", "holds"], small=1)
+    ('2 hold and 1 was not run', '2 hold (1 by less than δ)')
     """
     numbers = {word: verdicts.count(word) for word in VERDICTS}
-    return listed(f"{number} {COUNTED[word][number > 1]}" for word, number in numbers.items() if number)
+    words = {word: f"{number} {COUNTED[word][number > 1]}" for word, number in numbers.items() if number}
+    return listed(
+        text + f" ({small} by less than δ)" * (word == "holds" and bool(small)) for word, text in words.items()
+    )
 
 
 def small(p: float) -> str:
@@ -242,6 +249,11 @@ def small(p: float) -> str:
 @functools.cache
 def judgements() -> tuple[Judgement, ...]:
     return tuple(claim.judged() for claim in CLAIMS)
+
+
+def verdicts() -> str:
+    """How many of the claims have which verdict."""
+    return counted([one.verdict for one in judgements()], sum(one.small for one in judgements()))
 
 
 @functools.cache
@@ -337,7 +349,10 @@ def classics() -> str:
 def answer() -> str:
     """The first page's answer: what came out, at which scale, and what it could not have seen."""
     hosts, hardly = across("cka_sr"), across("cka_sr", target=True)
-    gain, cost = named("aug_cka_sr", "weights pruned to .9"), named("aug_cka_sr", "AugCKA-SR, CIFAR-10")
+    cost, (first, once_more) = named("aug_cka_sr", "AugCKA-SR, CIFAR-10"), (known(effect(one)) for one in ONCE_MORE)
+    specific = replay("specificity")
+    beyond = known(specific.difference("cka_sr", "placebo_cka_sr", quantities.percent))
+    stronger = known(specific.difference("ffr_strong", "none", quantities.cka_in_stages))
     masked = replay("masks_dose").where(sparsity=0.95)
     apart, lost = (
         known(masked.difference("random+cka_sr_0.1", "random", reading))
@@ -353,9 +368,6 @@ def answer() -> str:
         for penalty in ("cka_sr_0.1", "aug_cka_sr_1")
     ]
     lasso = known(replay("dense_penalties").difference("group_lasso", "none", quantities.small_weights))
-    still = named("aug_cka_sr", "weights pruned to .8")
-    rival = asked("ffr_length_curvature", "weights pruned to .9")
-    open_still = "" if rival.says() in ("for", "against") else " (undecided)"
     shorter, alike = moved("ffr_length_curvature", "relative step"), moved("ffr_length_curvature", "CKA in stages")
     longer, margin = moved("aug_cka_sr", "relative step"), QUANTITIES["CKA in stages"].delta
     depth = replay("depth")
@@ -368,7 +380,7 @@ def answer() -> str:
             quantities.without_blocks(4, "fine_tuned"),
         )
     )
-    made = runs("masks_dose", "depth")
+    made = runs("masks_dose", "depth", "specificity")
     usual = Counter(record.run.settings["epochs"] for record in made).most_common(1)[0][0]
     halved = sum(record.run.settings.get("pool", 1) == 2 for record in made)
     points = (
@@ -376,25 +388,24 @@ def answer() -> str:
         "interval over seeds; accuracy in points):",
         "- **The two wishes oppose each other, a little.** FFR shortens the blocks' steps by "
         f"{abs(shorter.value):.3f} of the features' size and raises the CKA of a stage's blocks by {alike.signed(3)}, "
-        f"about the least that we count ({margin:g}). AugCKA-SR, CKA-SR for all pairs of blocks, lowers CKA and "
-        f"lengthens the steps, by {longer.signed(3)}.",
+        f"less than we count ({margin:g}); at five times its strength by {stronger.signed(3)}. AugCKA-SR (all pairs of "
+        f"blocks) lowers CKA and lengthens the steps, by {longer.signed(3)}.",
         "- **Small weights: hardly more than without.** At the strengths chosen their share changes by less than "
-        f"{QUANTITIES['small weights'].delta} %; the largest doses of CKA-SR and AugCKA-SR change it by "
-        f"{rises[0].signed(1)} and {rises[1].signed(1)}, and cost accuracy. A group lasso, a penalty on weights, adds "
-        f"{lasso.value:.0f}.",
-        "- **Accuracy of sparse training: no gain was seen.** At its chosen strength CKA-SR "
+        f"{QUANTITIES['small weights'].delta} %; the largest doses of CKA-SR and AugCKA-SR add "
+        f"{rises[0].signed(1)} and {rises[1].signed(1)}, and cost accuracy; a group lasso adds {lasso.value:.0f}.",
+        "- **Accuracy of sparse training: no gain was seen.** As first chosen CKA-SR "
         f"changed neither the CKA in stages ({hardly.signed(3)}) nor the accuracy ({hosts.signed()}). At β = .1 "
-        f"(sparsity .95: CKA {apart.signed()}) it lowered accuracy ({lost.signed(1)}); weaker doses that act: "
+        f"(CKA {apart.signed()}) it lowered accuracy ({lost.signed(1)}); weaker doses that act: "
         "undecided.",
-        f"- **Pruning: gains when much is gone, losses before.** AugCKA-SR changes accuracy by {cost.signed()}, with "
-        f"80 % of weights out by {still.signed()}, with 90 % by {gain.signed()}. There FFR, which makes a stage's "
-        f"blocks *more* alike, stands at {known(rival.difference).signed()}{open_still}. FFR's length at ten times its "
-        f"strength: {whole.signed(1)}, three of nine blocks out {fewer.signed(1)}; fine-tuned, {two.signed(1)} "
-        f"with two out, {four.signed(1)} with four.",
+        f"- **Pruning: what {first.count} seeds gained, {once_more.count} more did not.** AugCKA-SR changes accuracy "
+        f"by {cost.signed()}, with 90 % of weights out by {first.signed()} on the first and {once_more.signed()} on "
+        f"the others. Dense, CKA-SR that acts changes it by {beyond.signed()} against an equal push that "
+        f"leaves CKA alone. FFR's length at ten times its strength: {whole.signed(1)}, three of nine blocks out "
+        f"{fewer.signed(1)}; fine-tuned, {two.signed(1)} without two, {four.signed(1)} without four.",
         f"**At which scale.** {len(made)} trainings, {halved} at half the resolution, nearly all of a "
         f"ResNet-20, most for {usual} epochs; {seeds_a_test(fewer.count)} a comparison.",
         "**What it could not have seen.** A true change of accuracy below "
-        f"{np.median(reached()):.1f} points would often go unnoticed, and the gains that CKA-SR's appendix prints are "
+        f"{np.median(reached()):.1f} points would often go unnoticed; the gains in CKA-SR's appendix are "
         "smaller. Full training and larger nets lie beyond these runs.",
     )
     wrapped = [
@@ -594,7 +605,7 @@ def late(judged: Judgement) -> bool:
 
 
 def verdict(judged: Judgement) -> str:
-    return f"**{judged.verdict}**{' (post hoc)' * late(judged)}"
+    return f"**{judged.verdict}**{' (post hoc)' * late(judged)}{', by less than δ' * judged.small}"
 
 
 def section(place: int, claim: Claim, judged: Judgement, url: str, branch: str) -> str:
@@ -718,7 +729,22 @@ def third(hypotheses: Mapping[str, Hypothesis], study: str) -> str:
         parts.append("The rule for the number of runs was fixed before: what they found is shown when all are in.")
     if study == "specificity":
         parts.append(raised(hypotheses["C1"], made))
-    return "\n\n".join([*filter(None, parts), *([expected(hypotheses, study, whole=not made.missing)] if made else [])])
+    if made:
+        parts.append(expected(hypotheses, study, whole=not made.missing))
+    if made and not made.missing:
+        parts.append(left_open(judge(made, hypotheses)))
+    return "\n\n".join(filter(None, parts))
+
+
+def left_open(judged: Mapping[str, Judged]) -> str:
+    """The seeds that would decide what a study leaves open, where a margin was named and seeds are what it lacks."""
+    wanted = []
+    for name, one in judged.items():
+        sized = [f for f in one.findings if isinstance(f, Difference) and f.mean is not None and f.delta]
+        seeds = max((math.ceil(f.mean.deciding(f.delta)) for f in sized), default=0)
+        if one.by_rule == "undecided" and seeds > max(f.mean.count for f in sized):
+            wanted.append(f"{name} {seeds}")
+    return f"At this spread what is undecided takes this many seeds: {listed(wanted)}." if wanted else ""
 
 
 def raised(
@@ -854,7 +880,7 @@ def page() -> str:
             scale=scale(),
             power=power(),
             total=len(CLAIMS),
-            tally=counted([one.verdict for one in judgements()]),
+            tally=verdicts(),
         ),
         table(header, [34, 9, 14, 12, 21, 14], rows),
         RULE.format(total=len(CLAIMS), margins=margins(), weakest=weakest(), classics=classics()),
