@@ -740,9 +740,9 @@ def left_open(judged: Mapping[str, Judged]) -> str:
     """The seeds that would decide what a study leaves open, where a margin was named and seeds are what it lacks."""
     wanted = []
     for name, one in judged.items():
-        sized = [f for f in one.findings if isinstance(f, Difference) and f.mean is not None and f.delta]
-        seeds = max((math.ceil(f.mean.deciding(f.delta)) for f in sized), default=0)
-        if one.by_rule == "undecided" and seeds > max(f.mean.count for f in sized):
+        sized = [(f.mean, f.delta) for f in one.findings if isinstance(f, Difference) and f.mean and f.delta]
+        seeds = max((math.ceil(found.deciding(delta)) for found, delta in sized), default=0)
+        if one.by_rule == "undecided" and seeds > max((found.count for found, _ in sized), default=0):
             wanted.append(f"{name} {seeds}")
     return f"At this spread what is undecided takes this many seeds: {listed(wanted)}." if wanted else ""
 
