@@ -432,6 +432,7 @@ IDENTITY = ("cka_sr", "aug_cka_sr")
 FLOW = ("ffr_length", "ffr_curvature", "ffr_length_curvature")
 PRUNING = "accuracy after pruning"  # the quantity
 DENSE = ("dense_penalties", "dense_penalties_again")  # two rounds of one experiment
+ROUNDS = (*DENSE, *LATER)
 
 
 def _hosted(
@@ -443,7 +444,7 @@ def _hosted(
     return [replace(of, title=f"{TITLES[penalty]}, {title} {_short(s)}{images}", sparsity=s) for s in sparsities]
 
 
-def rounds_of(method: str, baseline: str = "none", among: tuple[str, ...] = (*DENSE, *LATER)) -> tuple[str, ...]:
+def rounds_of(method: str, baseline: str = "none", among: tuple[str, ...] = ROUNDS) -> tuple[str, ...]:
     """The studies that trained a dense net under both: rounds of one comparison.
 
     >>> rounds_of("ffr_length"), rounds_of("ffr_curvature")
@@ -458,7 +459,7 @@ def _dense(
     where: str,
     reading: Reading = quantities.percent,
     quantity: str = "accuracy",
-    experiments: tuple[str, ...] = (*DENSE, *LATER),
+    experiments: tuple[str, ...] = ROUNDS,
     baseline: str = "none",
 ) -> Comparison:
     """A penalty on a dense net against none, or another; in those of the `experiments` that have both."""
