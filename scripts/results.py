@@ -750,8 +750,8 @@ def left_open(judged: Mapping[str, Judged]) -> str:
 def raised(
     primary: Hypothesis, made: Records, first: Sequence[int] = range(11, 21), planned: int = 20, most: int = 30
 ) -> str:
-    """How many seeds the primary difference takes, by its deviation over the `first` ten that were whole (seed 10 began
-    on another processor and waits for it); its mean is not looked at. Nothing before there are ten."""
+    """How many seeds the primary difference takes, by its deviation over the `first` ten that were whole (seed 10 was
+    finished later, on the processor on which it had begun); its mean is not looked at. Nothing before there are ten."""
     (finding,) = primary.findings
     assert isinstance(finding, Expected) and finding.quantity is not None
     sides = (made.where(method=method) for method in (finding.method, finding.baseline))

@@ -433,6 +433,15 @@ def test_what_the_sentences_conclude_is_so():
             for reading in (quantities.small_weights, quantities.percent)
         )
         assert small.low > 0 > accuracy.high
+    specific, margin = replay("specificity"), QUANTITIES["CKA in stages"].delta
+    placebo = "placebo_cka_sr"  # "an equal push that leaves CKA alone", "CKA-SR that acts"
+    assert specific.difference(placebo, "none", quantities.cka_in_stages).equivalent(margin) < 0.05
+    assert specific.difference("cka_sr", "none", quantities.cka_in_stages).high < -margin
+    assert specific.difference("cka_sr", placebo, quantities.percent).high < 0
+    assert raised.equivalent(margin) < 0.05  # "less than we count; at five times its strength by …"
+    assert specific.difference("ffr_strong", "none", quantities.cka_in_stages).low > margin
+    leak = specific.difference("placebo_aug_cka_sr", "none", quantities.cka_of_blocks)
+    assert leak.high < -QUANTITIES["CKA of all blocks"].delta  # *In brief*: "changes the CKA of all blocks, too"
     whole, fewer, two, four = (
         depth.difference("ffr_length_0.1", "none", reading)
         for reading in (
@@ -657,7 +666,7 @@ def test_every_claim_names_its_chapter_and_its_tests_are_registered():
         tests = (*claim.tests, *claim.beside)
         assert claims.POST_HOC.issuperset(
             test.experiments[0] for test in tests
-        )  # rounds 1 and 2, the third beside them
+        )  # rounds 1 and 2; the third comes after
         assert {name for test in tests for name in test.experiments} - claims.POST_HOC <= THIRD.keys()
         for c in (*tests, *(t.less for t in tests if t.less)):
             assert c.quantity in QUANTITIES and claims.strength_of(c.run())

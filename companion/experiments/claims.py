@@ -225,7 +225,8 @@ def effect(test: Comparison, root: Path | None = None) -> Mean | None:
 
 
 def _trained(run: Run) -> dict[str, Any]:
-    """The settings that decide what is trained: not what is taken from the net afterwards, and a default as one."""
+    """The settings that decide what is trained: not what is taken from the net afterwards; the width, which older plans
+    leave to the model's default, as a number."""
     s = run.settings
     options = {"width": 16, **s["model_options"]} if "model_options" in s else None
     return {**s, "prune": None, "penalties": list(s.get("penalties", [])), "model_options": options}
