@@ -5,7 +5,6 @@ python scripts/pictures.py
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from companion import plots
 from companion.blocks import spans
 from companion.experiments import load_or_run
+from companion.experiments.claims import Comparison, rounds_of
 from companion.experiments.explorables import network_name
 from companion.experiments.notebook import colour_of
 from companion.experiments.quantities import Reading, cka_in_stages, path_length, small_weights
@@ -62,19 +62,18 @@ SHOWN = {
 }
 
 
-def changes(rounds: Sequence[Records], method: str, reading: Reading) -> list[float]:
-    """What the penalty changes, seed by seed, against the same seed without a penalty."""
-    pairs = [[r.where(method=name) for name in (method, "none")] for r in rounds]
-    return [value for here, there in pairs for value in here.differences(there, reading).values()]
+def changes(method: str, reading: Reading) -> list[float]:
+    """What the penalty changes, seed by seed, against the same seed without a penalty; in every round that has both."""
+    return list(Comparison(method, rounds_of(method), method, "none", reading).differences().values())
 
 
-def answer(rounds: Sequence[Records]) -> Figure:
+def answer() -> Figure:
     """The book's question and what was measured, in two panels: do they oppose each other, are weights small?"""
     figure, (left, right) = plt.subplots(1, 2, figsize=(6.8, 3), layout="constrained", width_ratios=[1, 1.1])
-    places = {"aug_cka_sr": (0.04, -0.19), "cka_sr": (0.055, -0.03), "ffr_length_curvature": (-0.16, 0.06)}
+    places = {"aug_cka_sr": (-0.17, -0.25), "cka_sr": (0.055, -0.03), "ffr_length_curvature": (-0.16, 0.06)}
     for method, place in places.items():
         name, colour = SHOWN[method], colour_of(method)
-        x, y = (changes(rounds, method, reading) for reading in (path_length, cka_in_stages))
+        x, y = (changes(method, reading) for reading in (path_length, cka_in_stages))
         left.plot(x, y, "D" if method == "cka_sr" else "o", color=colour, alpha=0.7, markersize=5)
         left.text(*place, name, color=colour, fontsize=10, ha="left")
     left.axhline(0, color=plots.INK, linewidth=1)
@@ -82,7 +81,7 @@ def answer(rounds: Sequence[Records]) -> Figure:
     left.set(xlim=(-0.2, 0.2), ylim=(-0.45, 0.12))
     left.set(xlabel="change of a relative step", ylabel="change of CKA inside stages")
     left.set_title("They pull opposite ways, a little", fontsize=10.5)
-    rows = {name: changes(rounds, method, small_weights) for method, name in SHOWN.items()}
+    rows = {name: changes(method, small_weights) for method, name in SHOWN.items()}
     plots.strip(rows, ax=right, colours={name: colour_of(method) for method, name in SHOWN.items()})
     right.set(xlabel="small weights, change in % of all")
     right.set_title("Neither makes weights small", fontsize=10.5)
@@ -105,9 +104,8 @@ def depths(records: Records) -> Figure:
 def main(folder: Path = STATIC) -> None:
     """Write every picture into `folder`."""
     records = load_or_run("published_cka", tier="paper")
-    rounds = [load_or_run(name) for name in ("dense_penalties", "dense_penalties_again")]
     with plt.rc_context({**plots.STYLE, "savefig.bbox": "tight", "savefig.dpi": 200}):
-        drawn = {"two_wishes": two_wishes(records.one(method="resnet56")), "answer": answer(rounds)}
+        drawn = {"two_wishes": two_wishes(records.one(method="resnet56")), "answer": answer()}
         for name, figure in drawn.items():
             figure.savefig(folder / f"{name}.png", metadata=plots.text_size(figure))
         depths(records).savefig(folder / "readme.png", dpi=120)

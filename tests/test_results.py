@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from matplotlib.collections import PathCollection
 from PIL import Image
 from scipy import stats
 
@@ -20,9 +21,10 @@ from companion import plots
 from companion.experiments import EXPERIMENTS, Experiment, Tier, claims, published, quantities, records, replay
 from companion.experiments.claims import CLAIMS, Claim, Comparison, Judgement
 from companion.experiments.hypotheses import THIRD, judge
+from companion.experiments.notebook import colour_of
 from companion.experiments.records import Record, Run
 from companion.experiments.statistics import QUANTITIES, VERDICTS, Mean, mean
-from scripts import forest, results, summary
+from scripts import forest, pictures, results, summary
 
 RESULTS = ROOT / "book" / "results"
 ROUNDS = ("dense_penalties", "dense_penalties_again")
@@ -249,6 +251,25 @@ def holm(p_values: list[float]) -> list[float]:
     factors = len(p_values) - np.arange(len(p_values))
     adjusted = np.minimum(1, np.maximum.accumulate(factors * np.array(p_values)[order]))
     return adjusted[np.argsort(order)].tolist()
+
+
+def test_the_picture_of_the_answer_shows_every_round():
+    """A dot for each pair of records, whichever study trained it."""
+    left, right = pictures.answer().axes
+    lines = {line.get_color(): line.get_xydata() for line in left.lines}
+    dots = [found for found in right.collections if isinstance(found, PathCollection)]
+    small = np.concatenate([found.get_offsets() for found in dots])
+    pairs = {"aug_cka_sr": 40, "cka_sr": 10, "ffr_length_curvature": 40, "ffr_length": 20, "group_lasso": 5}
+    for row, (method, n) in enumerate(pairs.items()):
+        studies = ROUNDS if method == "cka_sr" else (*ROUNDS, *claims.LATER)  # `specificity` has it at β = .03
+        step, alike, weights = (
+            np.concatenate(rounds(studies, method, "none", read))
+            for read in (trajectory("relative_length"), similarity(True), below_a_tenth)
+        )
+        assert len(step) == n
+        np.testing.assert_allclose(np.sort(small[np.round(small[:, 1]) == row, 0]), np.sort(weights))
+        if method in ("aug_cka_sr", "cka_sr", "ffr_length_curvature"):
+            np.testing.assert_allclose(lines[colour_of(method)], np.stack([step, alike], axis=1))
 
 
 def test_every_effect_is_recomputed_from_the_files(written):
@@ -630,6 +651,8 @@ def test_rounds_must_be_alike():
         Comparison("t", ("dense_penalties", "dense_penalties_vgg"), "ffr_length", "none").run()
     with pytest.raises(ValueError, match="their settings differ"):  # β = .01 and .03
         Comparison("t", ("dense_penalties", "specificity"), "cka_sr", "none").run()
+    with pytest.raises(ValueError, match="their settings differ"):  # the same, as what others are compared with
+        Comparison("t", ("dense_penalties", "specificity"), "none", "cka_sr").run()
     for name, methods in claims.LATER.items():  # it trains what the first rounds did, whatever it takes away afterwards
         for method in methods:
             Comparison("t", ("dense_penalties", name), method, "none").run()

@@ -151,12 +151,15 @@ class Comparison:
         """A run of the method, as the registry plans it in every round.
 
         Raises:
-            ValueError: no such run in the registry; rounds that differ in the method's settings.
+            ValueError: no such run in the registry; rounds that differ in the settings of either side.
         """
-        found = [_planned(name, self.tier, self.method, self.sparsity) for name in self.experiments]
-        if any(_trained(run) != _trained(found[0]) for run in found):
+        here, there = (
+            [_planned(name, self.tier, side, self.sparsity) for name in self.experiments]
+            for side in (self.method, self.baseline)
+        )
+        if any(_trained(run) != _trained(side[0]) for side in (here, there) for run in side):
             raise ValueError(f"{self.title}: {self.experiments} are no rounds of one comparison: their settings differ")
-        return found[0]
+        return here[0]
 
     def sides(self, root: Path | None = None) -> Mapping[str, tuple[Records, Records]]:
         """The method's records and the baseline's, by experiment.
