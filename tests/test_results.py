@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 from matplotlib.collections import PathCollection
+from matplotlib.testing.compare import compare_images
 from PIL import Image
 from scipy import stats
 
@@ -251,6 +252,14 @@ def holm(p_values: list[float]) -> list[float]:
     factors = len(p_values) - np.arange(len(p_values))
     adjusted = np.minimum(1, np.maximum.accumulate(factors * np.array(p_values)[order]))
     return adjusted[np.argsort(order)].tolist()
+
+
+@pytest.mark.slow
+def test_the_pictures_are_what_the_records_say(tmp_path):
+    pictures.main(tmp_path)
+    for drawn in sorted(tmp_path.glob("*.png")):
+        unlike = compare_images(str(pictures.STATIC / drawn.name), str(drawn), tol=2)
+        assert unlike is None, f"python scripts/pictures.py draws them anew: {unlike}"
 
 
 def test_the_picture_of_the_answer_shows_every_round():
