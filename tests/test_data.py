@@ -113,6 +113,14 @@ def test_a_part_of_an_image_is_not_held_out(validation):
         random_images().split(validation)
 
 
+@pytest.mark.parametrize("seed, message", [(-1, "must lie in"), (2**32, "must lie in"), (1.5, "whole number")])
+def test_a_split_takes_the_seeds_that_loaders_take(seed, message):
+    for split in (lambda: random_images().split(10, seed), lambda: data.digits(seed=seed)):
+        with pytest.raises(ValueError, match=f"seed={seed}.*{message}"):
+            split()
+    assert len(random_images().split(10, np.uint32(2**32 - 1))[1]) == 10
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_normalize_is_torchvisions(dtype: torch.dtype, channels_last: bool, device: torch.device) -> None:

@@ -66,7 +66,7 @@ def digits(split: Literal["train", "test"] = "train", seed: int = 0) -> Images:
     The set comes without a split of its own; `seed` makes one, with equal shares of each class.
 
     Raises:
-        ValueError: an unknown split.
+        ValueError: an unknown split; `seed` is no whole number from 0 to 2³² − 1.
         ModuleNotFoundError: scikit-learn is not installed; the extra `experiments` brings it.
 
     >>> digits()

@@ -108,9 +108,11 @@ class Images:
             The remaining images and the held-out ones, each in the order of the set.
 
         Raises:
-            ValueError: `validation` is no whole number from 1 to the number of images less 1.
+            ValueError: `validation` is no whole number from 1 to the number of images less 1; `seed` is none from 0 to
+                2³² − 1.
         """
         between(1, len(self) - 1, validation=whole_number(validation=validation))
+        between(0, 2**32 - 1, seed=whole_number(seed=seed))
         labels = self.labels.cpu().numpy()
         shares = validation * np.bincount(labels, minlength=len(self.classes)) / len(self)
         quotas = shares.astype(int)
