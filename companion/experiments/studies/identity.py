@@ -84,5 +84,6 @@ experiment(
     "Does CKA-SR at its published strength move CKA at all, by its released recipe, at full size?",
     blocks=True,
     smoke=Tier(replace(DRY, schedule=multistep(1, 2)), PUBLISHED, sparsities=(0.95,), seeds=(70,)),
-    laptop=Tier(replace(QUARTER, pruning=random_masks()), PUBLISHED, sparsities=(0.95,), seeds=tuple(range(70, 76))),
+    # Three seeds more were planned if hours allow. They did not: settled before the second pair had ended.
+    laptop=Tier(replace(QUARTER, pruning=random_masks()), PUBLISHED, sparsities=(0.95,), seeds=(70, 71, 72)),
 )(train)
