@@ -121,6 +121,15 @@ def test_a_split_takes_the_seeds_that_loaders_take(seed, message):
     assert len(random_images().split(10, np.uint32(2**32 - 1))[1]) == 10
 
 
+def test_pixels_are_whole_numbers_and_stay_what_they_are() -> None:
+    """Those from 0 to 1 would be nearly black, and were overwritten."""
+    pixels = torch.rand(2, 3, 4, 4)
+    kept = pixels.clone()
+    with pytest.raises(ValueError, match=r"pixels must be uint8, 0…255; got torch.float32"):
+        Normalize(MEAN, STD)(pixels)
+    assert torch.equal(pixels, kept)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_normalize_is_torchvisions(dtype: torch.dtype, channels_last: bool, device: torch.device) -> None:

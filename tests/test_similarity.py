@@ -1107,6 +1107,15 @@ def test_the_best_pair_is_judged_by_the_best_of_chance() -> None:
         assert alone.value[a, b] == pytest.approx(float(cka(layers[a], layers[b])), abs=1e-12)
 
 
+def test_layers_of_two_sides_may_be_called_alike() -> None:
+    """Whatever a layer is called, it is compared, and not another that has its name."""
+    x, y = gaussian(2, 20, 3)
+    table = cka_null_map({"other a": x, "b": y}, {"a": y}, permutations=9)
+    assert table.value["other a", "a"] == pytest.approx(float(cka(x, y))) and table.value["b", "a"] == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"same examples \(rows\)"):
+        MinibatchCKA(["other a"], ["a"]).update({"other a": x}, {"a": y[:10]})
+
+
 def test_the_best_of_unrelated_pairs_is_rarely_more_than_chance() -> None:
     """The smallest `p_best` of six pairs is uniform, too; the smallest `p` is not."""
     best, single = [], []

@@ -486,6 +486,51 @@ def test_accuracy_is_ones_own_where_one_gives_it() -> None:
     assert history[-1]["validation_accuracy"] == pytest.approx(expected) and 0 <= history[-1]["accuracy"] <= 1
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "got"),
+    [
+        (lambda outputs, y: (outputs.argmax(1) == y).sum(), r"torch.int64, shape \(\)"),
+        (lambda outputs, y: (outputs.argmax(1) == y).float().mean(), r"torch.float32, shape \(\)"),
+        (lambda outputs, y: 2 * (outputs.argmax(1) == y).long(), r"torch.int64, shape \(40,\)"),
+        (lambda outputs, y: (outputs.argmax(1) == y).all(), r"torch.bool, shape \(\)"),
+        (lambda outputs, y: float((outputs.argmax(1) == y).sum()), "float"),
+    ],
+    ids=["count", "share", "twos", "all", "number"],
+)
+def test_a_count_of_right_answers_is_none_of_them(accuracy: Any, got: str) -> None:
+    """Of a count its parity was taken, which is a share that looks fine."""
+    model, batches = of(2, HALVES)
+    with pytest.raises(ValueError, match=f"accuracy must return a bool tensor, one value an answer.*; got {got}"):
+        evaluate(model, [(PIXELS, HALVES)], accuracy=accuracy)
+    with pytest.raises(ValueError, match="accuracy must return a bool tensor"):
+        train(model, batches, accuracy=accuracy)
+
+
+def test_no_class_of_small_labels_is_taken_for_the_one_that_is_ignored() -> None:
+    y = torch.tensor([155, 156, 156, 157], dtype=torch.uint8)
+    outputs = F.one_hot(torch.tensor([155, 1, 1, 157]), 200).float()
+    same = nn.Linear(200, 200, bias=False)
+    nn.init.eye_(same.weight)
+    assert [evaluate(same, [(outputs, labels)])["accuracy"] for labels in (y, y.long())] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("loss", "got"),
+    [
+        (nn.CrossEntropyLoss(reduction="none"), r"shape \(40,\)"),
+        (lambda outputs, y: F.cross_entropy(outputs, y)[None], r"shape \(1,\)"),
+        (lambda outputs, y: 0.5, "float"),
+    ],
+    ids=["each", "one in a row", "number"],
+)
+def test_a_loss_is_one_number(loss: Any, got: str) -> None:
+    model, batches = of(2, HALVES)
+    with pytest.raises(ValueError, match=f"the loss must be one number, the mean over the batch.*got {got}"):
+        evaluate(model, [(PIXELS, HALVES)], loss=loss)
+    with pytest.raises(ValueError, match="the loss must be one number"):
+        train(model, batches, loss=loss)
+
+
 @pytest.mark.parametrize("ignored", [-100, 7, 3])  # 3 is a class, such as that of the background
 def test_accuracy_of_maps_is_that_of_their_pixels(ignored: int) -> None:
     """A class for every pixel; those that the loss ignores do not count."""

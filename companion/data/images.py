@@ -137,6 +137,9 @@ class Normalize:
         device: where the images will be.
         dtype, channels_last: floating type and memory format of the result.
 
+    Raises:
+        ValueError: pixels that are not uint8.
+
     >>> Normalize(mean=(0.5,), std=(0.25,))(torch.tensor([[[[0, 255]]]], dtype=torch.uint8))
     tensor([[[[-2.,  2.]]]])
     """
@@ -159,6 +162,8 @@ class Normalize:
     def __call__(
         self, images: UInt8[Tensor, "examples channels height width"]
     ) -> Float[Tensor, "examples channels height width"]:
+        if images.dtype != torch.uint8:
+            raise ValueError(f"pixels must be uint8, 0…255; got {images.dtype}")
         x = images.to(self.mean.dtype).sub_(self.mean).div_(self.std)
         return x.to(self.dtype, memory_format=self.memory_format)
 

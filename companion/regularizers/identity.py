@@ -113,7 +113,9 @@ class CKASparsity(FeaturePenalty):
             return grams[0].new_zeros(())
         values = alignment(grams, self.unbiased)
         self._compared = layers, values.detach()
-        total = strength_at(self.beta, self.calls) * (self._weights[1] * FORMS[self.form](values)).sum()
+        total = (
+            strength_at(self.beta, self.calls) * (self._weights[1].to(values.device) * FORMS[self.form](values)).sum()
+        )
         return total.to(grams[0])
 
     def _pair_weights(self, layers: list[str]) -> Float[Tensor, "layers layers"]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from companion._checks import at_least, between, whole_number
 from companion._progress import progress
-from companion.similarity._cka import _conclude, _hsics, _matrices, _rows
+from companion.similarity._cka import _conclude, _hsics, _label, _matrices, _rows
 from companion.similarity._kernels import Kernel
 
 if TYPE_CHECKING:
@@ -120,8 +120,8 @@ def cka_null_map(
 
     if ys is None and len(xs) < 2:
         raise ValueError(f"pairs need two layers; got {[*xs]}")
-    others = None if ys is None else {f"other {name}": y for name, y in ys.items()}
-    found = _against_null(xs, others, permutations, unbiased, kernel, level, seed)
+    sides = (xs, None) if ys is None else (_label(xs, "xs"), _label(ys, "ys"))
+    found = _against_null(*sides, permutations, unbiased, kernel, level, seed)
     pairs = [(a, b) for i, a in enumerate(xs) for b in ([*xs][i + 1 :] if ys is None else ys)]
     high_best = float(found.pop("high_best"))
     table = pd.DataFrame(

@@ -95,11 +95,12 @@ class _LayerPairs(Metric):
             tensors = [as_tensor(given[name], name).detach() for name in names]
             rows.append([x if x.is_floating_point() else float64(x) for x in tensors])
         labels = [*self.layers, *self._other_labels]
-        shapes = {label: tuple(x.shape) for label, x in zip(labels, rows[0] + rows[1], strict=True)}
-        if any(len(shape) < 2 for shape in shapes.values()):
-            raise ValueError(f"features must be (examples, features); got shapes {shapes}")
-        if len({shape[0] for shape in shapes.values()}) > 1:
-            raise ValueError(f"features must have the same examples (rows); got shapes {shapes}")
+        shapes = [tuple(x.shape) for x in rows[0] + rows[1]]
+        named = dict(zip(labels, shapes, strict=True))  # fewer where a layer is called as another side's
+        if any(len(shape) < 2 for shape in shapes):
+            raise ValueError(f"features must be (examples, features); got shapes {named}")
+        if len({shape[0] for shape in shapes}) > 1:
+            raise ValueError(f"features must have the same examples (rows); got shapes {named}")
         return rows[0], rows[1]
 
     @property

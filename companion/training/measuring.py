@@ -181,7 +181,7 @@ def loss_of(loss: Loss, outputs: Any, y: Tensor) -> Float[Tensor, ""]:
     if not len(y):
         return torch.stack([value.sum() for value in tree_leaves(outputs) if isinstance(value, Tensor)]).sum()
     try:
-        return loss(outputs, y)
+        found = loss(outputs, y)
     except (TypeError, AttributeError) as error:
         if isinstance(outputs, Tensor):
             raise
@@ -189,6 +189,12 @@ def loss_of(loss: Loss, outputs: Any, y: Tensor) -> Float[Tensor, ""]:
             f"the model returns a {type(outputs).__name__}, and the loss cannot take it ({error}): "
             "give loss=, a function of (outputs, y) that picks what it needs"
         ) from error
+    if not isinstance(found, Tensor) or found.ndim:
+        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(
+            f"the loss must be one number, the mean over the batch, as a tensor without dimensions; got {got}"
+        )
+    return found
 
 
 def right_answers(
@@ -202,6 +208,11 @@ def right_answers(
     """
     if accuracy is not None:
         right = accuracy(outputs, y)
+        if not isinstance(right, Tensor) or right.dtype != torch.bool or not right.ndim:
+            got = f"{right.dtype}, shape {tuple(right.shape)}" if isinstance(right, Tensor) else type(right).__name__
+            raise ValueError(
+                f"accuracy must return a bool tensor, one value an answer, as outputs.argmax(1) == y is; got {got}"
+            )
         return right, torch.ones_like(right, dtype=torch.bool)
     if not isinstance(outputs, Tensor) or y.is_floating_point() or y.is_complex():
         return None
@@ -212,7 +223,7 @@ def right_answers(
     if outputs.ndim == 3 and outputs.shape[1] == outputs.shape[2] and not of_classes:
         return None  # (examples, tokens, classes) has this shape, too
     ignored = options.get("ignore_index", getattr(kind, "ignore_index", -100))
-    return outputs.detach().argmax(1) == y, y != ignored
+    return outputs.detach().argmax(1) == y, y.long() != ignored  # −100 as uint8 would be class 156
 
 
 def batch_sums(
