@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -31,6 +32,13 @@ def matrices(name: str, module: nn.Module) -> Iterator[tuple[str, str, nn.Parame
             yield name if key == "weight" else f"{name}.{key}", key, parameter
 
 
+def refuse_lazy(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """Refuse a layer (name, module) that learns its shape in its first forward pass, before which it has no weight."""
+    for name, module in modules:
+        if any(map(is_lazy, (*module.parameters(recurse=False), *module.buffers(recurse=False)))):
+            raise ValueError(f"layer {name or type(module).__name__!r} is lazy: run the model once first")
+
+
 def outputs_first(module: Any, weight: Tensor) -> Tensor:
     """The layer's weight with a row for each output unit or filter.
 
@@ -51,7 +59,8 @@ def memory(tensor: Tensor) -> tuple[Any, ...]:
 
 def warn_of_the_rest(model: nn.Module, chosen: Container[nn.Module], what: str) -> None:
     """Name the layers with weights that a choice of layers by their kind passes over; what is not called a weight
-    counts from a tenth of all parameters on, as experts do and positions do not."""
+    counts from a tenth of all parameters on, as experts do and positions do not. A lazy layer has no size to count."""
+    refuse_lazy(model.named_modules())
     large = sum(parameter.numel() for parameter in model.parameters()) / 10
 
     def has_weights(name: str, module: nn.Module) -> bool:

@@ -657,6 +657,73 @@ def test_wrong_arguments_are_refused_in_one_sentence(net: nn.Module) -> None:
         prune_filters(net, X, macs=0.5, floor=2)
 
 
+@pytest.mark.parametrize("threshold", [math.nan, -1.0, True, "gaps", "0.5", [0.5, 1.0]])
+def test_a_threshold_that_is_none_is_refused(threshold: Any) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^threshold={re.escape(repr(threshold))} must (be a number|lie in \[0, inf\])"
+    ):
+        prune_filters(mlp([8, 6, 2]), torch.randn(2, 8), norm="l2", threshold=threshold, repeats=0)
+
+
+def test_a_threshold_may_be_negative_where_the_norm_is_a_function_of_ones_own() -> None:
+    model, x = mlp([8, 6, 2]), torch.randn(2, 8)
+    _, report = prune_filters(model, x, norm=lambda w: torch.arange(len(w)) - 3.0, threshold=-2.0, repeats=0)
+    assert report.zeroed == {"linear1": [0, 1]}
+
+
+def test_an_example_of_no_inputs_is_refused() -> None:
+    for example, shape in ((torch.randn(0, 8), r"\(0, 8\)"), (torch.tensor(1.0), r"\(\)")):
+        with pytest.raises(ValueError, match=f"^example has the shape {shape}: give a batch of one input or more"):
+            prune_filters(mlp([8, 6, 2]), example, macs=0.8)
+
+
+@pytest.mark.parametrize(
+    ("norm", "message"),
+    [
+        (lambda w: w.abs().sum(), r"norm gives the shape \(\) for the weight of 'linear1': .* each of the 6 filters"),
+        (lambda w: w.abs(), r"norm gives the shape \(6, 8\)"),
+        (lambda w: float(w.abs().sum()) * 0, r"norm gives 0.0 for the weight of 'linear1'"),
+        (lambda w: w.sum(1) * math.nan, "norm gives NaN for 6 of the 6 filters of 'linear1'"),
+    ],
+)
+def test_a_norm_that_is_not_one_number_a_filter_is_refused(norm: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prune_filters(mlp([8, 6, 2]), torch.randn(2, 8), norm=norm, macs=0.8)
+
+
+def test_a_network_of_no_numbers_is_told_from_a_choice_of_no_layers() -> None:
+    model = mlp([8, 6, 2])
+    nn.init.constant_(model.linear1.weight, math.nan)
+    with pytest.raises(ValueError, match="norm='l2' is a finite number for none of the filters that may go"):
+        prune_filters(model, torch.randn(2, 8), norm="l2", macs=0.8)
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"linear3": [0]}, r"no layer of .* matches 'linear3'; close names: \['linear"),
+        ({"linear1": [1, 6]}, r"layer 'linear1' has 6 filters, from 0 to 5; given: \[6\]"),
+        ({"linear1": [-7]}, r"from 0 to 5; given: \[-7\]"),
+        ({"linear1": [True, False]}, "filter=True must be a whole number"),
+        ({"linear1": [1.5]}, "filter=1.5 must be a whole number"),
+        ({"relu1": [0]}, "'relu1' is no layer with a weight"),
+        ({"linear?": [0]}, r"'linear\?' is no layer with a weight"),
+    ],
+)
+def test_filters_that_are_not_there_cannot_be_zeroed(filters: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        zero_filters(mlp([8, 6, 2]), filters)
+
+
+def test_filters_of_a_wrapped_network_are_zeroed_by_the_names_of_the_bare_one() -> None:
+    model = mlp([8, 6, 2])
+    zeroed = zero_filters(nn.DataParallel(model), {"linear1": np.array([1, -1])})
+    assert type(zeroed) is type(model)
+    assert zeroed.linear1.weight.any(dim=1).tolist() == [True, False, True, True, True, False]
+    assert model.linear1.weight.any(dim=1).all()
+    assert not zero_filters(nn.Linear(3, 2), {"": [0]}).weight[0].any()
+
+
 def test_a_share_of_any_kind_of_float_is_a_share(net: nn.Module) -> None:
     plain, numpy = (prune_filters(net, X, parameters=share, repeats=0)[1] for share in (0.625, np.float32(0.625)))
     assert plain.zeroed == numpy.zeroed and plain.parameters <= 0.625

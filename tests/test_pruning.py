@@ -760,6 +760,54 @@ def test_nonsense_is_refused(make: Make, message: str) -> None:
         make(model, sgd(model))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda m, o, **of: GraNet(m, o, 0.95, steps=100, every=10, initial=0.2, density="uniform", **of),
+        lambda m, o, **of: MagnitudePruning(m, o, 0.95, steps=100, every=10, **of),
+        lambda m, o, **of: MagnitudePruning(m, o, 0.2, steps=100, every=10, schedule=lambda t, s: s + 0.7 * t, **of),
+        lambda m, o, **of: LotteryTicket(m, lambda model, masked: None, 0.95, levels=3, **of),
+    ],
+    ids=["GraNet", "gradual", "own-schedule", "lottery"],
+)
+@pytest.mark.parametrize(("grain", "alone"), [("weight", 800), ("row", 20)])
+def test_a_sparsity_that_dense_layers_forbid_is_refused_before_the_training(
+    make: Callable[..., Any], grain: str, alone: int
+) -> None:
+    model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 20))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=f"the dense layers alone have {alone}:"):
+        make(model, sgd(model), dense="2", grain=grain)
+    assert same(model.state_dict(), before)
+
+
+def test_gradual_pruning_counts_rows_or_weights_as_its_density_does() -> None:
+    def made(density: str, sparsity: float) -> Masks:
+        model = nn.Sequential(nn.Linear(2, 30), nn.ReLU(), nn.Linear(30, 10))  # the dense layer: 300 of 360, 10 of 40
+        options: Any = {"dense": "2", "grain": "row", "density": density}
+        return MagnitudePruning(model, sgd(model), sparsity, steps=10, every=5, **options)
+
+    assert made("global", 0.7).updates == made("uniform", 0.1).updates == 2
+    with pytest.raises(ValueError, match="alone have 300"):
+        made("uniform", 0.7)
+    with pytest.raises(ValueError, match="alone have 10"):
+        made("global", 0.8)
+
+
+def test_a_schedule_is_asked_for_every_sparsity_before_the_training() -> None:
+    for schedule in (lambda t, final: final if t < 1 else 1.0, lambda t, final: final if t != 0.5 else math.nan):
+        with pytest.raises(ValueError, match=r"sparsity=(1.0|nan) must lie in \[0, 1\)"):
+            MagnitudePruning(model := net(), sgd(model), 0.5, steps=100, every=50, schedule=schedule)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_weights_are_refused_by_name(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2, dtype=dtype))
+    with pytest.raises(ValueError, match=r"the weights of \['1'\] are complex, and only real ones are masked"):
+        MagnitudePruning(model, None, 0.5)
+    assert MagnitudePruning(model, None, 0.5, layers="0").alive == {"0": 8}
+
+
 def test_a_state_of_another_model_is_refused() -> None:
     with pytest.raises(ValueError, match="masks do not fit"):
         RandomPruning(net(), None, 0.5).load_state_dict(RandomPruning(digits_net(), None, 0.5).state_dict())
@@ -1215,6 +1263,14 @@ def test_dst_is_built_before_the_scheduler() -> None:
     optimizer = sgd(model)
     torch.optim.lr_scheduler.LinearLR(optimizer)
     with pytest.raises(ValueError, match="build DST first, then the scheduler"):
+        DST(model, optimizer, alpha=0.01)
+    assert len(optimizer.param_groups) == 1 and not optimizer._optimizer_step_pre_hooks
+
+
+def test_dst_refuses_an_optimizer_of_one_parameter_group() -> None:
+    model = net()
+    optimizer = torch.optim.LBFGS(model.parameters())
+    with pytest.raises(ValueError, match="optimizer=LBFGS takes a single parameter group, and DST adds one"):
         DST(model, optimizer, alpha=0.01)
     assert len(optimizer.param_groups) == 1 and not optimizer._optimizer_step_pre_hooks
 

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from companion._checks import at_least
-from companion._weights import memory, outputs_first
+from companion._weights import memory, outputs_first, refuse_lazy
 from companion.features import device_of, evaluating, hooked, unwrap
 from companion.pruning._inputs import as_input, call, require_tensor, tensors_of, whole_kernels
 from companion.pruning._plain import plain
@@ -105,7 +105,7 @@ def cost(model: nn.Module, example: Any) -> Cost:
     (36, 12, 32, 8)
 
     Raises:
-        ValueError: the model has no parameter, or the example no tensor.
+        ValueError: the model has no parameter, or a lazy one (it has not run yet), or the example no tensor.
     """
     model = plain(unwrap(model))
     with evaluating(model), counting(model) as counter:
@@ -135,6 +135,7 @@ class MacCounter(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        refuse_lazy(model.named_modules())
         self.owners: dict[int, list[tuple[int, int, str]]] = {}  # storage → where in it the weights of a layer lie
         for name, p in model.named_parameters():
             extent = sum((size - 1) * step for size, step in zip(p.shape, p.stride(), strict=True)) + 1

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from companion._checks import at_least, one_of, whole_number
 from companion._ranks import from_rank_zero
 from companion._registry import Registry
-from companion._weights import matrices, memory, multiplies, warn_of_the_rest
+from companion._weights import matrices, memory, multiplies, refuse_lazy, warn_of_the_rest
 from companion.features import Layers, bare_name, find_layers, unwrap
 from companion.pruning._criteria import CRITERIA, top
 from companion.pruning._densities import DENSITIES, number_kept, uniform, whole, within
@@ -59,8 +59,9 @@ class Masks:
 
     Raises:
         ValueError: no layer, unknown names, an optimizer without the weights, masks of other layers or shapes, weights
-            that are computed from other parameters, or of several parameters in one memory; a method that grows by
-            gradient on a layer that has none; random masks on weights that are sparse already.
+            that are complex, lazy (the model has not run yet), computed from other parameters, or of several parameters
+            in one memory; a method that grows by gradient on a layer that has none; random masks on weights that are
+            sparse already; a sparsity, now or later, at which `dense` layers alone hold more than is kept.
 
     A warning names layers with weights that the default leaves out, and modules beside `layers`, such as embeddings,
     whose weights are masked because they are a layer's, too.
@@ -91,6 +92,10 @@ class Masks:
         self.grain, self.seed, self.steps, self.active = grain, whole_number(seed=seed), 0, True
         self._places = _places(self.model, layers)
         self.weights: dict[str, nn.Parameter] = {name: getattr(*place) for name, place in self._places.items()}
+        if complex_valued := [name for name, weight in self.weights.items() if weight.is_complex()]:
+            raise ValueError(
+                f"the weights of {complex_valued} are complex, and only real ones are masked: choose by layers="
+            )
         kept = [] if dense is None else [id(getattr(*place)) for place in _places(self.model, dense).values()]
         self.dense = frozenset(name for name, weight in self.weights.items() if id(weight) in kept)
         if layers is multiplies:
@@ -283,7 +288,7 @@ class Masks:
             scores[name] = score.nan_to_num(_LOWEST, torch.inf, _LOWEST).masked_fill(dead[name], -torch.inf)
         if density == "global":
             sizes = {name: len(score) for name, score in scores.items()}
-            uniform({name: (size,) for name, size in sizes.items()}, sparsity, self.dense)  # refuses too much
+            self.require_reachable(sparsity)
             kept = min(number_kept(sum(sizes.values()), sparsity), sum(self.alive.values()))
             chosen = top(torch.cat(list(scores.values())), kept)
             self.keep(dict(zip(sizes, chosen.split(list(sizes.values())), strict=True)))
@@ -293,6 +298,18 @@ class Masks:
             counts = whole({name: counts[name] * len(weight) / weight.numel() for name, weight in self.weights.items()})
         counts = within(counts, self.alive)
         self.keep({name: top(score, counts[name]) for name, score in scores.items()}, counts)
+
+    def require_reachable(self, sparsity: float, density: str = "global") -> None:
+        """Refuse a sparsity that `prune` would refuse once the training has come so far; nothing is pruned.
+
+        Raises:
+            ValueError: a sparsity outside [0, 1), an unknown density, dense layers that hold more than what is kept.
+        """
+        one_of(density=(density, [*DENSITIES, "global"]))
+        if density == "global":  # whole rows are compared, and count as one
+            uniform({name: mask.shape for name, mask in self._masks.items()}, sparsity, self.dense)
+        else:
+            DENSITIES[density]({name: weight.shape for name, weight in self.weights.items()}, sparsity, self.dense)
 
     @torch.no_grad()
     def regrow(self, share: float, criterion: str | Callable[[Tensor], Tensor] = "gradient") -> None:
@@ -457,6 +474,7 @@ def _places(model: nn.Module, layers: Layers) -> dict[str, tuple[nn.Module, str]
     found: dict[int, tuple[str, tuple[nn.Module, str]]] = {}
     chosen = find_layers(model, layers)
     refuse_computed(model, chosen)
+    refuse_lazy(chosen.items())
     for layer, module in chosen.items():
         for name, key, parameter in matrices(layer, module):
             found.setdefault(id(parameter), (name, (module, key)))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 
-from companion._weights import memory, multiplies, outputs_first, warn_of_the_rest
-from companion.features import Layers, find_layers
+from companion._weights import memory, multiplies, outputs_first, refuse_lazy, warn_of_the_rest
+from companion.features import Layers, find_layers, unwrap
 from companion.regularizers.base import PENALTIES, BasePenalty, Strength, check_strengths, strength_at
 
 
@@ -56,7 +56,8 @@ class _OnWeights(BasePenalty):
     warning names layers with weights that the default leaves out.
 
     Raises:
-        ValueError: a negative strength; no layer with a weight, or a weight of unknown origin, which is named.
+        ValueError: a negative strength; no layer with a weight, a lazy layer (the model has not run yet), or a weight
+            of unknown origin, which is named.
     """
 
     kinds: Layers = multiplies
@@ -66,7 +67,10 @@ class _OnWeights(BasePenalty):
         super().__init__()
         check_strengths(strength=strength)
         self.strength = strength
+        if layers is None:  # a lazy batch norm is not of the kinds yet
+            refuse_lazy(unwrap(model).named_modules())
         self._modules = find_layers(model, type(self).kinds if layers is None else layers)
+        refuse_lazy(self._modules.items())
         if layers is None and type(self).kinds is multiplies:
             warn_of_the_rest(model, self._modules.values(), type(self).__name__)
         if not self.weights:
@@ -130,7 +134,7 @@ class GroupLasso(_OnWeights):
 
     def term(self, weight: Tensor) -> Float[Tensor, ""]:
         rows = weight.flatten(1)
-        squares = rows.square().sum(1)
+        squares = (rows.abs() if rows.is_complex() else rows).square().sum(1)
         norms = torch.where(squares == 0, 1, squares).sqrt() * (squares != 0)
         return rows.shape[1] ** 0.5 * norms.sum()
 

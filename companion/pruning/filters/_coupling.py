@@ -18,6 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
+from companion._weights import refuse_lazy
 from companion.features import unwrap
 from companion.pruning._inputs import as_input
 from companion.pruning._plain import refuse_computed
@@ -99,8 +100,8 @@ def couple(model: nn.Module, example: Any) -> Coupling:
         example: a batch of inputs: a tensor, a tuple of arguments, or a mapping of named ones.
 
     Raises:
-        ValueError: the model does not run on the example, the example holds no tensor, or weights are computed from
-            other parameters.
+        ValueError: the model does not run on the example, the example holds no tensor, or weights are lazy (the model
+            has not run yet) or computed from other parameters.
 
     >>> from companion.models import digits_net
     >>> coupling = couple(digits_net(width=8, blocks=1), torch.randn(2, 1, 8, 8))
@@ -115,6 +116,7 @@ def couple(model: nn.Module, example: Any) -> Coupling:
 def coupled(model: nn.Module, example: Any, counter: AbstractContextManager[Any] | None = None) -> Coupling:
     """`couple`; a `counter` counts its forward pass in evaluation mode."""
     refuse_computed(model, [name for name, _ in model.named_modules()])
+    refuse_lazy(model.named_modules())
     trace = traced(model, as_input(model, example), counter or nullcontext())
     channel_of, count = _numbered(trace)
     held: dict[int, str] = {}  # channel that may not go → why

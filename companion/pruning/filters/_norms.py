@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion._checks import one_of
+from companion._checks import given, one_of
 from companion._numbers import float64
+from companion._weights import refuse_lazy
 from companion.pruning._inputs import as_input, call
 from companion.pruning.filters._coupling import Coupling
 from companion.pruning.filters._removal import reading
@@ -44,7 +45,8 @@ def filter_norms(model: nn.Module, norm: Norm = "l2", coupling: Coupling | None 
         coupling: of the model, which tells the batch norm that follows a layer; needed for "bn" and "folded".
 
     Raises:
-        ValueError: an unknown norm, "bn" where no batch norm follows any layer, no coupling where it is needed.
+        ValueError: an unknown norm, a function that gives anything but one number a filter, "bn" where no batch norm
+            follows any layer, no coupling where it is needed, a lazy layer (the model has not run yet).
 
     >>> layer = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False))
     >>> layer[0].weight.data = torch.tensor([3.0, -4.0]).view(2, 1, 1, 1)
@@ -55,12 +57,15 @@ def filter_norms(model: nn.Module, norm: Norm = "l2", coupling: Coupling | None 
         one_of(norm=(norm, ("l1", "l2", "bn", "folded")))
     if norm in ("bn", "folded") and coupling is None:
         raise ValueError(f"norm={norm!r} needs coupling=couple(model, example): which batch norm follows which layer")
+    refuse_lazy(model.named_modules())
     measure = norm if callable(norm) else functools.partial(_lengths, order=1 if norm == "l1" else 2)
     norms = {}
     for name, layer in model.named_modules():
         if not isinstance(layer, Layer):
             continue
         size = measure(layer.weight.detach())
+        if callable(norm):
+            _require_one_a_filter(size, name, len(layer.weight))
         follower = coupling.norm_of.get(name) if coupling is not None else None
         if norm in ("bn", "folded") and follower is not None:
             batch_norm: Any = model.get_submodule(follower)
@@ -75,6 +80,16 @@ def filter_norms(model: nn.Module, norm: Norm = "l2", coupling: Coupling | None 
     if not norms:
         raise ValueError('norm="bn": no layer is followed by a batch norm alone; use "l1" or "l2"')
     return norms
+
+
+def _require_one_a_filter(norms: Any, name: str, filters: int) -> None:
+    if not isinstance(norms, Tensor) or norms.shape != (filters,):
+        got = f"the shape {tuple(norms.shape)}" if isinstance(norms, Tensor) else given(norms)
+        raise ValueError(
+            f"norm gives {got} for the weight of {name!r}: it must give one number for each of the {filters} filters"
+        )
+    if norms.isnan().any():
+        raise ValueError(f"norm gives NaN for {int(norms.isnan().sum())} of the {filters} filters of {name!r}")
 
 
 def _lengths(weight: Tensor, order: int) -> Tensor:

@@ -23,7 +23,7 @@ from companion._checks import between, one_of
 from companion._progress import progress
 from companion.features import Layers, bare_name, evaluating, find_layers, unwrap
 from companion.pruning._cost import Cost, Latency, MacCounter, cost, counting, latencies
-from companion.pruning._inputs import as_input, call, first, tensors_of
+from companion.pruning._inputs import as_input, call, first, require_tensor, tensors_of
 from companion.pruning._plain import plain
 from companion.pruning.filters._coupling import Coupling, coupled
 from companion.pruning.filters._norms import Norm, channel_norms, filter_norms, widest_gap
@@ -135,7 +135,8 @@ def prune_filters(
         relative: None compares the norms as they are, across layers; "mean" divides them by the mean of the layer's
             (of the channels that the same layers write); "rank" takes their rank in it, from 0 to 1: every layer loses
             the same share.
-        threshold: channels go whose norm is at most this; "gap" for the one of `widest_gap`.
+        threshold: channels go whose norm is at most this, from 0 on (any number where `norm` is a function); "gap" for
+            the one of `widest_gap`.
         parameters, macs: what may be left: a share (0.5) or a whole number, as `companion.pruning.cost` counts.
         accuracy, evaluate: what `evaluate(smaller)` must still reach. Bisection takes it for falling as more goes.
         layers: only filters of these may go (see `companion.features.find_layers`); a channel needs all its writers.
@@ -148,9 +149,10 @@ def prune_filters(
         repeats: passes by which each latency is measured; 0 for none.
 
     Raises:
-        ValueError: none or several targets; one that cannot be reached; a layer left with nothing where
-            empty="refuse"; a network that does not run on the example, of which nothing can go, or whose outputs hold
-            no floating-point or complex numbers (class indices).
+        ValueError: none or several targets; one that makes no sense, or cannot be reached; a layer left with nothing
+            where empty="refuse"; a norm that is no number a filter; an example of no inputs; a network that does not
+            run on the example, of which nothing can go, or whose outputs hold no floating-point or complex numbers
+            (class indices).
 
     >>> from companion.models import digits_net
     >>> model, x = digits_net(width=8, blocks=2), torch.randn(2, 1, 8, 8)
@@ -170,6 +172,10 @@ def prune_filters(
     one_of(empty=(empty, ("keep", "identity", "refuse")), relative=(relative, (None, "mean", "rank")))
     floor = (0.0 if threshold is not None else 0.1) if floor is None else floor
     between(0, 1, floor=floor)
+    _check_threshold(threshold, norm)
+    inputs = require_tensor(example)
+    if inputs.ndim == 0 or len(inputs) == 0:
+        raise ValueError(f"example has the shape {tuple(inputs.shape)}: give a batch of one input or more")
     ((target, value),) = given.items()
     with torch.inference_mode(False):
         model = plain(unwrap(model))
@@ -186,6 +192,14 @@ def prune_filters(
                 if not held.any():
                     raise ValueError(f"{type(model).__name__} cannot be pruned exactly: {misfit}") from misfit
                 task.choose(task.coupling.hold(held, f"the network without it is another one: {misfit}"))
+
+
+def _check_threshold(threshold: Any, norm: Norm) -> None:
+    if isinstance(threshold, bool | str):
+        if threshold != "gap":
+            raise ValueError(f"threshold={threshold!r} must be a number, or 'gap' for the one in the widest gap")
+    elif threshold is not None:
+        between(-math.inf if callable(norm) else 0, math.inf, threshold=threshold)
 
 
 class FineTuning(NamedTuple):
@@ -271,6 +285,10 @@ class _Task:
         for name, channels in coupling.filters.items():
             if bare_name(name) not in chosen:
                 self.candidates[channels] = False
+        if coupling.free.any() and not (coupling.free & self.norms.isfinite()).any():
+            raise ValueError(
+                f"norm={self.norm!r} is a finite number for none of the filters that may go; held are {coupling.held}"
+            )
         if not self.candidates.any():
             raise ValueError(f"layers={self.layers!r}: none of the filters may go; held are {coupling.held}")
         self.order = self.norms.where(self.candidates, math.inf).argsort(stable=True)[: int(self.candidates.sum())]

@@ -21,8 +21,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from companion._checks import whole_number
 from companion._numbers import float64, float64_device
-from companion.features import evaluating, hooked
+from companion._weights import refuse_lazy
+from companion.features import bare_name, evaluating, find_layers, hooked, unwrap
 from companion.pruning._inputs import as_input, call, tensors_of
 from companion.pruning._plain import refuse_computed
 from companion.pruning.filters._coupling import Coupling
@@ -31,19 +33,30 @@ from companion.pruning.filters._trace import IMAGE, Blank, Constant, channel_dim
 
 @torch.no_grad()
 def zero_filters(model: nn.Module, filters: Mapping[str, Sequence[int]]) -> nn.Module:
-    """A copy of `model` in which the weights of these filters (layer → indices) are 0; biases and norms stay.
+    """A copy of `model` in which the weights of these filters (layer → indices) are 0; biases and norms stay. A wrapper
+    such as DataParallel is looked through; the copy has none.
 
     Raises:
-        ValueError: a layer whose weight is computed from other parameters.
+        ValueError: no such layer or filter; a layer without a weight, or with one that is lazy (the model has not run
+            yet) or computed from other parameters.
 
     >>> layer = nn.Sequential(nn.Conv2d(3, 4, 3))
     >>> zero_filters(layer, {"0": [1, 3]})[0].weight.flatten(1).any(dim=1).tolist()
     [True, False, True, False]
     """
+    model = unwrap(model)
     refuse_computed(model, filters)
     zeroed = copy.deepcopy(model)
     for name, indices in filters.items():
-        zeroed.get_submodule(name).get_parameter("weight")[list(indices)] = 0
+        layer = find_layers(zeroed, bare_name(name)).get(bare_name(name)) if name else zeroed
+        weight = getattr(layer, "weight", None)
+        if layer is None or not isinstance(weight, nn.Parameter):
+            raise ValueError(f"{name!r} is no layer with a weight: name one whose filters are to be 0")
+        refuse_lazy([(name, layer)])
+        which = [whole_number(filter=index) for index in indices]
+        if beyond := [index for index in which if not -len(weight) <= index < len(weight)]:
+            raise ValueError(f"layer {name!r} has {len(weight)} filters, from 0 to {len(weight) - 1}; given: {beyond}")
+        weight[which] = 0
     return zeroed
 
 

@@ -52,13 +52,14 @@ class DST(Masks):
     as it does w: with its learning rate, its momentum.
 
     Args:
+        optimizer: any that takes another parameter group, for the thresholds: not `torch.optim.LBFGS`.
         alpha: weight α of the thresholds' term, above 0; it is `penalty()`, which `fit` adds by itself. In a loop of
             your own add it to the loss.
         floor: a layer of lower density starts again with thresholds 0, so that it cannot die.
         layers: as for `Masks`, which see for the rest.
 
     Raises:
-        ValueError: see `Masks`; alpha not above 0; an optimizer that has a learning-rate scheduler already.
+        ValueError: see `Masks`; alpha not above 0; LBFGS, or an optimizer that has a learning-rate scheduler already.
 
     >>> from companion.models import mlp
     >>> model = mlp([64, 32, 10])
@@ -77,6 +78,11 @@ class DST(Masks):
         layers: Layers = multiplies,
     ) -> None:
         between(0, math.inf, open_low=True, open_high=True, alpha=alpha)
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise ValueError(
+                f"optimizer={type(optimizer).__name__} takes a single parameter group, and DST adds one for its "
+                "thresholds: use another optimizer"
+            )
         if any("initial_lr" in group for group in optimizer.param_groups):
             raise ValueError(
                 "the optimizer has a learning-rate scheduler, which would not know the thresholds: build DST first, "

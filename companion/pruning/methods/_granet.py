@@ -62,6 +62,7 @@ class GraNet(Masks):
         between(0, sparsity, initial=initial)
         between(0, 1, open_low=True, drop=drop, end=end)
         between(0, 1, floor=floor)
+        self.require_reachable(sparsity)
         self.sparsity, self.initial, self.horizon, self.every = sparsity, initial, steps, every
         self.drop, self.floor, self.updates = drop, floor, updates_in(end * steps, every)
         self.prune(initial, density, "random")

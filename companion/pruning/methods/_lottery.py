@@ -44,8 +44,8 @@ class LotteryTicket:
             and after it.
 
     Raises:
-        ValueError: no such sparsity, levels or rewind; a training that ends before step `rewind`, or does not call
-            `masked(optimizer)`.
+        ValueError: see `Masks`; no such sparsity, levels or rewind; a training that ends before step `rewind`, or does
+            not call `masked(optimizer)`.
 
     >>> import torch
     >>> from companion.models import mlp
@@ -74,7 +74,9 @@ class LotteryTicket:
         at_least(0, rewind=rewind)
         self.model, self.train, self.sparsity = model, train, sparsity
         self.levels, self.rewind, self.level, self.options = levels, rewind, 0, options
-        self.masks: dict[str, Tensor] = Masks(model, None, **options).masks
+        masks = Masks(model, None, **options)
+        masks.require_reachable(sparsity)
+        self.masks: dict[str, Tensor] = masks.masks
         self.start: dict[str, Tensor] | None = None
         self.initial: dict[str, Tensor] | None = None
         if rewind == 0:

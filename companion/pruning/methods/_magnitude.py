@@ -52,7 +52,12 @@ class MagnitudePruning(Masks):
         self.sparsity, self.schedule, self.density_by = sparsity, schedule, density
         self.updates = 0 if steps is None else updates_in(steps, every)
         self.every = every if steps is not None else 0
-        self.prune(sparsity if steps is None else schedule(0.0, sparsity), density)
+        shares = [] if steps is None else [u / self.updates for u in range(self.updates + 1)]
+        planned = [schedule(share, sparsity) for share in shares] or [sparsity]
+        for value in planned:  # a schedule of one's own may rise above what it is given, and fail in mid-training
+            between(0, 1, open_high=True, sparsity=value)
+        self.require_reachable(max(planned), density)
+        self.prune(planned[0], density)
 
     def update(self) -> None:
         u = self.steps // self.every
