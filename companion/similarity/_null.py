@@ -120,8 +120,8 @@ def cka_null_map(
 
     if ys is None and len(xs) < 2:
         raise ValueError(f"pairs need two layers; got {[*xs]}")
-    sides = (xs, None) if ys is None else (_label(xs, "xs"), _label(ys, "ys"))
-    found = _against_null(*sides, permutations, unbiased, kernel, level, seed)
+    others = None if ys is None else _label(ys, "ys")
+    found = _against_null(xs if ys is None else _label(xs, "xs"), others, permutations, unbiased, kernel, level, seed)
     pairs = [(a, b) for i, a in enumerate(xs) for b in ([*xs][i + 1 :] if ys is None else ys)]
     high_best = float(found.pop("high_best"))
     table = pd.DataFrame(
