@@ -11,9 +11,12 @@ import functools
 import inspect
 import math
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from types import FrameType
 from typing import Any, Self, TypeAlias
 
 import torch
@@ -269,7 +272,7 @@ def find_layers(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
 
     Raises:
         ValueError: a name or pattern that matches nothing (with the closest names), a choice of another kind, or an
-            empty choice; two modules of one name.
+            empty choice; two modules of one name; a model that is one layer itself.
 
     >>> from companion.models import digits_net
     >>> list(find_layers(digits_net(), "layer1.?")), list(find_layers(digits_net(), nn.Linear))
@@ -285,6 +288,10 @@ def find_layers(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
                 f"({', '.join(WRAPPERS)}); call one of them otherwise"
             )
     modules.pop("", None)
+    if not modules:
+        raise ValueError(
+            f"the model is itself a {kind}, with no layers inside to choose from; wrap it: nn.Sequential(model)"
+        )
     single = isinstance(layers, str | type | nn.Module) or not isinstance(layers, Iterable)
     choices: list[Any] = [layers] if single else list(layers)  # type: ignore[arg-type]
     chosen: set[str] = set()
@@ -335,6 +342,8 @@ def _heard(seen: Any, name: str, module: nn.Module, args: tuple[Any, ...], kwarg
 
 
 _TRACKER = ModuleTracker()  # knows whether a backward pass is running: checkpointing runs layers again there
+# The batch that this thread runs, by an object of its own, so that a tap tells how many passes are for one batch.
+_BATCH: ContextVar[object | None] = ContextVar("batch", default=None)
 
 
 def _parts(output: Any) -> dict[str, Any]:
@@ -388,6 +397,17 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
+def _inside_itself(module: nn.Module) -> bool:
+    """Whether the pass of `module` that begins is part of another one. Only the stack knows: hooks are not told when
+    Ctrl-C ends a pass, and another thread may run one at the same time."""
+    frame: FrameType | None = sys._getframe()
+    passes = 0
+    while frame is not None:
+        passes += frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals["self"] is module
+        frame = frame.f_back
+    return passes > 1
+
+
 class FeatureTap(Mapping[str, Tensor]):
     """Features of chosen layers in the last forward pass: layer name → reduced features, in order of execution.
 
@@ -422,7 +442,7 @@ class FeatureTap(Mapping[str, Tensor]):
             and no `select`; a transform of `torch.func`; rows that are not the input's, or may not be where as many
             tokens as examples go through a model with layers of `batch_first=False`; with `detach=False`, a layer that
             runs without gradients inside a pass with them (`checkpoint(..., use_reentrant=True)`), from which no
-            gradient would come back.
+            gradient would come back; a model that calls itself.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> with FeatureTap(model, layers=nn.Linear) as features:
@@ -473,6 +493,8 @@ class FeatureTap(Mapping[str, Tensor]):
         self._attached = False
         self._thread: int | None = None  # whose passes are tapped; None: any thread's
         self._running = False  # inside a forward pass of the model
+        self._batch: object | None = None  # whose features are kept, and how many passes it took
+        self._passes = 0
         self._loose = False  # layers ran outside one since
         self._examples: int | None = None
         self._mask: Tensor | None = None  # of the pass whose features are kept
@@ -496,12 +518,27 @@ class FeatureTap(Mapping[str, Tensor]):
             return False
         return _TRACKER.is_bw or self._thread not in (None, threading.get_ident())
 
+    def _ignores(self) -> bool:
+        """Whether what a layer gives now is not to be stored."""
+        return (self._when is not None and not self._when()) or self._elsewhere()
+
     def _start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._elsewhere():
             return
         wanted = self._when is None or self._when()
         if not wanted and not module.training:
             return  # a look in between, in evaluation mode: what the last training pass left is still to be read
+        # What is refused while a graph is made is run anew eagerly, where the stack is read and not compiled.
+        if (
+            wanted
+            and self._running
+            and (torch.compiler.is_compiling() or torch.compiler.disable(_inside_itself)(module))
+        ):
+            kind = type(module).__name__
+            raise ValueError(
+                f"{kind} calls itself in its forward pass, and features would be those of its last call alone: give it "
+                "batches with which it does not, or tap a module inside it that is called once"
+            )
         self._clear()
         first = _first_tensor(args, kwargs)
         listed = _single((*args, *kwargs.values())[:1])
@@ -526,6 +563,10 @@ class FeatureTap(Mapping[str, Tensor]):
         if self._elsewhere():
             return
         self._running, self._examples = False, None
+        if not torch.compiler.is_compiling():  # a compiled graph would be remade for each count
+            batch = _BATCH.get()
+            self._passes = self._passes + 1 if batch is not None and batch is self._batch else 1
+            self._batch = batch
         if callable(self._select) and self._features and not self._selected and output is not None:
             raise ValueError(
                 f"select had nothing to select: the outputs of {list(self._features)} are tensors already; to take a "
@@ -543,7 +584,7 @@ class FeatureTap(Mapping[str, Tensor]):
             self._latest = module, getattr(output, "shape", ())
 
     def _store(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if (self._when is not None and not self._when()) or self._elsewhere():
+        if self._ignores():
             return
         if not self._running:
             if not self._loose:
@@ -701,11 +742,18 @@ class FeatureTap(Mapping[str, Tensor]):
         return _silent, ()
 
     def require(self) -> None:
-        """Refuse a forward pass that ran none of the tapped layers, or others than the pass before."""
+        """Refuse a forward pass that ran none of the tapped layers, or others than the pass before; and a batch that
+        took several."""
         if not self:
             raise ValueError(
                 f"none of the chosen layers ran in the forward pass: {list(self.layers)}. A layer that is not used, or "
                 "whose weights another one uses without calling it (out_proj of nn.MultiheadAttention), has no features"
+            )
+        if self._passes > 1:
+            raise ValueError(
+                f"forward runs {type(unwrap(self.model)).__name__} {self._passes} times on one batch, and features "
+                "would be those of the last time alone: let it run once, on smaller batches if need be; a module whose "
+                "own forward runs it several times has features of each"
             )
         ran, self._ran = self._ran or set(self), set(self)
         if ran != self._ran:
@@ -884,7 +932,11 @@ def run(model: nn.Module, batch: Any, forward: Forward = None) -> Any:
     first = _first_tensor(batch)
     moved = batch if first is None else _moved(batch, device_of(model, first))
     if forward is not None:
-        return forward(model, moved)
+        token = _BATCH.set(object())
+        try:
+            return forward(model, moved)
+        finally:
+            _BATCH.reset(token)
     return model(**moved) if isinstance(moved, Mapping) else model(moved)
 
 
@@ -913,14 +965,14 @@ def extract(
         data: inputs (examples, …), or an iterable of `x` or `(x, y)` batches, where x is a tensor or a mapping that the
             model takes by name; each goes to the model's device.
         reduce, select: see `FeatureTap`.
-        forward: `forward(model, batch)` runs the model on a batch as it comes, for models with several inputs.
+        forward: `forward(model, batch)` runs the model once on a batch as it comes, for models with several inputs.
 
     Returns:
         layer name → features of all examples, rows in the order of `data`.
 
     Raises:
         ValueError: see `FeatureTap` and `batches`; none of the layers ran, or other layers, or features of other
-            widths, in other batches.
+            widths, in other batches; `forward` ran the model several times on one.
 
     >>> from companion.models import digits_net
     >>> features = extract(digits_net(), torch.randn(100, 1, 8, 8), "layer1.*.relu2", reduce="average_pool")

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +27,11 @@ from companion.features import (
     Forward,
     Layers,
     Select,
+    _parts,
     batches,
     evaluating,
     find_layers,
+    hooked,
     masked,
     run,
     unwrap,
@@ -89,7 +91,8 @@ def _averages(size: int, new: int, like: Tensor) -> Float[Tensor, "new size"]:
     """Adaptive average pooling of one dimension as a product, which takes a third of the time: row i averages bin i."""
     at, i = torch.arange(size, device=like.device), torch.arange(new, device=like.device)[:, None]
     inside = (at >= i * size // new) & (at < -(-(i + 1) * size // new))
-    return (inside / inside.sum(1, keepdim=True)).to(like.dtype)
+    wide = torch.promote_types(like.dtype, torch.float32)  # whatever torch.get_default_dtype() says
+    return (inside.to(wide) / inside.sum(1, keepdim=True)).to(like.dtype)
 
 
 def steps(features: Sequence[Float[Tensor, "examples ..."]]) -> list[Float[Tensor, "examples ..."]]:
@@ -364,7 +367,7 @@ def trajectory(
         layers: see `features.find_layers`; None: the blocks, see `blocks.find_blocks` (in VGG every activation).
         select: see `features.FeatureTap`.
         across_stages, norm: see `measure`.
-        before_relu: take each block's sum before its last ReLU in place of its output, see `tap`.
+        before_relu: take each block's sum before the ReLU that ends it in place of its output, see `tap`.
 
     Raises:
         ValueError: see `features.batches`, `tap` and `measure`.
@@ -392,11 +395,12 @@ def tap(model: nn.Module, layers: Layers | None = None, *, before_relu: bool = F
     Args:
         layers: see `features.find_layers`; None: the blocks, see `blocks.find_blocks`.
         before_relu: tap what goes into the ReLUs of each block, of which `vertices` takes the one that ran last (of a
-            layer that is a ReLU: what goes into it).
+            layer that is a ReLU: what goes into it). The block must give what that ReLU gives.
         options: further ones of `FeatureTap`.
 
     Raises:
-        ValueError: unknown layers; with `before_relu`, a layer without a ReLU module.
+        ValueError: unknown layers; with `before_relu`, a layer without a ReLU module, or in the forward pass one that
+            does not end with it.
 
     >>> from companion.models import digits_net
     >>> list(tap(digits_net(blocks=2), before_relu=True).layers)
@@ -406,16 +410,61 @@ def tap(model: nn.Module, layers: Layers | None = None, *, before_relu: bool = F
     options = {"reduce": masked, "inputs": before_relu, **options}
     if not before_relu:
         return FeatureTap(model, chosen, **options)
-    relus = [_relus(name, block) for name, block in find_layers(model, chosen).items()]
+    blocks = find_layers(model, chosen)
+    relus = [_relus(name, block) for name, block in blocks.items()]
     tapped = _BeforeReLU(model, list(itertools.chain(*relus)), **options)
-    tapped.relus = relus
+    tapped.blocks, tapped.relus = blocks, relus
     return tapped
 
 
 class _BeforeReLU(FeatureTap):
-    """A tap on all ReLUs of each block: which of them runs last only a pass tells, not the order of definition."""
+    """A tap on all ReLUs of each block: which of them runs last only a pass tells, not the order of definition. A block
+    that gives something else than its last ReLU does, as where a sum follows, is refused."""
 
+    blocks: Mapping[str, nn.Module]
     relus: list[list[str]]
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # Block that is running → output of the ReLU that ran last in it, and its version.
+        self._gave: dict[str, tuple[Tensor, int]] = {}
+
+    def attach(self) -> Self:
+        super().attach()
+        for (name, block), relus in zip(self.blocks.items(), self.relus, strict=True):
+            if relus != [name]:
+                inner = {relu: self.layers[relu] for relu in relus}
+                self._stack.enter_context(hooked(inner, functools.partial(self._after_relu, name)))
+                self._stack.enter_context(hooked({name: block}, self._after_block))
+        return self
+
+    def _after_relu(self, block: str, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if not self._ignores():
+            self._gave[block] = output, _version(output)
+
+    def _after_block(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._ignores() or name not in self._gave:
+            return
+        given, version = self._gave.pop(name)
+        if torch.compiler.is_compiling():  # a graph knows no memory; what it refuses is run, and looked at, eagerly
+            same = output is given
+        else:
+            parts = [output, *_parts(output).values()]
+            memory = [part.untyped_storage().data_ptr() for part in parts if isinstance(part, Tensor)]
+            same = given.untyped_storage().data_ptr() in memory and _version(given) == version
+        if not same:
+            raise ValueError(
+                f"block {name!r} ({type(module).__name__}) does not end with the last nn.ReLU that runs in it, so that "
+                "before_relu=True has no meaning there; leave it out, or name the ReLUs themselves in layers=[...]"
+            )
+
+    def _clear(self) -> None:
+        super()._clear()
+        self._gave.clear()
+
+
+def _version(x: Tensor) -> int:
+    return -1 if torch.compiler.is_compiling() or x.is_inference() else x._version
 
 
 def vertices(features: Mapping[str, Tensor], before_relu: bool = False) -> dict[str, Tensor]:

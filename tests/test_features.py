@@ -131,6 +131,13 @@ def test_empty_choice_says_what_there_is(layers: Any) -> None:
         find_layers(small_net(), layers)
 
 
+@pytest.mark.parametrize("layers", [nn.Linear, "linear", None])
+def test_a_model_that_is_one_layer_itself_is_told_to_be_wrapped(layers: Any) -> None:
+    layers = layers or (lambda name, module: True)
+    with pytest.raises(ValueError, match=r"the model is itself a Linear, .* wrap it: nn\.Sequential\(model\)"):
+        find_layers(nn.Linear(8, 8), layers)
+
+
 def test_a_module_or_a_number_is_no_choice() -> None:
     model = small_net()
     with pytest.raises(ValueError, match="layers=a Conv2d: choose by name, by type"):
@@ -1004,6 +1011,97 @@ def test_a_tap_does_not_see_another_threads_passes() -> None:
         model(x)
         pool.submit(model, images(3)).result()
         assert len(tap["0"]) == 5
+
+
+class Chunked(nn.Module):
+    """Calls itself, hooks included, on pieces of a large batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 8:
+            return torch.cat([self(piece) for piece in x.split(8)])
+        return self.b(self.a(x).relu())
+
+
+@pytest.mark.parametrize("measure", [extract, cka_map, trajectory])
+def test_a_model_that_calls_itself_is_refused_and_works_where_it_does_not(measure: Any) -> None:
+    """Its last piece alone was kept: 4 of 20 rows, without a word."""
+    model, x = Chunked(), torch.randn(20, 4)
+    with pytest.raises(ValueError, match="Chunked calls itself in its forward pass"):
+        measure(model, x, ["a", "b"])
+    assert hooks(model) == 0
+    measure(model, x, ["a", "b"], batch_size=8)
+    with FeatureTap(model, "b") as tap:
+        for _ in range(2):
+            with pytest.raises(ValueError, match="calls itself"):
+                model(x)
+            assert not tap
+            model(x[:8])
+            assert torch.equal(tap["b"], model(x[:8]).detach())
+
+
+@pytest.mark.parametrize("penalised", [FeatureFlow, functools.partial(CKASparsity, pairs="all")])
+def test_a_penalised_model_that_calls_itself_is_refused_in_training_alone(penalised: Any) -> None:
+    model, x = Chunked(), torch.randn(20, 4)
+    penalty, free = penalised(model, layers=["a", "b"], every=2), copy.deepcopy(model)
+    free(x)  # the copy of a tapped model is not tapped
+    for _ in range(2):
+        with pytest.raises(ValueError, match="calls itself"):
+            model(x)
+        model(x[:8])
+        value = penalty()
+        assert value != 0
+        model(x)  # nothing is due
+        assert penalty() == 0
+    model.train()(x[:8])
+    model.eval()(x)
+    assert torch.equal(penalty(), value)
+
+
+def test_a_pass_that_was_interrupted_is_none_of_a_model_that_calls_itself() -> None:
+    """Ctrl-C in a notebook: no hook is told."""
+    model, x = small_net().eval(), images()
+    with FeatureTap(model, "0") as tap:
+        with model[2].register_forward_hook(interrupt), pytest.raises(KeyboardInterrupt):
+            model(x)
+        model(x)
+        assert torch.equal(tap["0"], model[0](x).flatten(1).detach())
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("measure", [extract, cka_map, block_effects, trajectory])
+def test_a_batch_for_which_forward_runs_the_model_several_times_is_refused(measure: Any) -> None:
+    """The last time alone was kept: 8 of 24 examples, and of two views the second."""
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4)), torch.randn(24, 4)
+    for data, forward in (
+        (x, lambda net, batch: torch.cat([net(piece) for piece in batch.split(8)])),
+        ([(x, -x)], lambda net, batch: (net(batch[0]), net(batch[1]))),
+    ):
+        with pytest.raises(ValueError, match=r"forward runs Sequential [23] times on one batch"):
+            measure(model, data, ["0", "1"], forward=forward)
+    # Once for each of two batches, where `block_effects` runs each anew, for a block overwrites its input.
+    found, expected = (
+        measure(model, x, ["0", "1"], batch_size=12, forward=forward)
+        for forward in (None, lambda net, batch: net(batch))
+    )
+    if measure is extract:
+        assert torch.equal(found["1"], expected["1"])
+    elif measure is not trajectory:
+        pd.testing.assert_frame_equal(found, expected)
+
+
+def test_a_net_that_runs_the_other_one_is_compared_with_it() -> None:
+    model, x = Chunked(), torch.randn(24, 4)
+    other = nn.Sequential(model, nn.Linear(6, 6))
+    expected = cka_map(model, x, "b", other=other, other_layers="1", batch_size=8)
+    found = cka_map(model, x, "b", other=other, other_layers="1", batch_size=8, forward=lambda net, batch: net(batch))
+    pd.testing.assert_frame_equal(found, expected)
 
 
 # ----------------------------------------------------------------------------------------------- inputs of real models

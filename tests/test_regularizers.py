@@ -929,6 +929,20 @@ def test_refusals_of_feature_flow(net, options, message):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
+@pytest.mark.parametrize("build", [FeatureFlow, KineticEnergy])
+def test_complex_features_are_refused_and_as_pairs_of_real_ones_penalised(build):
+    """0.0076+0j was no loss that backward takes."""
+    net, x = nn.Sequential(*(nn.Linear(4, 4, dtype=torch.complex64) for _ in range(3))), torch.randn(5, 4) + 0j
+    penalty = build(net, layers=nn.Linear)
+    with pytest.raises(ValueError, match=r"layer '0' are complex; .*select=\{'0': torch\.view_as_real\}"):
+        penalty.value({"0": x, "1": x})  # what `penalty()` does where no check of types, as in tests, comes first
+    penalty.remove()
+    penalty = build(net, layers=nn.Linear, select=dict.fromkeys("012", torch.view_as_real))
+    net(x)
+    penalty().backward()
+    assert all(p.grad.abs().sum() > 0 for p in net[2].parameters())
+
+
 def test_few_examples_and_the_biased_estimator_warn(net):
     with pytest.warns(UserWarning, match=r"0\.97 for 8"):
         CKASparsity(net, estimator="biased")
@@ -1164,6 +1178,52 @@ def test_an_output_that_is_overwritten_for_the_first_time_is_refused_once():
         net.overwrites = overwrites
         net(x)
         assert float(penalty().detach()) == pytest.approx(value)
+
+
+@pytest.mark.slow
+def test_what_is_refused_of_a_model_is_refused_of_the_compiled_one():
+    """In a process of its own: the tests' check of shapes would be compiled with the model."""
+    script = """
+import torch
+from torch import nn
+from companion import FeatureFlow
+
+class Block(nn.Module):
+    def __init__(self, relu_last):
+        super().__init__()
+        self.linear, self.relu, self.relu_last = nn.Linear(4, 4), nn.ReLU(), relu_last
+
+    def forward(self, x):
+        x = x + self.linear(self.relu(x))
+        return self.relu(x) if self.relu_last else x
+
+class Chunked(nn.Sequential):
+    def forward(self, x):
+        return torch.cat([self(piece) for piece in x.split(8)]) if len(x) > 8 else super().forward(x)
+
+x = torch.randn(16, 4)
+for net, batch, before_relu, message in (
+    (nn.Sequential(Block(True), Block(True)), x, True, ""),
+    (nn.Sequential(Block(False), Block(False)), x, True, "block '0' (Block) does not end"),
+    (Chunked(nn.Linear(4, 4), nn.Linear(4, 4)), x[:8], False, ""),
+    (Chunked(nn.Linear(4, 4), nn.Linear(4, 4)), x, False, "Chunked calls itself"),
+):
+    torch.compiler.reset()
+    penalty = FeatureFlow(net, layers=["0", "1"], before_relu=before_relu)
+    compiled = torch.compile(net, backend="eager")
+    for _ in range(2):
+        try:
+            compiled(batch)
+        except ValueError as error:
+            assert message and str(error).startswith(message), error
+        else:
+            value = penalty().detach()
+            net(batch)
+            torch.testing.assert_close(value, penalty().detach())
+            assert not message, message
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

@@ -46,6 +46,13 @@ class _OnSteps(FeaturePenalty):
             name: x.to(torch.promote_types(x.dtype, torch.float32))
             for name, x in flow.vertices(features, self.before_relu).items()
         }
+        for name, x in vertices.items():
+            if x.is_complex():  # whose norms have no sum that is differentiated
+                name = name.partition("#")[0]
+                raise ValueError(
+                    f"the features of layer {name!r} are complex; give real and imaginary parts as two features: "
+                    f"select={{{name!r}: torch.view_as_real}}"
+                )
         first = next(iter(vertices.values()))
         if not len(first):  # a rank's part of a last batch may be empty
             return first.new_zeros(())
@@ -91,13 +98,14 @@ class FeatureFlow(_OnSteps):
             norm itself, √n or n times as large.
         across_stages: one trajectory through all layers, carried over where the shape changes (`flow.carry`); else one
             in each run of layers of equal shape.
-        before_relu: take each block's sum before its last ReLU in place of its output.
+        before_relu: take each block's sum before the ReLU that ends it in place of its output.
         layers: the vertices, see `features.find_layers`; None: the blocks, see `blocks.find_blocks`.
         examples: how many of the batch's first examples; None: all.
         every, select: see `FeaturePenalty` and `features.FeatureTap`.
 
     Raises:
-        ValueError: an argument out of range, unknown layers; at the first call, layers that make no trajectory.
+        ValueError: an argument out of range, unknown layers; at the first call, layers that make no trajectory, or
+            complex features; in the forward pass, see `features.FeatureTap` and `flow.tap`.
         RuntimeError: no training forward pass since the model was tapped.
 
     >>> from companion.models import digits_net
