@@ -31,6 +31,7 @@ class Drawn(NamedTuple):
     label: str
     verdict: str
     lines: Sequence[Line]
+    small: bool = False  # holds or not, but by less than δ
 
 
 LOOKS: dict[str, tuple[str, str, bool]] = {  # what a test says → colour, marker, filled?
@@ -63,12 +64,12 @@ def forest(claims: Sequence[Drawn]) -> Figure:
     words: Any = {"fontsize": 9, "transform": axis.get_yaxis_transform(), "zorder": 4}
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
     y, ends = 0.0, []
-    for place, label, verdict, lines in claims:
+    for place, label, verdict, lines, small in claims:
         if y:
             axis.axhline(y, color="#D0D0D0", linewidth=0.6, zorder=0)
         axis.text(0, y + 0.12, f"{place}  {label}", va="center", bbox=box, **words)
         look: Any = {"color": COLOURS[verdict], "weight": "bold", "ha": "right", "va": "center"}
-        axis.text(1, y + 0.12, verdict.replace("equivalent ", ""), bbox=box, **look, **words)
+        axis.text(1, y + 0.12, verdict.replace("equivalent ", "") + ", < δ" * small, bbox=box, **look, **words)
         y += HEAD
         for *numbers, says in lines:  # the ends of the interval, and between them the effect
             ends += [{"y": y + LINE / 2, "effect": number, "says": says} for number in numbers]
@@ -108,7 +109,9 @@ def forest(claims: Sequence[Drawn]) -> Figure:
 def in_words(claims: Sequence[Drawn]) -> str:
     """What the figure shows, for those who do not see it."""
     said = Counter(line.says for claim in claims for line in claim.lines)
-    verdicts = "; ".join(f"{claim.place}, {claim.label}: {claim.verdict}" for claim in claims)
+    verdicts = "; ".join(
+        f"{claim.place}, {claim.label}: {claim.verdict}{', by less than δ' * claim.small}" for claim in claims
+    )
     return (
         f"Forest plot of {said.total()} tests under {len(claims)} claims: {said['for']} decided for the claim, "
         f"{said['against']} against it, {said['equivalent']} within δ, {said['undecided']} undecided. {verdicts}."
@@ -118,7 +121,7 @@ def in_words(claims: Sequence[Drawn]) -> str:
 def digest(claims: Sequence[Drawn]) -> str:
     """A hash of what the figure shows, to six digits: by it a test sees whether the picture is current."""
     shown = [
-        (c.place, c.label, c.verdict, [(*(f"{v:.6g}" for v in line[:3]), line.says) for line in c.lines])
+        (c.place, c.label, c.verdict, c.small, [(*(f"{v:.6g}" for v in line[:3]), line.says) for line in c.lines])
         for c in claims
     ]
     return hashlib.sha256(repr(shown).encode()).hexdigest()

@@ -60,11 +60,14 @@ SHOWN = {
     "ffr_length": "FFR, length",
     "group_lasso": "group lasso",
 }
+# As first chosen CKA-SR did not act; this study has it at a strength that does.
+ACTING = {"cka_sr": ("specificity",)}
 
 
 def changes(method: str, reading: Reading) -> list[float]:
     """What the penalty changes, seed by seed, against the same seed without a penalty; in every round that has both."""
-    return list(Comparison(method, rounds_of(method), method, "none", reading).differences().values())
+    studies = ACTING.get(method) or rounds_of(method)
+    return list(Comparison(method, studies, method, "none", reading).differences().values())
 
 
 def answer() -> Figure:

@@ -25,13 +25,15 @@ from results import (
     runs,
     scale,
     table,
+    titled,
     verdicts,
 )
 
 from companion._files import write_aside
 from companion.experiments import EXPERIMENTS, quantities, replay
-from companion.experiments.claims import ONCE_MORE, Judgement, effect
+from companion.experiments.claims import ONCE_MORE, STRONGER, Judgement, effect
 from companion.experiments.records import Record
+from companion.experiments.statistics import ALPHA
 
 PAGE = ROOT / "book" / "summary.md"
 
@@ -120,13 +122,23 @@ def told(judged: Judgement) -> str:
     ran = [t for t in judged.tests if t.ran and t.difference is not None]
     if judged.decided:
         clearest = min(judged.decided, key=lambda t: t.p)
-        return f"{clearest.test.title}: {effect_of(clearest, strata=False)}"
+        return f"{titled(clearest.test)}: {effect_of(clearest, strata=False)}{harder(judged)}"
     if not ran:
         return judged.text or "–"
     measured = ran[0].test.measured
     ordered = sorted((t.difference for t in ran if t.difference), key=lambda one: one.value)
     low, high = (number(one, measured.digits) for one in (ordered[0], ordered[-1]))
     return f"{low} to {high} {measured.unit}, {len(ordered)} tests" if len(ordered) > 1 else f"{low} {measured.unit}"
+
+
+def harder(judged: Judgement) -> str:
+    """The clearest effect beside a claim of a penalty at more than its tests' strength."""
+    more = {(study, method) for study, method, _ in STRONGER}
+    seen = [t for t in judged.beside if (t.test.experiments[0], t.test.method) in more and t.p < ALPHA]
+    if not seen:
+        return ""
+    clearest = min(seen, key=lambda t: t.p)
+    return f"; beside it {titled(clearest.test)}: {effect_of(clearest)}"
 
 
 def core_hours(made: Iterable[Record]) -> float:

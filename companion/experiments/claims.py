@@ -29,6 +29,7 @@ from companion.experiments.statistics import (
     acted,
     conclude,
     corrected,
+    mean,
     pooled,
 )
 from companion.experiments.studies import penalties
@@ -43,6 +44,8 @@ __all__ = [
     "LATER",
     "MOVED",
     "ONCE_MORE",
+    "RELEASED",
+    "STRONGER",
     "TARGETS",
     "Claim",
     "Comparison",
@@ -192,6 +195,13 @@ class Comparison:
         found = {place: here - there for place, (here, there) in self.values(root).items()}
         off = dict.fromkeys(found, 0.0) if self.less is None else self.less.differences(root)
         return {place: found[place] - off[place] for place in found if place in off}
+
+    def apart(self, root: Path | None = None) -> float | None:
+        """p of its rounds having one mean (F test); None where fewer than two rounds have two seeds."""
+        found = self.differences(root)
+        rounds = [[d for (name, _), d in found.items() if name == one] for one in self.experiments]
+        several = [values for values in rounds if len(values) > 1]
+        return float(stats.f_oneway(*several).pvalue) if len(several) > 1 else None
 
     def delta(self, root: Path | None = None) -> float | None:
         """The margin of equivalence; None where it is a share of a baseline that was not run."""
@@ -437,6 +447,13 @@ FLOW = ("ffr_length", "ffr_curvature", "ffr_length_curvature")
 PRUNING = "accuracy after pruning"  # the quantity
 DENSE = ("dense_penalties", "dense_penalties_again")  # two rounds of one experiment
 ROUNDS = (*DENSE, *LATER)
+# What the third round trained at larger strengths: study, method there, penalty.
+STRONGER = (
+    ("specificity", "cka_sr", "cka_sr"),
+    ("depth", "ffr_length_0.03", "ffr_length"),
+    ("depth", "ffr_length_0.1", "ffr_length"),
+    ("specificity", "ffr_strong", "ffr_length_curvature"),
+)
 
 
 def _hosted(
@@ -493,6 +510,26 @@ def _pruned(methods: Iterable[str], baseline: str = "none", levels: Iterable[flo
         _dense(m, f"weights pruned to {_short(s)}", quantities.after_pruning(s), PRUNING, baseline=baseline)
         for m in methods
         for s in levels
+    ]
+
+
+def _stronger(
+    methods: Iterable[str], where: str, reading: Reading = quantities.percent, quantity: str = "accuracy"
+) -> list[Comparison]:
+    """Dense nets under more of a penalty than the claims' tests have; to be shown beside them."""
+    return [
+        Comparison(f"{TITLES[penalty]}, {where}", (study,), method, "none", reading, quantity)
+        for study, method, penalty in STRONGER
+        if penalty in methods
+    ]
+
+
+def _pruned_harder(methods: Iterable[str]) -> list[Comparison]:
+    """The same of `_pruned`, under more of the penalty."""
+    return [
+        test
+        for s in (0.8, 0.9)
+        for test in _stronger(methods, f"weights pruned to {_short(s)}", quantities.after_pruning(s), PRUNING)
     ]
 
 
@@ -584,33 +621,39 @@ def _gain_once_more(judged: Judgement) -> str:
         return ""
     pairs = [np.array([*test.values().values()]) for test in ONCE_MORE]
     apart = stats.ttest_ind(*(values[:, 0] - values[:, 1] for values in pairs), equal_var=False).pvalue
-    alone = [f"{values[:, 1].mean():.1f}" for values in pairs]
+    alone = [values[:, 1].mean() for values in pairs]
+    share = 100 * (alone[1] - alone[0]) / (before.value - after.value)
     return (
         f"After two rounds this claim was *mixed*: with nine weights in ten gone AugCKA-SR stood at {before.signed()} "
         f"points, on {before.count} seeds, the last five of which were run because the first looked promising. On "
         f"{after.count} new seeds it stands at {after.signed()}. By the same settings these two are further apart than "
         f"chance explains well (p = {apart:.1g}, Welch's t): what went before was no plan for one test, and the "
-        f"{before.count} nets without a penalty, with which every penalty was compared, happened to be poor there "
-        f"({alone[0]} % against {alone[1]} %). AugCKA-SR less FFR both, which *raises* CKA in stages, is "
+        f"{before.count} nets without a penalty, with which every penalty was compared, were poor there "
+        f"({alone[0]:.1f} % against {alone[1]:.1f} %), which is {share:.0f} % of it. AugCKA-SR less FFR both, which "
+        f"*raises* CKA in stages, is "
         f"{less.difference.signed()} points: {less.says()}."
     )
 
 
 def _strongest(judged: Judgement) -> str:
-    """What the largest strength of the sweep does."""
-    last = judged.tests[-1]
+    """What the largest strength of the sweep does, and which smaller ones act."""
+    *weaker, last = judged.tests
     plan = last.test.run()
+    nets = [net for here, _ in last.test.sides().values() for net in here]
     seen = [
-        quantities.cka_in_stages(record)
-        for name in ("random_masks_beta", "random_masks_strengths")
-        for record in archive.replay(name).where(method=plan.method)
+        quantities.cka_in_stages(net)
+        for net in (*nets, *archive.replay("random_masks_strengths").where(method=plan.method))
     ]
     if last.difference is None or not seen:
         return ""
+    acting = [strength_of(t.test.run()) for t in weaker if t.penalty == "acted"]
     return (
         f"At {strength_of(plan)} CKA in stages falls to {min(seen):.2f} … {max(seen):.2f} ({len(seen)} nets), and "
-        f"accuracy changes by {last.difference.signed()} points. Before the correction this test has p = "
-        f"{last.difference.p_value:.2g}, after it {last.p:.2g}. Smaller strengths leave CKA where it was."
+        f"accuracy changes by {mean(last.test.differences().values()).signed()} points (without strata). Before the "
+        "correction this test has p = "
+        f"{last.difference.p_value:.2g}, after it {last.p:.2g}. Of the smaller strengths of this sweep "
+        f"{', '.join(acting) or 'none'} acted; those between .01 and .1 that do are in "
+        "[chapter 11](../notebooks/11_cifar_identity.ipynb)."
     )
 
 
@@ -639,6 +682,14 @@ MOVED: Mapping[str, tuple[Comparison, ...]] = {
     if method != "none"
 }
 # AugCKA-SR with nine weights in ten gone: its gain in the first two rounds, and on the seeds of the third.
+# CKA-SR as its authors released it.
+RELEASED = Comparison(
+    "CKA-SR, random masks .95, released recipe",
+    ("published_recipe",),
+    "random+cka_sr",
+    "random",
+    sparsity=0.95,
+)
 ONCE_MORE: tuple[Comparison, ...] = tuple(
     _dense("aug_cka_sr", "weights pruned to .9", quantities.after_pruning(0.9), PRUNING, names)
     for names in (DENSE, ("specificity",))
@@ -652,8 +703,10 @@ CLAIMS: tuple[Claim, ...] = (
         "appendix, tables",
         "11_cifar_identity",
         (*_RANDOM["cka_sr"], *_HUNDRED["cka_sr"]),
+        beside=(RELEASED,),
         published=_published_gain("random+cka_sr"),
-        missing=_short_training("random_masks", "random_masks_cifar100"),
+        missing=_short_training("random_masks", "random_masks_cifar100")
+        + " Beside it stands the released recipe, at full size with a quarter of its epochs.",
     ),
     Claim(
         "CKA-SR",
@@ -700,6 +753,7 @@ CLAIMS: tuple[Claim, ...] = (
                 for penalty in IDENTITY
             ),
         ),
+        beside=tuple(_stronger(IDENTITY, "CIFAR-10")),
         published=_published_dense(),
         missing="Our net is a ResNet-20. "
         + _short_training("dense_penalties", "dense_cifar100")
@@ -719,6 +773,10 @@ CLAIMS: tuple[Claim, ...] = (
             *_swept(quantities.cka_in_stages, "CKA in stages"),
         ),
         direction=-1,
+        beside=(
+            *_stronger(IDENTITY, "dense", quantities.cka_in_stages, "CKA in stages"),
+            replace(RELEASED, reading=quantities.cka_in_stages, quantity="CKA in stages"),
+        ),
         published="CKA maps become darker off the diagonal as β rises to .08",
     ),
     Claim(
@@ -728,10 +786,10 @@ CLAIMS: tuple[Claim, ...] = (
         "appendix, figures",
         "06_identity_layers",
         (*_hosted("random_masks", "cka_sr", *_SMALL), *(_dense(penalty, "dense", *_SMALL) for penalty in IDENTITY)),
-        beside=tuple(_swept(*_SMALL)),
+        beside=(*_swept(*_SMALL), *_stronger(IDENTITY, "dense", *_SMALL)),
         published=_published_histograms(),
         missing="The verdict is about the strengths of these tests, of which most lie below those of the published "
-        "figures. The sweep beside it has larger ones, and two seeds of each.",
+        "figures. Beside it stand larger ones, from the sweep with two to five seeds of each.",
     ),
     Claim(
         "CKA-SR",
@@ -741,6 +799,7 @@ CLAIMS: tuple[Claim, ...] = (
         "06_identity_layers",
         tuple(_pruned(IDENTITY)),
         beside=(
+            *_pruned_harder(IDENTITY),
             *_pruned(_OTHERS, levels=(0.9,)),
             *_pruned(["aug_cka_sr"], baseline="ffr_length_curvature", levels=(0.9,)),
         ),
@@ -803,6 +862,7 @@ CLAIMS: tuple[Claim, ...] = (
             _dense("ffr_length_curvature", "length of a step", quantities.path_length, "relative step"),
         ),
         direction=-1,
+        beside=tuple(_stronger(FLOW, "length of a step", quantities.path_length, "relative step")),
     ),
     Claim(
         "FFR",
@@ -811,6 +871,7 @@ CLAIMS: tuple[Claim, ...] = (
         "abstract of the arXiv version",
         "12_cifar_flow",
         tuple(_dense(method, "dense", *_SMALL) for method in FLOW),
+        beside=tuple(_stronger(FLOW, "dense", *_SMALL)),
     ),
     Claim(
         "FFR",
@@ -819,6 +880,7 @@ CLAIMS: tuple[Claim, ...] = (
         "abstract of the arXiv version",
         "12_cifar_flow",
         tuple(_pruned(FLOW)),
+        beside=tuple(_pruned_harder(["ffr_length_curvature"])),
     ),
     Claim(
         "FFR",
@@ -827,6 +889,7 @@ CLAIMS: tuple[Claim, ...] = (
         "both abstracts",
         "12_cifar_flow",
         tuple(test for method in FLOW for test in _removed(method)),
+        beside=tuple(_stronger(["ffr_length"], "ResNet-20, ½ of the MACs", quantities.after_removal(0.5), PRUNING)),
         missing="Accuracies are those after fine-tuning. "
         + _short_training("dense_penalties", "dense_penalties_vgg", "dense_penalties_tiny"),
     ),
