@@ -509,7 +509,8 @@ def titled(test: Comparison) -> str:
 
 def differ(test: Comparison) -> bool:
     """Are the rounds of a comparison further apart than their seeds explain?"""
-    return (test.apart() or 1) < ALPHA
+    p = test.apart()
+    return p is not None and p < ALPHA
 
 
 def effect_of(tested: Tested, strata: bool = True) -> str:
@@ -518,7 +519,8 @@ def effect_of(tested: Tested, strata: bool = True) -> str:
     text = f"{number(difference, measured.digits, measured.unit)}, n = {seeds(tested.test)}"
     if difference is not None and difference.strata > 1 and (strata or differ(tested.test)):
         text += f"; without strata ± {mean(tested.test.differences().values()).half:.{measured.digits}f}"
-        text += f" (rounds differ, p = {small(tested.test.apart() or 0)})" * differ(tested.test)
+        p = tested.test.apart()
+        text += f" (rounds differ, p = {small(p)})" if p is not None and p < ALPHA else ""
     return text
 
 
@@ -528,8 +530,8 @@ def differing() -> str:
     found = [differ(test) for test in every if test.apart() is not None]
     return (
         f"Of {len(found)} comparisons behind the claims that pool rounds, {sum(found)} have rounds that differ by more "
-        f"than their seeds explain (F test at 5 %; chance alone gives {ALPHA * len(found):.1f}). The interval within "
-        "rounds then says too little, and the one *without strata* is the honest one."
+        f"than their seeds explain (F test at 5 %; chance alone gives {ALPHA * len(found):.1f}). Their "
+        "interval within rounds is too narrow: go by the one *without strata*."
     )
 
 

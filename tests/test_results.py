@@ -299,6 +299,10 @@ def test_every_effect_is_recomputed_from_the_files(written):
             centre, half, p = stratified(rounds(test.experiments, test.method, test.baseline, read, test.sparsity))
             found.append(p)
             assert (t.difference.value, t.difference.half) == pytest.approx((centre, half), rel=1e-6, abs=1e-9), test
+            apart = rounds(test.experiments, test.method, test.baseline, read, test.sparsity)
+            p = stats.f_oneway(*apart).pvalue if len(apart) > 1 else None
+            assert test.apart() == (p if p is None else pytest.approx(p, rel=1e-5))
+            assert ("rounds differ" in results.effect_of(t, strata=False)) == (p is not None and p < 0.05)
             delta = QUANTITIES[test.quantity].delta
             if delta is None:
                 there = [(key, net) for name in test.experiments for key, net in nets(name).items()]

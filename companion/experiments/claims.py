@@ -652,8 +652,7 @@ def _strongest(judged: Judgement) -> str:
         f"accuracy changes by {mean(last.test.differences().values()).signed()} points (without strata). Before the "
         "correction this test has p = "
         f"{last.difference.p_value:.2g}, after it {last.p:.2g}. Of the smaller strengths of this sweep "
-        f"{', '.join(acting) or 'none'} acted; those between .01 and .1 that do are in "
-        "[chapter 11](../notebooks/11_cifar_identity.ipynb)."
+        f"{', '.join(acting) or 'none'} acted; [chapter 11](../notebooks/11_cifar_identity.ipynb) has doses between."
     )
 
 
@@ -789,7 +788,7 @@ CLAIMS: tuple[Claim, ...] = (
         beside=(*_swept(*_SMALL), *_stronger(IDENTITY, "dense", *_SMALL)),
         published=_published_histograms(),
         missing="The verdict is about the strengths of these tests, of which most lie below those of the published "
-        "figures. Beside it stand larger ones, from the sweep with two to five seeds of each.",
+        "figures. Beside it stand larger ones; those of the sweep have two to five seeds.",
     ),
     Claim(
         "CKA-SR",
