@@ -507,27 +507,27 @@ def titled(test: Comparison) -> str:
     return test.title + (f" ({strength})" if (strength := strength_of(test.run())) else "")
 
 
-def differ(test: Comparison) -> bool:
-    """Are the rounds of a comparison further apart than their seeds explain?"""
+def differ(test: Comparison) -> float | None:
+    """p of the rounds of a comparison, where they are further apart than their seeds explain."""
     p = test.apart()
-    return p is not None and p < ALPHA
+    return p if p is not None and p < ALPHA else None
 
 
 def effect_of(tested: Tested, strata: bool = True) -> str:
     """An effect with its interval, and for rounds the one without `strata`: if asked, or if the rounds differ."""
     measured, difference = tested.test.measured, tested.difference
     text = f"{number(difference, measured.digits, measured.unit)}, n = {seeds(tested.test)}"
-    if difference is not None and difference.strata > 1 and (strata or differ(tested.test)):
+    apart = differ(tested.test)
+    if difference is not None and difference.strata > 1 and (strata or apart is not None):
         text += f"; without strata ± {mean(tested.test.differences().values()).half:.{measured.digits}f}"
-        p = tested.test.apart()
-        text += f" (rounds differ, p = {small(p)})" if p is not None and p < ALPHA else ""
+        text += f" (rounds differ, p = {small(apart)})" if apart is not None else ""
     return text
 
 
 def differing() -> str:
     """How many pooled comparisons have rounds that differ."""
     every = {t.test for judged in judgements() for t in (*judged.tests, *judged.beside)}
-    found = [differ(test) for test in every if test.apart() is not None]
+    found = [p < ALPHA for test in every if (p := test.apart()) is not None]
     return (
         f"Of {len(found)} comparisons behind the claims that pool rounds, {sum(found)} have rounds that differ by more "
         f"than their seeds explain (F test at 5 %; chance alone gives {ALPHA * len(found):.1f}). Their "

@@ -196,11 +196,14 @@ class Comparison:
         off = dict.fromkeys(found, 0.0) if self.less is None else self.less.differences(root)
         return {place: found[place] - off[place] for place in found if place in off}
 
+    def rounds(self, root: Path | None = None) -> list[list[float]]:
+        """The differences, a list for each of the experiments."""
+        found = self.differences(root)
+        return [[d for (name, _), d in found.items() if name == one] for one in self.experiments]
+
     def apart(self, root: Path | None = None) -> float | None:
         """p of its rounds having one mean (F test); None where fewer than two rounds have two seeds."""
-        found = self.differences(root)
-        rounds = [[d for (name, _), d in found.items() if name == one] for one in self.experiments]
-        several = [values for values in rounds if len(values) > 1]
+        several = [values for values in self.rounds(root) if len(values) > 1]
         return float(stats.f_oneway(*several).pvalue) if len(several) > 1 else None
 
     def delta(self, root: Path | None = None) -> float | None:
@@ -233,8 +236,7 @@ def effect(test: Comparison, root: Path | None = None) -> Mean | None:
     >>> effect(test).signed(), test.measured.unit, strength_of(test.run())
     ('−0.08 ± 0.77', 'points', 'β = 0.001')
     """
-    found = test.differences(root)
-    return pooled([d for (name, _), d in found.items() if name == one] for one in test.experiments)
+    return pooled(test.rounds(root))
 
 
 def _trained(run: Run) -> dict[str, Any]:
@@ -630,8 +632,7 @@ def _gain_once_more(judged: Judgement) -> str:
         f"chance explains well (p = {apart:.1g}, Welch's t): what went before was no plan for one test, and the "
         f"{before.count} nets without a penalty, with which every penalty was compared, were poor there "
         f"({alone[0]:.1f} % against {alone[1]:.1f} %), which is {share:.0f} % of it. AugCKA-SR less FFR both, which "
-        f"*raises* CKA in stages, is "
-        f"{less.difference.signed()} points: {less.says()}."
+        f"*raises* CKA in stages, is {less.difference.signed()} points: {less.says()}."
     )
 
 
@@ -649,10 +650,9 @@ def _strongest(judged: Judgement) -> str:
     acting = [strength_of(t.test.run()) for t in weaker if t.penalty == "acted"]
     return (
         f"At {strength_of(plan)} CKA in stages falls to {min(seen):.2f} … {max(seen):.2f} ({len(seen)} nets), and "
-        f"accuracy changes by {mean(last.test.differences().values()).signed()} points (without strata). Before the "
-        "correction this test has p = "
-        f"{last.difference.p_value:.2g}, after it {last.p:.2g}. Of the smaller strengths of this sweep "
-        f"{', '.join(acting) or 'none'} acted; [chapter 11](../notebooks/11_cifar_identity.ipynb) has doses between."
+        f"accuracy changes by {mean(last.test.differences().values()).signed()} points (without strata). Within "
+        f"rounds this test has p = {last.difference.p_value:.2g} before the correction, {last.p:.2g} after it. Of the "
+        f"smaller strengths of this sweep {', '.join(acting) or 'none'} acted; [chapter 11](../notebooks/11_cifar_identity.ipynb) has doses between."
     )
 
 
