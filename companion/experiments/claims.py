@@ -652,7 +652,8 @@ def _strongest(judged: Judgement) -> str:
         f"At {strength_of(plan)} CKA in stages falls to {min(seen):.2f} … {max(seen):.2f} ({len(seen)} nets), and "
         f"accuracy changes by {mean(last.test.differences().values()).signed()} points (without strata). Within "
         f"rounds this test has p = {last.difference.p_value:.2g} before the correction, {last.p:.2g} after it. Of the "
-        f"smaller strengths of this sweep {', '.join(acting) or 'none'} acted; [chapter 11](../notebooks/11_cifar_identity.ipynb) has doses between."
+        f"smaller strengths of this sweep {', '.join(acting) or 'none'} acted; "
+        "[chapter 11](../notebooks/11_cifar_identity.ipynb) has doses between."
     )
 
 
