@@ -32,7 +32,7 @@ def between(low: float, high: float, *, open_low: bool = False, open_high: bool 
     ValueError: sparsity=1.0 must lie in [0, 1)
     """
     for name, value in values.items():
-        _require_number(name, value)
+        require_number(**{name: value})
         inside = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
         if not inside:
             raise ValueError(
@@ -68,11 +68,20 @@ def whole_number(**values: Any) -> int:
         raise ValueError(f"{name}={given(value)} must be a whole number") from None
 
 
-def _require_number(name: str, value: Any) -> None:
-    try:
-        float(value - 0)  # text is refused, too
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{name}={given(value)} must be a number") from None
+def require_number(**values: Any) -> None:
+    """Refuse what is no number: text, lists, bools, tensors of several numbers.
+
+    >>> require_number(sparsity="half")
+    Traceback (most recent call last):
+    ValueError: sparsity='half' must be a number
+    """
+    for name, value in values.items():
+        try:
+            if isinstance(value, bool):
+                raise TypeError
+            float(value - 0)  # text is refused, too
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{name}={given(value)} must be a number") from None
 
 
 def given(value: Any) -> str:

@@ -1113,6 +1113,17 @@ def test_impossible_and_unclear_targets_are_refused(net: nn.Module) -> None:
     for share in (2.0, 0.0, -0.5, math.nan):
         with pytest.raises(ValueError, match="share to be left"):
             prune_filters(net, X, parameters=share)
+    for target in ("parameters", "macs"):
+        for share in ("0.5", True, [0.5]):
+            with pytest.raises(ValueError, match=f"{target}=.* must be a number"):
+                prune_filters(net, X, **{target: share})
+    for answer in ("0.9", torch.ones(2), True):
+        with pytest.raises(ValueError, match=r"evaluate\(model\)=.* must be a number"):
+            prune_filters(net, X, accuracy=0.5, evaluate=lambda model, answer=answer: answer)
+    with pytest.raises(ValueError, match=r"evaluate\(model\)=nan must lie in"):
+        prune_filters(net, X, accuracy=0.5, evaluate=lambda model: math.nan)
+    with pytest.raises(ValueError, match="accuracy='0.9' must be a number"):
+        prune_filters(net, X, accuracy="0.9", evaluate=lambda model: 1.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="relative="):
         prune_filters(net, X, macs=0.5, relative="median")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="empty="):

@@ -748,6 +748,7 @@ def test_report_has_a_row_a_layer() -> None:
         (lambda m, o: RigL(m, o, 0.5, steps=100, every=80), "no update falls into the 75 steps"),
         (lambda m, o: RigL(m, o, 0.5, steps=100, every=0), "every=0"),
         (lambda m, o: SET(m, o, 0.5, drop=0), r"drop=0 must lie in \(0, 1\]"),
+        (lambda m, o: SET(m, o, 0.5, drop=True), "drop=True must be a number"),
         (lambda m, o: GraNet(m, o, 0.5, steps=100, every=10, initial=0.6), "initial=0.6"),
         (lambda m, o: DST(m, o, alpha=0), "alpha=0"),
         (lambda m, o: LotteryTicket(m, lambda m, masked: None, 0.5, levels=0), "levels=0"),

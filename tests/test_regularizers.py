@@ -913,6 +913,7 @@ def test_refusals_that_only_the_first_pass_can_show(images):
     ("options", "message"),
     [
         ({"length": -1}, r"length=-1 must lie in \[0, inf\)"),
+        ({"length": True}, "length=True must be a number"),
         ({"curvature": float("nan")}, "curvature=nan"),
         ({"variant": "preprint"}, r"variant='preprint' is unknown; use one of \['arxiv', 'journal'\]"),
         ({"norm": 3}, "norm=3"),

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from companion._checks import between, one_of
+from companion._checks import between, one_of, require_number
 from companion._progress import progress
 from companion.features import Layers, bare_name, evaluating, find_layers, unwrap
 from companion.pruning._cost import Cost, Latency, MacCounter, cost, counting, latencies
@@ -149,10 +149,10 @@ def prune_filters(
         repeats: passes by which each latency is measured; 0 for none.
 
     Raises:
-        ValueError: none or several targets; one that makes no sense, or cannot be reached; a layer left with nothing
-            where empty="refuse"; a norm that is no number a filter; an example of no inputs; a network that does not
-            run on the example, of which nothing can go, or whose outputs hold no floating-point or complex numbers
-            (class indices).
+        ValueError: none or several targets; one that makes no sense, or cannot be reached; an `evaluate` that returns
+            no number; a layer left with nothing where empty="refuse"; a norm that is no number a filter; an example of
+            no inputs; a network that does not run on the example, of which nothing can go, or whose outputs hold no
+            floating-point or complex numbers (class indices).
 
     >>> from companion.models import digits_net
     >>> model, x = digits_net(width=8, blocks=2), torch.randn(2, 1, 8, 8)
@@ -177,6 +177,8 @@ def prune_filters(
     if inputs.ndim == 0 or len(inputs) == 0:
         raise ValueError(f"example has the shape {tuple(inputs.shape)}: give a batch of one input or more")
     ((target, value),) = given.items()
+    if target != "threshold":
+        require_number(**given)
     with torch.inference_mode(False):
         model = plain(unwrap(model))
         task = _Task(model, as_input(model, example), norm, relative, layers, empty, floor)
@@ -390,7 +392,12 @@ class _Task:
 
     def _still_accurate(self, value: float, evaluate: Callable[[nn.Module], float]) -> int:
         """As many channels as leave the accuracy at the target or above."""
-        whole = evaluate(self.model)
+
+        def reached(model: nn.Module) -> float:
+            between(-math.inf, math.inf, **{"evaluate(model)": (found := evaluate(model))})
+            return found
+
+        whole = reached(self.model)
         if not whole >= value:
             raise ValueError(f"accuracy={value!r}: the whole network has {whole:.4g}; ask for less")
 
@@ -400,7 +407,7 @@ class _Task:
             with _fitting():
                 smaller = self.smaller(number)
                 cost(smaller, self.one)  # it runs
-            return not evaluate(smaller) >= value
+            return not reached(smaller) >= value
 
         return _first(fails, len(self.order) + 1) - 1
 
