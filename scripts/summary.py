@@ -31,9 +31,8 @@ from results import (
 
 from companion._files import write_aside
 from companion.experiments import EXPERIMENTS, quantities, replay
-from companion.experiments.claims import ONCE_MORE, STRONGER, Judgement, effect
+from companion.experiments.claims import ACTING, ONCE_MORE, STRONGER, Judgement, effect
 from companion.experiments.records import Record
-from companion.experiments.statistics import ALPHA
 
 PAGE = ROOT / "book" / "summary.md"
 
@@ -128,13 +127,14 @@ def told(judged: Judgement) -> str:
     measured = ran[0].test.measured
     ordered = sorted((t.difference for t in ran if t.difference), key=lambda one: one.value)
     low, high = (number(one, measured.digits) for one in (ordered[0], ordered[-1]))
-    return f"{low} to {high} {measured.unit}, {len(ordered)} tests" if len(ordered) > 1 else f"{low} {measured.unit}"
+    several = f"{low} to {high} {measured.unit}, {len(ordered)} tests" if len(ordered) > 1 else f"{low} {measured.unit}"
+    return several + harder(judged)
 
 
 def harder(judged: Judgement) -> str:
     """The clearest effect beside a claim of a penalty at more than its tests' strength."""
-    more = {(study, method) for study, method, _ in STRONGER}
-    seen = [t for t in judged.beside if (t.test.experiments[0], t.test.method) in more and t.p < ALPHA]
+    more = {(study, method) for study, method, _ in STRONGER} | {(*t.experiments, t.method) for t in ACTING.values()}
+    seen = [t for t in judged.beside if (t.test.experiments[0], t.test.method) in more and t.ran]
     if not seen:
         return ""
     clearest = min(seen, key=lambda t: t.p)
