@@ -101,6 +101,20 @@ def test_a_mask_is_not_taken_for_indices(indices: Any) -> None:
         data.digits().subset(indices)
 
 
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        (3, r"indices=3 must be a list"),
+        ([1000], r"index=1000 must lie in \[-50, 49\]"),
+        ([0, -51], "index=-51 must lie"),
+    ],
+)
+def test_indices_of_no_image_are_refused(indices: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        random_images().subset(indices)
+    assert len(random_images().subset([])) == 0 and len(random_images().subset([49, -50])) == 2
+
+
 @pytest.mark.parametrize("validation", [0, 50, -1])
 def test_split_needs_something_on_both_sides(validation: int) -> None:
     with pytest.raises(ValueError, match=r"must lie in \[1, 49\]"):

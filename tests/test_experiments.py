@@ -268,6 +268,20 @@ def test_a_resumed_run_says_where_it_began_and_where_it_went_on(interrupted, pla
     assert "no commit that made it, several" in capsys.readouterr().err
 
 
+def test_a_damaged_note_beside_a_checkpoint_is_named(interrupted, place, tmp_path):
+    note = (place.work / interrupted.path).with_suffix(".pt.begun")
+    whole = note.read_text()
+    for damaged in (b"\xff", whole[:40].encode(), b"[]", b"{}"):
+        note.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"dense-seed0\.pt\.begun is damaged.*delete .*dense-seed0\.pt\* to begin"):
+            experiments.perform(interrupted, place, tmp_path)
+    note.write_text(whole)
+    half = note.with_name(f".{note.name}.0123abcd.part")  # what SIGKILL leaves of its writer
+    half.touch()
+    assert experiments.perform(interrupted, place, tmp_path) is not None
+    assert not list(place.work.rglob("*.part"))
+
+
 def test_a_run_of_a_block_does_not_go_on_elsewhere(interrupted, toy, place, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "EXPERIMENTS", MappingProxyType({"toy": dataclasses.replace(toy, blocks=True)}))
     monkeypatch.setattr(records, "_processor", lambda: "machine B")
@@ -395,6 +409,18 @@ def test_any_executor_makes_the_runs(toy, tmp_path, monkeypatch, capsys):
     assert main([*command, "--executor", "no.such.module:f"]) == 2 and "no.such.module" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("executor", "message"),
+    [("math:sqrt", "exactly one argument"), ("os:nosuch", "no attribute 'nosuch'"), ("os:getpid", "it returns ")],
+)
+def test_what_is_no_executor_is_a_message_and_a_status(toy, tmp_path, capsys, monkeypatch, executor, message):
+    monkeypatch.setenv("COMPANION_WORK", str(tmp_path / "work"))
+    command = ["run", "toy", "--tier", "smoke", "--device", "cpu", "--quiet", "--results", str(tmp_path)]
+    assert main([*command, "--executor", executor]) == 2
+    said = capsys.readouterr().err
+    assert f"--executor {executor}: " in said and message in said and "concurrent.futures.Executor" in said
+
+
 @pytest.mark.slow
 def test_threads_of_one_process_do_not_share_their_random_numbers(toy, tmp_path):
     """Runs made by several threads at once are those made one after the other."""
@@ -519,6 +545,18 @@ def test_one_bad_file_hides_no_other(toy, place, tmp_path, capsys, content, prob
     assert problem == "not-a-record" or problem in seen
 
 
+def test_a_damaged_index_is_named_with_the_remedy(toy, place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COMPANION_WORK", str(place.work))
+    experiments.perform(toy.runs("smoke")[0], place, tmp_path)
+    index = tmp_path / records.INDEX
+    for damage in (lambda: index.write_bytes(b"\xff\xfe"), lambda: (index.unlink(), index.mkdir())):
+        damage()
+        for command in ("verify", "index", "run toy --tier smoke --device cpu --seeds 0"):
+            assert main([*command.split(), "--results", str(tmp_path)]) == 2
+            said = capsys.readouterr().err
+            assert f"{index} is damaged" in said and "enters the records anew" in said
+
+
 def test_a_line_that_stands_twice_in_the_index_is_found(toy, place, tmp_path):
     experiments.perform(toy.runs("smoke")[0], place, tmp_path)
     index = tmp_path / records.INDEX
@@ -599,9 +637,16 @@ def test_a_mistyped_folder_of_results_is_an_error(tmp_path, capsys, command):
     assert "typo" in capsys.readouterr().err
 
 
-def test_nonsense_on_the_command_line_is_a_message_and_a_status(toy, tmp_path, capsys):
+def test_nonsense_on_the_command_line_is_a_message_and_a_status(toy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COMPANION_WORK", str(tmp_path / "work"))
     with pytest.raises(SystemExit):
         main(["run", "toy", "--shard", "3/2"])
+    for seed in ("-1", "1.5", "²"):
+        with pytest.raises(SystemExit):
+            main(["run", "toy", "--tier", "smoke", "--seeds", seed, "--results", str(tmp_path)])
+        assert f"{seed!r}: a whole number of at least 0" in capsys.readouterr().err
+    assert main(["run", "toy", "--tier", "smoke", "--shard", "9/9", "--device", "cpu", "--results", str(tmp_path)]) == 0
+    assert "--shard 9/9: there is nothing to do, of 2 runs none" in capsys.readouterr().err
     assert main(["run", "toy", "--tier", "smoke", "--jobs", "0", "--results", str(tmp_path)]) == 2
     assert "--jobs 0" in capsys.readouterr().err
 
@@ -912,7 +957,9 @@ def test_a_damaged_record_is_an_error_and_never_not_run(toy, place, tmp_path, ca
     ):
         with pytest.raises(ValueError, match=r"dense-seed0\.json: not a record"):
             reading()
-    assert main(["status", "--results", str(tmp_path)]) == 2 and "dense-seed0.json" in capsys.readouterr().err
+    assert main(["status", "--results", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert "dense-seed0.json" in said.err and "toy smoke: 0 of 2 recorded, 1 damaged" in said.out
     with pytest.raises(ValueError, match="no tier 'lap'"):
         experiments.replay("toy", "lap", results=tmp_path)
     empty = experiments.replay("toy", "smoke", results=tmp_path / "nothing")

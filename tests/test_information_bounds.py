@@ -125,6 +125,26 @@ def test_intervals_of_a_few_batches_cover_what_they_say() -> None:
     assert Estimate(zero, one, "nats", "any", "").interval() == (-1.96, 1.96)
 
 
+def test_a_critic_that_diverges_is_not_judged_as_if_untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(400, 1, generator=torch.Generator().manual_seed(0))
+    y = 4 * x + 0.1 * torch.randn(400, 1, generator=torch.Generator().manual_seed(1))
+    with pytest.raises(ValueError, match=r"diverged at lr=1000\.0: lower it"):
+        variational_bound(x, y, bound="nwj", lr=1e3, batch=32, steps=150)
+    step, steps = torch.optim.Adam.step, list[None]()
+
+    def diverging(self: torch.optim.Adam) -> None:
+        step(self)
+        if len(steps) == 100:
+            self.param_groups[0]["params"][0].data.fill_(math.nan)
+        steps.append(None)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", diverging)
+    with pytest.warns(UserWarning, match="that of an early look"):  # of step 100
+        found = variational_bound(x, y, batch=32, steps=150)
+    monkeypatch.undo()
+    assert 0 < float(found) == float(variational_bound(x, y, batch=32, steps=100))
+
+
 def test_held_out_examples_tell_memory_from_information() -> None:
     """Independent data that a critic could remember: the held-out value does not reward it."""
     x, y = torch.randn(2, 300, 20).unbind()
@@ -326,12 +346,24 @@ def test_gates_close_on_what_is_not_needed() -> None:
         (lambda: variational_bound(torch.randn(100, 1), torch.randn(100, 1), batch=32, steps=0), "steps=0 must be at"),
         (lambda: variational_bound(torch.randn(100, 1), torch.randn(99, 1)), "100 rows and y 99"),
         (lambda: variational_bound(torch.randn(100, 1), torch.randn(100, 1), seed=0.5), "seed=0.5 must be a whole"),
+        (lambda: variational_bound(torch.randn(100, 1), torch.randn(100, 1), batch=32.0), "batch=32.0 must be a whole"),
+        (lambda: variational_bound(torch.randn(100, 1), torch.randn(100, 1), hidden=0), "hidden=0 must be at least 1"),
         (lambda: kolchinsky_tracey(torch.randn(9, 2), noise=0.0), "infinite information"),
+        (lambda: kolchinsky_tracey(torch.randn(9, 2), noise=1e-200), r"noise=1e-200 must lie in \[1e-150"),
+        (lambda: kolchinsky_tracey(torch.randn(9, 2), noise=math.inf), "noise=inf must lie"),
+        (lambda: kolchinsky_tracey(torch.randn(9, 2), noise="1"), "noise='1' must be a number"),
+        (lambda: kolchinsky_tracey(torch.randn(9, 2), noise=torch.ones(2)), "must be a number"),
+        (lambda: kolchinsky_tracey(torch.randn(9, 2), noise=1.0, block=-1), "block=-1 must be at least 1"),
         (lambda: kolchinsky_tracey(torch.randn(9, 2), noise=1.0, bound="middle"), "bound='middle' is unknown"),
         (lambda: noisy_label_information(torch.randn(9, 2), torch.arange(8), noise=1.0), "9 rows and y 8"),
         (lambda: renyi(torch.randn(9, 2), torch.randn(8, 2)), "9 rows and y 8"),
         (lambda: renyi_entropy(torch.randn(9, 2), alpha=1), "not 1"),
+        (lambda: renyi_entropy(torch.randn(9, 2), alpha=math.inf), r"alpha=inf must lie in \(0, inf\)"),
+        (lambda: renyi(torch.randn(9, 2), torch.randn(9, 2), alpha="2"), "alpha='2' must be a number"),
         (lambda: normalized_hsic(torch.randn(9, 2), torch.randn(9, 2), ridge=0), "ridge=0"),
+        (lambda: normalized_hsic(torch.randn(9, 2), torch.randn(9, 2), ridge=math.inf), "ridge=inf must lie"),
+        (lambda: gate_information(torch.ones(2), torch.tensor([1.0, -0.5])), r"variance=tensor\(.*must be positive"),
+        (lambda: gate_information(torch.ones(1), torch.zeros(1)), "must be positive"),
         (lambda: InformationGate(0), "units=0"),
         (lambda: InformationGate(3)(torch.randn(2, 4)), "dimension 1 must match"),
     ],

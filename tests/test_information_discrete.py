@@ -218,7 +218,11 @@ def test_symbols_that_are_nearly_all_different_warn() -> None:
         (lambda: discrete_mutual_information(torch.arange(3), torch.arange(4)), "3 rows and y 4"),
         (lambda: bin_edges(torch.randn(9, 1), 1), "bins=1"),
         (lambda: bin_index(torch.randn(9, 2), [torch.zeros(1)]), "1 lists of edges for 2"),
+        (lambda: bin_index(torch.randn(9, 1), [torch.tensor([1.0, 0.0])]), "edges of column 0 must rise"),
+        (lambda: bin_index(torch.randn(9, 1), [torch.tensor([math.nan])]), "edges of column 0 must rise, without NaN"),
         (lambda: fixed_edges(1, 5, 1, 0), "low must be below high"),
+        (lambda: fixed_edges(1, 4, 0, math.inf), "high=inf: low must be below high, and both finite"),
+        (lambda: binned(torch.arange(9) % 2, torch.arange(9) % 3, bins=0), "bins=0 must be at least 2"),
     ],
 )
 def test_refuses(call: Callable[[], Any], message: str) -> None:

@@ -215,6 +215,7 @@ def test_bottleneck_curve_is_optimal_concave_and_ends_at_all_there_is() -> None:
         (lambda: gaussian_entropy(torch.full((2, 2), math.nan)), "NaN"),
         (lambda: gaussian_entropy(torch.eye(2), "bytes"), "unit='bytes'"),
         (lambda: gaussian_mutual_information(torch.eye(3), 3), "split=3"),
+        (lambda: gaussian_mutual_information(torch.eye(3), 1.0), r"split=1\.0 must be a whole number"),
         (lambda: canonical_correlations(torch.eye(3), 0), "split=0"),
         (lambda: covariance(torch.ones(5, 2)), "constant columns"),
         (lambda: covariance(torch.randn(2, 2)), "at least 3"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
@@ -78,6 +80,14 @@ def test_warns_when_all_examples_are_told_apart() -> None:
         InformationPlane(x, y, nn.Linear, noise=1e-4).record(net(), 0)
 
 
+@pytest.mark.parametrize("given", [lambda y: y.numpy(), lambda y: y.tolist()])
+def test_labels_need_not_be_a_tensor(given: Callable[[Tensor], Any]) -> None:
+    x, y = data()
+    planes = [InformationPlane(x, labels, nn.Linear, bins=3) for labels in (y, given(y))]
+    one, two = (plane.of(x[:, :1])[1] for plane in planes)
+    assert float(one) == float(two) > 0
+
+
 def test_noise_of_a_plane_is_that_of_the_bound() -> None:
     x, y = data()
     t = torch.randn(120, 3)
@@ -92,6 +102,12 @@ def test_refuses() -> None:
             InformationPlane(x, y, nn.Linear, **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="goes with bins"):
         InformationPlane(x, y, nn.Linear, noise=1.0, fixed=(-1, 1))
+    with pytest.raises(ValueError, match=r"high=inf.*both finite"):
+        InformationPlane(x, y, nn.Linear, bins=3, fixed=(0, math.inf))
+    with pytest.raises(ValueError, match="bins=1 must be at least 2"):
+        InformationPlane(x, y, nn.Linear, bins=1)
+    with pytest.raises(ValueError, match="y is a list without numbers"):
+        InformationPlane(x, ["word"] * 120, nn.Linear, noise=1.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="120 rows and y 119"):
         InformationPlane(x, y[:-1], nn.Linear, noise=1.0)
     with pytest.raises(ValueError, match="bound='both' is unknown"):

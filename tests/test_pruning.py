@@ -8,6 +8,7 @@ import inspect
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -753,12 +754,35 @@ def test_report_has_a_row_a_layer() -> None:
         (lambda m, o: DST(m, o, alpha=0), "alpha=0"),
         (lambda m, o: LotteryTicket(m, lambda m, masked: None, 0.5, levels=0), "levels=0"),
         (lambda m, o: LotteryTicket(m, lambda m, masked: None, 0.5).run(), "without masked"),
+        (lambda m, o: RigL(m, o, 0.5, steps="100"), "steps='100' must be a whole number"),
+        (lambda m, o: GraNet(m, o, 0.5, steps=None), "steps=None must be a whole number"),
+        (lambda m, o: RigL(m, o, 0.5, steps=100, every=10, drop=0.1, floor=0.5), r"floor=0.5 must lie in \[0, 0.1\]"),
+        (lambda m, o: GraNet(m, o, 0.5, steps=100, every=10, drop=0.1, floor=0.5), "floor=0.5 must lie in"),
+        (lambda m, o: DST(m, o, alpha=0.1, floor=5.0), r"floor=5.0 must lie in \[0, 1\]"),
+        (lambda m, o: DST(m, o, alpha=0.1, floor="a"), "floor='a' must be a number"),
+        (lambda m, o: DST(m, None, alpha=0.1), "optimizer=None: DST trains thresholds"),
+        (lambda m, o: RandomPruning(m, m.parameters(), 0.5), "optimizer=<generator.* must be one of torch"),
+        (lambda m, o: Masks(m, o, {"0": np.ones((8, 1, 3, 3))}), "masks=a dict must be layer → tensor"),
+        (lambda m, o: Masks(m, o, [torch.ones(8, 1, 3, 3)]), "masks=a list must be layer → tensor"),
+        (lambda m, o: Masks(m[:1], None, {"0": torch.full((8, 1, 3, 3), math.nan)}), r"masks of \['0'\] hold NaN"),
+        (
+            lambda m, o: Masks(m, o).prune(0.5, "erk", lambda w: w.abs().sum()),
+            r"the weight's shape, \(8, 1, 3, 3\) in layer '0', as abs\(w\) is; got shape \(\)",
+        ),
+        (lambda m, o: Masks(m, o, grain="row").prune(0.5, "erk", lambda w: w.flatten(1).norm(dim=1)), r"shape \(8,\)"),
+        (lambda m, o: Masks(m, o).prune(0.5, "erk", lambda w: w.detach().numpy()), "got ndarray"),
+        (lambda m, o: MagnitudePruning(m, o, 0.5, schedule=partial(iterative, levels=0), steps=100), "levels=0"),
     ],
 )
 def test_nonsense_is_refused(make: Make, message: str) -> None:
     model = net()
     with pytest.raises(ValueError, match=message):
         make(model, sgd(model))
+
+
+def test_a_tensor_of_one_number_is_a_sparsity() -> None:
+    half: Any = torch.tensor(0.5)
+    assert sum(MagnitudePruning(net(), None, half).alive.values()) == WEIGHTS // 2
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from companion.training import (
     evaluate,
     fit,
     load_checkpoint,
+    loop,
     one_cycle,
     save_checkpoint,
     seed_everything,
@@ -413,7 +414,9 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_resumes(tmp_path: 
             run(path)
         assert before.read_bytes() == kept and path.stat().st_size == size
     path.unlink()
-    assert_equal(run(path), run(None))
+    with pytest.warns(UserWarning, match=r"run\.pt is not there: going on from .*run\.pt\.previous; to train"):
+        resumed = run(path)
+    assert_equal(resumed, run(None))
 
 
 def test_no_flipped_bit_is_believed(tmp_path: Path) -> None:
@@ -513,6 +516,47 @@ def test_positions_of_a_partial_and_generators_of_a_loader_are_part_of_a_run(tmp
         train(0.2, own=True)
     with pytest.raises(ValueError, match=r"data: .*'generators'"):
         train(0.1, own=False)
+
+
+class Weighted:
+    """A loss of one's own that keeps its weights."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, y, self.weight)
+
+
+@pytest.mark.parametrize(
+    "weighted",
+    [
+        lambda weight: nn.CrossEntropyLoss(weight=weight, label_smoothing=0.1),
+        lambda weight: partial(nn.functional.cross_entropy, weight=weight),
+        Weighted,
+    ],
+    ids=["module", "partial", "object"],
+)
+def test_weights_of_classes_are_part_of_a_run(tmp_path: Path, weighted: Callable[[Any], Any]) -> None:
+    def train(weight: Any) -> History:
+        batches = [(torch.ones(6, 4), torch.arange(6) % 3)]
+        model, options = nn.Linear(4, 3), {"checkpoint": tmp_path / "run.pt", "progress": False}
+        return fit(model, batches, sgd(model), epochs=1, loss=weighted(weight), **options)
+
+    assert train(torch.tensor([1.0, 2.0, 3.0])) == train(torch.tensor([1.0, 2.0, 3.0]))
+    with pytest.raises(ValueError, match=r"loss: .*'weight': 'tensor \w{8}'.* there, .*'weight': 'tensor"):
+        train(torch.tensor([1.0, 2.0, 4.0]))
+
+
+def test_a_loss_without_tensors_is_described_as_it_always_was() -> None:
+    """Or no checkpoint of an earlier version would go on."""
+    plain = "{'reduction': 'mean', 'ignore_index': -100, 'label_smoothing': 0.1}"
+    for loss, said in (
+        (nn.functional.cross_entropy, "cross_entropy{}"),
+        (partial(nn.functional.cross_entropy, label_smoothing=0.1), "cross_entropy{'label_smoothing': 0.1}"),
+        (nn.CrossEntropyLoss(label_smoothing=0.1), f"CrossEntropyLoss{plain}"),
+    ):
+        assert loop._described(loss, tensors=True) == loop._described(loss) == said
 
 
 def test_a_run_of_other_numbers_is_refused_by_name(tmp_path: Path) -> None:

@@ -1275,6 +1275,66 @@ def test_merged_states(kind: Any) -> None:
     torch.testing.assert_close(metric.compute(), feed(kind("012"), data).compute(), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", METRICS)
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [([18], [2]), ([2], [18]), ([2], [3]), ([18, 2], [20, 3]), ([], [18, 2]), ([18], []), ([0], [9])],
+    ids=str,
+)
+def test_a_merged_metric_has_seen_the_examples_of_both(kind: Any, one: list[int], two: list[int]) -> None:
+    """Also the few that have no sums of their own, and what comes after."""
+    *data, more = layer_batches([*one, *two, 9])
+    metric, other, whole = (feed(kind("012"), part) for part in (data[: len(one)], data[len(one) :], data))
+    if sum(one) >= 4:
+        metric.compute()  # torchmetrics keeps the value
+    metric.merge_state(other)
+    for part in ([], [more]):
+        torch.testing.assert_close(feed(metric, part).compute(), feed(whole, part).compute(), rtol=0, atol=1e-11)
+        assert metric.total == whole.total
+
+
+def test_few_examples_of_two_models_are_merged() -> None:
+    pairs = [MinibatchCKA("02", "1") for _ in range(3)]
+    for pair, sizes in zip(pairs, ([0], [0, 1], [1]), strict=True):
+        for part in (layer_batches([18, 3])[i] for i in sizes):
+            pair.update(part, {"1": part["1"]})
+    pairs[0].merge_state(pairs[2])
+    torch.testing.assert_close(pairs[0].compute(), pairs[1].compute(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_sums_of_others_are_refused(kind: Any) -> None:
+    """Of two layers each: without their names they look alike."""
+    (part,) = layer_batches([9], widths=(3, 3, 3))
+    metric, other = feed(kind("01"), [part]), feed(kind("02"), [part])
+    before = metric.compute()
+    with pytest.raises(ValueError, match=r"other layers.*do not go with \['0', '1'\]: name the same"):
+        metric.merge_state(other)
+    for each in (metric, other):
+        each.persistent(True)
+    with pytest.raises(ValueError, match="sums of other layers"):
+        metric.load_state_dict(other.state_dict())
+    for stranger in (other.metric_state, feed(next(k for k in METRICS if k is not kind)("01"), [part])):
+        with pytest.raises(ValueError, match=f"needs a {kind.__name__}, not a"):
+            metric.merge_state(stranger)
+    for wrong in (part["0"], [part["0"]]):
+        with pytest.raises(ValueError, match="give a mapping, layer name"):
+            metric.update(wrong)
+    assert torch.equal(metric.compute(), before)
+    with pytest.raises(ValueError, match=r"widths \[3, 4\] do not go with \[3, 3\]"):
+        feed(ExactCKA("01"), [part]).merge_state(feed(ExactCKA("01"), layer_batches([9], widths=(3, 4))))
+
+
+@pytest.mark.parametrize("coarse_first", [True, False])
+def test_merged_sums_have_the_rounding_of_the_coarser(coarse_first: bool) -> None:
+    alive, still = gaussian(40, 3, dtype=torch.float32), 1 + 1e-3 * gaussian(40, 3, seed=1)
+    dtypes = (torch.bfloat16, torch.float32) if coarse_first else (torch.float32, torch.bfloat16)
+    one, two = (feed(ExactCKA("ab"), [{"a": alive, "b": still.to(dtype)}]) for dtype in dtypes)
+    one.merge_state(two)
+    with pytest.warns(UserWarning, match="dead layers"):
+        assert one.compute()[0, 1] == 0
+
+
 @pytest.mark.parametrize("first", [1, 20, 100])  # examples; 20 are one group of 16, and one is none
 def test_a_collection_lets_only_like_metrics_share_their_sums(first: int) -> None:
     kinds = {

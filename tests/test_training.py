@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from companion.data import DeviceLoader, Images
 from companion.features import FeatureTap
+from companion.pruning import Masks, RandomPruning
 from companion.training import (
     History,
     adamw,
@@ -617,6 +618,27 @@ def test_multistep_falls_at_its_milestones() -> None:
     assert lrs == pytest.approx([0.125, 0.25, 0.375, 0.5] + [0.5] * 16 + [0.05] * 12 + [0.005] * 8)
 
 
+def test_a_warm_up_that_ends_within_a_step_rises_no_further_than_to_the_learning_rate() -> None:
+    lrs, _ = rates(multistep(warmup=0.1), epochs=2, steps=23, lr=0.1)
+    assert lrs == pytest.approx([0.1 / 2.3, 0.2 / 2.3] + [0.1] * 44)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: multistep(warmup=-1), r"warmup=-1 must lie in \[0, inf\)"),
+        (lambda: cosine(warmup=math.inf), "warmup=inf must lie in"),
+        (lambda: multistep([60, 120]), r"milestone=\[60, 120\] must be a number"),
+        (lambda: one_cycle(start=0), r"start=0 must lie in \(0, 1\]"),
+        (lambda: one_cycle(end=0), "end=0 must lie in"),
+        (lambda: one_cycle(rise=2), "rise=2 must lie in"),
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_refused_when_it_is_made(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_cosine_rises_and_falls() -> None:
     lrs, _ = rates(cosine(warmup=2, floor=0.1))
     assert lrs[:8] == pytest.approx([0.5 * (i + 1) / 8 for i in range(8)])
@@ -732,11 +754,57 @@ def test_weights_that_overflow_in_the_last_step_are_not_kept(tmp_path: Any, kept
         ({"penalty": lambda: torch.zeros(2)}, "a scalar tensor"),
         ({"schedule": cosine(warmup=5)}, "warmup=5 of 2 epochs"),
         ({"optimizer": sgd(net())}, "none of the model's parameters"),
+        ({"schedule": lambda optimizer, steps, epochs: None}, "schedule returned None: return the scheduler"),
+        (
+            {"schedule": torch.optim.lr_scheduler.CosineAnnealingLR},
+            r"schedule=.*be a function.*such as cosine\(\)",
+        ),
+        ({"schedule": "cosine"}, r"schedule='cosine' must be a function of \(optimizer, steps an epoch, epochs\)"),
+        (
+            {"loss": nn.CrossEntropyLoss},
+            r"loss=<class.*must be a function of \(outputs, y\), such as nn\.Cross",
+        ),
+        ({"loss": "mse"}, "loss='mse' must be a function"),
+        ({"loss": None}, "loss=None must be a function"),
+        ({"accuracy": 0.9}, "accuracy=0.9 must be a function"),
+        ({"on_epoch": [print]}, r"on_epoch=\[<built-in function print>\] must be a function"),
+        ({"sparsity": 0.9}, r"sparsity=0\.9 has no step\(\): give an object, such as"),
+        ({"sparsity": RandomPruning}, r"sparsity=.*RandomPruning'> has no step\(\)"),
+        ({"validation": data().dataset.tensors[0].numpy}, r"validation=builtin.* cannot be iterated"),
     ],
 )
 def test_refuses_nonsense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train(net(), data(), **options)
+
+
+def test_refuses_images_in_place_of_batches() -> None:
+    pixels = torch.randint(256, (60, 1, 8, 8), dtype=torch.uint8)
+    images = Images(pixels, torch.arange(60) % 2, ("a", "b"), (0.5,), (0.3,), "noise")
+    for name, batches, validation in (("data", images, None), ("validation", data(), images)):
+        with pytest.raises(ValueError, match=rf"{name}=Images cannot be iterated: give a DeviceLoader\({name}, …\)"):
+            train(net(), batches, validation=validation)
+
+
+def test_refuses_a_sparsity_of_another_model_or_optimizer() -> None:
+    """It would keep that one sparse, and the history would say so of this one."""
+    model = net()
+    twin, optimizer = copy.deepcopy(model), sgd(model)
+    for made, message in (
+        (RandomPruning(twin, None, 0.5), "on another model than fit is given"),
+        (RandomPruning(model, sgd(model), 0.5), "on another optimizer than fit is given"),
+    ):
+        with pytest.raises(ValueError, match=f"sparsity was built {message}"):
+            train(model, data(), optimizer=optimizer, sparsity=made)
+
+
+@pytest.mark.parametrize("of", [lambda m: m, lambda m: m[:4], nn.DataParallel, nn.Sequential])
+def test_a_sparsity_may_be_of_a_part_or_of_a_wrapper(of: Callable[[nn.Module], nn.Module]) -> None:
+    model = net()
+    optimizer = sgd(model, 0.05)
+    for its in (optimizer, None):
+        history = train(model, data(100), epochs=1, optimizer=optimizer, sparsity=Masks(of(model), its))
+    assert history[0]["sparsity"] == 0
 
 
 X = torch.zeros(5, 1, 8, 8)

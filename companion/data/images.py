@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from companion._checks import between, whole_number
+from companion._checks import between, given, whole_number
 
 # Mean and standard deviation of each channel, of pixels from 0 to 1: torchvision's constants for ImageNet.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -87,15 +87,19 @@ class Images:
         """The images of these indices, in this order; the classes keep their labels.
 
         Raises:
-            ValueError: a mask, or numbers that are not whole.
+            ValueError: a mask, one number, numbers that are not whole, or of no image.
         """
         chosen = torch.as_tensor(indices, device=self.images.device)
+        if chosen.ndim != 1:
+            raise ValueError(f"indices={given(indices)} must be a list of whole numbers: of one image give [index]")
         if len(chosen) and (chosen.dtype == torch.bool or chosen.is_floating_point()):
             raise ValueError(
                 f"indices are {chosen.dtype}, and images have whole numbers from 0 to {len(self) - 1}: of a mask give "
                 "mask.nonzero()[:, 0]"
             )
         chosen = chosen.long()
+        for index in chosen.aminmax() if len(chosen) else ():
+            between(-len(self), len(self) - 1, index=int(index))
         return dataclasses.replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
     def split(self, validation: int, seed: int = 0) -> tuple[Images, Images]:

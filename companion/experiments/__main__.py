@@ -28,6 +28,12 @@ def _shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number of at least 0")
+    return int(text)
+
+
 def _experiment(text: str) -> str:
     try:
         return registry.find(text).name
@@ -62,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="make the records that are missing")
     run.add_argument("name", type=_experiment, metavar="EXPERIMENT", help="its name, see `list`")
     run.add_argument("--tier", choices=TIERS, default="laptop")
-    run.add_argument("--seeds", type=int, nargs="+", help="instead of the tier's")
+    run.add_argument("--seeds", type=_seed, nargs="+", help="instead of the tier's")
     run.add_argument("--methods", nargs="+", help="only these of the tier's")
     run.add_argument("--sparsities", type=float, nargs="+", help="only these of the tier's")
     run.add_argument("--device", type=_device, help="cpu, cuda, cuda:1 (default: cuda where there is one)")
@@ -127,6 +133,8 @@ def _chosen(arguments: argparse.Namespace) -> list[Run]:
         if unknown := set(wanted or []) - there:
             raise ValueError(f"--{name} {sorted(unknown)}: unknown; there are {sorted(there, key=str)}")
         runs = [run for run in runs if not wanted or getattr(run, key) in wanted]
+    if index > len(runs):
+        print(f"--shard {index}/{count}: there is nothing to do, of {len(runs)} runs none is its own", file=sys.stderr)
     return runs[index - 1 :: count]
 
 
@@ -171,6 +179,23 @@ def _report(
     return 0 if complete else 1
 
 
+def _status(root: Path) -> int:
+    """Say how much of each experiment is recorded; the exit status is 2 if one is damaged, which hides no other."""
+    damaged: list[records.DamagedRecordError] = []
+    for experiment, tier in ((one, tier) for one in registry.EXPERIMENTS.values() for tier in one.tiers):
+        runs, done, before = experiment.runs(tier), 0, len(damaged)
+        for run in runs:
+            try:
+                done += archive.recorded(run, root) is not None
+            except records.DamagedRecordError as error:
+                damaged.append(error)
+        rest = f", {bad} damaged" if (bad := len(damaged) - before) else "" if done else ", not run"
+        print(f"{experiment.name} {tier}: {done} of {len(runs)} recorded{rest}")
+    for found in damaged:
+        print(f"error: {found}", file=sys.stderr)
+    return 2 if damaged else 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
@@ -190,10 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for precision, rate in speed.pace_of_steps(arguments.size).items():
                 print(f"{precision}: {rate:.0f} images a second")
         elif arguments.command == "status":
-            for experiment, tier in ((one, tier) for one in registry.EXPERIMENTS.values() for tier in one.tiers):
-                runs = experiment.runs(tier)
-                done = sum(archive.recorded(run, root) is not None for run in runs)
-                print(f"{experiment.name} {tier}: {done} of {len(runs)} recorded" + ("" if done else ", not run"))
+            return _status(root)
         elif arguments.command == "table":
             made = archive.replay(arguments.name, arguments.tier, results=root, some=True)
             scored = Records([record for record in made if "test" in record.result], made.missing)

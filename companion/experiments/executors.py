@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
 
+from companion._checks import given
+
 NAMES = "local (the default), dask:ADDRESS (or dask: a cluster on this machine), mpi"
 
 
@@ -26,7 +28,7 @@ def open_executor(name: str | None, jobs: int) -> Iterator[Executor]:
     which there are `jobs`, each with its share of the cores.
 
     Raises:
-        ValueError: an unknown name, or a package that is not installed.
+        ValueError: an unknown name, a package that is not installed, a function that returns no executor.
     """
     kind, _, address = (name or "local").partition(":")
     if kind == "local":
@@ -43,10 +45,23 @@ def open_executor(name: str | None, jobs: int) -> Iterator[Executor]:
         with _installed("mpi4py.futures").MPIPoolExecutor() as executor:
             yield executor
     elif address:
-        with getattr(_installed(kind), address)() as executor:
+        with _own(kind, address) as executor:
             yield executor
     else:
         raise ValueError(f"--executor {name}: unknown; use {NAMES}, or module:function")
+
+
+def _own(module: str, function: str) -> Executor:
+    try:
+        made = getattr(_installed(module), function)()
+        if not isinstance(made, Executor):
+            raise TypeError(f"it returns {given(made)}")
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            f"--executor {module}:{function}: {error}; use a function without arguments that returns a "
+            "concurrent.futures.Executor"
+        ) from error
+    return made
 
 
 def _installed(module: str) -> Any:

@@ -246,9 +246,19 @@ def index(root: str | Path | None = None) -> dict[str, str]:
 
 
 def _lines(root: Path) -> list[tuple[str, str]]:
-    """The lines of the index: digest and name."""
+    """The lines of the index: digest and name.
+
+    Raises:
+        ValueError: a damaged index.
+    """
     path = root / INDEX
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): put back the committed one, or remove it, and "
+            "`python -m companion.experiments index` enters the records anew"
+        ) from error
     return [(digest, name) for digest, _, name in (line.partition("  ") for line in lines)]
 
 

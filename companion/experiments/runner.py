@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from companion._checks import one_of
-from companion._files import write_aside
+from companion._files import sweep, write_aside
 from companion._ranks import on_rank_zero, world_size
 from companion.experiments import records, registry
 from companion.experiments.archive import other_block, recorded, replay
@@ -40,7 +40,7 @@ def perform(run: Run, place: Workplace, root: Path) -> Record | None:
     Raises:
         ValueError: several ranks, and an experiment that is for one; a precision or the like for a run that is no
             training, and is computed as its settings say; a folder that cannot be written to; a checkpoint
-            of other settings, or of an older version.
+            of other settings, or of an older version, or whose note of them is damaged.
         OtherBlockError: an experiment in blocks (`Experiment.blocks`), whose runs of this seed, or the beginning of
             this run, were made otherwise.
     """
@@ -110,12 +110,16 @@ def _begin(run: Run, place: Workplace, checkpoint: Path, root: Path) -> list[dic
             f"{problem}. All of a seed are made alike: go on there, or remove the seed's records to make them anew"
         )
     note, settings = checkpoint.with_suffix(".pt.begun"), json.loads(identity(run))["settings"]
+    sweep(note)  # the lock is ours: nobody else is writing it
     sessions: list[dict[str, Any]] = []
     saved = [file for file in checkpoint.parent.glob(f"{checkpoint.name}*") if file.suffix not in (".begun", ".lock")]
     if saved:
-        older: dict[str, Any] = {"settings": {"begun": "by an older version"}}
-        began = json.loads(note.read_text()) if note.exists() else older
-        theirs = began["settings"]
+        older: dict[str, Any] = {"settings": {"begun": "by an older version"}, "sessions": []}
+        try:
+            began = json.loads(note.read_text()) if note.exists() else older
+            theirs, sessions = dict(began["settings"]), [dict(session) for session in began["sessions"]]
+        except (ValueError, TypeError, KeyError, IsADirectoryError) as error:
+            raise ValueError(f"{note} is damaged ({error!r}): delete {checkpoint}* to begin anew") from error
         differing = [
             f"{key}: {theirs.get(key)!r} there, {settings.get(key)!r} here"
             for key in sorted({*theirs, *settings})
@@ -126,7 +130,6 @@ def _begin(run: Run, place: Workplace, checkpoint: Path, root: Path) -> list[dic
                 f"{checkpoint} is of other settings ({'; '.join(differing)}): go on with these, or delete "
                 f"{checkpoint}* to begin anew"
             )
-        sessions += began["sessions"]
         # Nobody asks a killed process how long it worked: until it last saved.
         last = max(file.stat().st_mtime for file in saved)
         sessions[-1]["wall_seconds"] = max(0.0, last - datetime.fromisoformat(sessions[-1]["started"]).timestamp())

@@ -12,6 +12,7 @@ Chapter *Measuring information* derives the bias.
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -237,12 +238,15 @@ def fixed_edges(features: int, bins: int = 30, low: float = -1.0, high: float = 
     """The same inner edges for every column, equally spaced from `low` to `high`, whatever the data: as Shwartz-Ziv &
     Tishby (2017) binned tanh layers. For history only: a ReLU layer overflows them, everything above `high` is one bin.
 
+    Raises:
+        ValueError: ends that are infinite or not in order, fewer than 2 bins.
+
     >>> fixed_edges(features=1, bins=4)
     [tensor([-0.5000,  0.0000,  0.5000], dtype=torch.float64)]
     """
     at_least(2, bins=bins)
-    if not low < high:
-        raise ValueError(f"low={low}, high={high}: low must be below high")
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"low={low}, high={high}: low must be below high, and both finite")
     return [torch.linspace(low, high, bins + 1, dtype=torch.float64)[1:-1] for _ in range(features)]
 
 
@@ -252,7 +256,7 @@ def bin_index(
     """The bin that each value falls in: how many inner edges are ≤ it.
 
     Raises:
-        ValueError: NaN, infinite values, not one list of edges for each column.
+        ValueError: NaN, infinite values, not one list of edges for each column, edges that do not rise or are NaN.
 
     >>> bin_index(torch.tensor([[0.0], [1.0], [5.0]]), edges=[torch.tensor([1.0, 2.0])]).flatten()
     tensor([0, 1, 2])
@@ -260,9 +264,11 @@ def bin_index(
     x = continuous(x, constant=True)
     if len(edges) != x.shape[1]:
         raise ValueError(f"{len(edges)} lists of edges for {x.shape[1]} columns")
-    columns = [
-        torch.searchsorted(e.to(column), column.contiguous(), right=True) for e, column in zip(edges, x.T, strict=True)
-    ]
+    edges = [as_tensor(e, "edges").to(x) for e in edges]
+    for number, e in enumerate(edges):
+        if not torch.equal(e, e.sort().values):  # NaN equals nothing
+            raise ValueError(f"the edges of column {number} must rise, without NaN: use bin_edges, or sort them")
+    columns = [torch.searchsorted(e, column.contiguous(), right=True) for e, column in zip(edges, x.T, strict=True)]
     return torch.stack(columns, 1)
 
 
@@ -299,6 +305,7 @@ def binned(
     >>> f"{binned(x, x, bins=8, unit='bits').value:.1f}"  # eight bins of equal mass
     '3.0'
     """
+    at_least(2, bins=bins)  # also of classes, which need none
     codes = [_codes(z, name, bins) for z, name in ((x, "x"), (y, "y"))]
     found, pairs = _information(codes[0], codes[1], correction)
     _warn_of_single(len(x), pairs, "pairs of bins", "whether x and y go together")

@@ -13,15 +13,24 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from companion._checks import at_least, between
+from companion._checks import at_least, between, given
 
 
 def gate_information(mean: Float[Tensor, "units"], variance: Float[Tensor, "units"]) -> Float[Tensor, "units"]:
     """½ ln(1 + μ²/σ²) nats for each gate: the capacity of a Gaussian channel with signal μ² and noise σ².
 
+    Raises:
+        ValueError: a variance that is not positive.
+
     >>> gate_information(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0]))  # ½ ln 2, and nothing
     tensor([0.3466, 0.0000])
     """
+    if not (torch.as_tensor(variance) > 0).all():
+        raise ValueError(f"variance={given(variance)} must be positive: a gate without noise tells everything")
+    return _capacity(mean, variance)
+
+
+def _capacity(mean: Float[Tensor, "units"], variance: Float[Tensor, "units"]) -> Float[Tensor, "units"]:
     return 0.5 * torch.log1p(mean.square() / variance)
 
 
@@ -74,7 +83,8 @@ class InformationGate(nn.Module):
 
     def information(self) -> Float[Tensor, ""]:
         """Σ ½ ln(1 + μ²/σ²) in nats: the term of the loss."""
-        return gate_information(self.mean, self.log_variance.exp()).sum()
+        # Nothing is checked: in a step of training it would wait for the device.
+        return _capacity(self.mean, self.log_variance.exp()).sum()
 
     def extra_repr(self) -> str:
         return f"{len(self.mean)}, open={int(self.open().sum())}"

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion._checks import between
+from companion._checks import between, whole_number
 from companion._numbers import _resolution, as_tensor, float64
 from companion.information.estimates import (
     ESTIMATORS,
@@ -81,14 +81,14 @@ def canonical_correlations(covariance: Float[Tensor, "*batch d d"], split: int) 
     Σ_X^{−½} Σ_XY Σ_Y^{−½} (Hotelling 1936).
 
     Raises:
-        ValueError: not a covariance matrix; `split` outside 1 … d−1.
+        ValueError: not a covariance matrix; `split` that is no whole number from 1 to d−1.
 
     >>> canonical_correlations(torch.tensor([[1, 0.8], [0.8, 1]]), split=1)
     tensor([0.8000], dtype=torch.float64)
     """
     factor = _factor(covariance)
     d = factor.shape[-1]
-    if not 0 < split < d:
+    if not 0 < whole_number(split=split) < d:
         raise ValueError(f"split={split} must leave variables on both sides: 1 to {d - 1} of {d}")
     # Σ = LLᵀ in blocks: Σ_X = L₁₁L₁₁ᵀ and Σ_YX = L₂₁L₁₁ᵀ, so the whitened cross-covariance is L_Y⁻¹ L₂₁.
     lower = factor[..., split:, :]

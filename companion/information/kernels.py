@@ -10,12 +10,14 @@ Neither is the mutual information of Shannon.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from companion._checks import between
 from companion._numbers import _resolution, as_tensor
 from companion.information.estimates import ESTIMATORS, Estimate, continuous, estimate, same_rows
 from companion.similarity import Kernel, h_center
@@ -46,10 +48,9 @@ def _renyi(a: Float[Tensor, "n n"], alpha: float) -> Float[Tensor, ""]:
 
 
 def _check_alpha(alpha: float) -> None:
-    if not alpha > 0 or alpha == 1:
-        raise ValueError(
-            f"alpha={alpha} must be positive and not 1; 1.01 is close to Shannon's entropy, 2 needs no eigenvalues"
-        )
+    between(0, math.inf, open_low=True, open_high=True, alpha=alpha)
+    if alpha == 1:
+        raise ValueError("alpha must be positive and not 1; 1.01 is close to Shannon's entropy, 2 needs no eigenvalues")
 
 
 def renyi_entropy(
@@ -58,7 +59,7 @@ def renyi_entropy(
     """Matrix-based Rényi entropy S_α of x, between 0 and ln n. Differentiable. O(n³), O(n²) for `alpha=2`.
 
     Raises:
-        ValueError: α ≤ 0 or 1; NaN, infinite values, constant columns; an unknown kernel or unit.
+        ValueError: α ≤ 0, 1 or infinite; NaN, infinite values, constant columns; an unknown kernel or unit.
 
     >>> far_apart = 1000 * torch.arange(8.0)[:, None]
     >>> f"{renyi_entropy(far_apart, alpha=2, kernel=lambda x: torch.eye(len(x)), unit='bits').value:.1f}"
@@ -115,14 +116,13 @@ def normalized_hsic(
             an RBF kernel, whose matrix of different examples has full rank, to n − 1 whatever the data.
 
     Raises:
-        ValueError: mismatched rows, ε ≤ 0, NaN, infinite values; an unknown kernel.
+        ValueError: mismatched rows, ε ≤ 0 or infinite, NaN, infinite values; an unknown kernel.
 
     >>> x = torch.randn(100, 2)
     >>> bool(normalized_hsic(x, x) > normalized_hsic(x, torch.randn(100, 2)) > 0)
     True
     """
-    if not ridge > 0:
-        raise ValueError(f"ridge={ridge} must be positive: without it nHSIC of an RBF kernel counts examples")
+    between(0, math.inf, open_low=True, open_high=True, ridge=ridge)  # at 0 nHSIC of an RBF kernel counts examples
     a, b = (_whitened(_gram(z, kernel, name, constant=True), ridge) for name, z in (("x", x), ("y", y)))
     same_rows(a, b)
     return (a * b).sum()

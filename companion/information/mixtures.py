@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from companion._checks import one_of
+from companion._checks import between, one_of, require_number
 from companion.information.estimates import Estimate, continuous, discrete, estimate, mean_error, same_rows
 from companion.information.neighbors import _blocks
 
@@ -24,11 +24,13 @@ SIDES = {"upper": 2.0, "lower": 8.0}  # Kullback–Leibler distance above, Bhatt
 
 def _spread(h: Float[Tensor, "n d"], noise: float, bound: str, block: int | None) -> Float[Tensor, "n"]:
     """−ln ⟨exp(−‖h_i − h_j‖² / (2 or 8) σ²)⟩_j for each i."""
+    require_number(noise=noise)
     if not noise > 0:
         raise ValueError(
             f"noise={noise}: without noise a deterministic continuous layer has infinite information about its input. "
             "Give the standard deviation of the noise that the layer has or that you add, in units of its features"
         )
+    between(1e-150, 1e150, noise=noise)  # float64 holds its square
     one_of(bound=(bound, SIDES))
     width = SIDES[bound] * noise**2
     h = h - h.mean(0)  # an offset would eat up the digits of the distances
@@ -60,7 +62,8 @@ def kolchinsky_tracey(
     apart. The value depends on `noise`, which belongs into every figure that shows it.
 
     Raises:
-        ValueError: noise that is not positive, an unknown bound, NaN, infinite values.
+        ValueError: noise that is not positive, or whose square float64 does not hold; an unknown bound, NaN, infinite
+            values.
 
     >>> apart = 1000 * torch.arange(8.0)[:, None]  # eight inputs that noise of 1 cannot mix up
     >>> f"{kolchinsky_tracey(apart, noise=1.0, unit='bits').value:.1f}"

@@ -29,7 +29,7 @@ from jaxtyping import Float, Int, Shaped
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from companion._checks import at_least, one_of
+from companion._checks import at_least, one_of, whole_number
 from companion._numbers import as_tensor
 from companion._progress import progress
 from companion.information.estimates import (
@@ -63,6 +63,8 @@ def _distances(rows: Float[Tensor, "block d"], x: Float[Tensor, "n d"]) -> Float
 def _blocks(x: Float[Tensor, "n d"], block: int | None) -> Iterator[slice]:
     """Runs of rows, so that a block of distances fits."""
     n = len(x)
+    if block is not None:
+        at_least(1, block=block)
     size = block or max(1, BLOCK.get(x.device.type, BLOCK["cpu"]) // n)
     for start in progress(range(0, n, size), "neighbours"):
         yield slice(start, min(start + size, n))
@@ -191,6 +193,7 @@ def _averaged(
     """The mean of the terms, with the standard error of Holmes & Nemenman (2019): the variance over `parts` disjoint
     subsets of n/parts examples, divided by `parts`, since the variance goes like 1/n. No error for 0 parts."""
     n, error = len(x), None
+    parts = whole_number(parts=parts)
     value = terms(x, y).mean()
     if parts:
         if parts < 2:
@@ -228,7 +231,8 @@ def ksg(
 
     Raises:
         ValueError: mismatched rows, at most k examples, NaN, infinite values, constant columns, one example in twenty
-            equal to another, k copies of one, classes (integers, or few values), a variant other than 1 or 2.
+            equal to another, k copies of one, classes (integers, or few values), a variant other than 1 or 2, `parts`
+            or `block` that are no such numbers.
 
     Warns:
         UserWarning: more than 20 features together, where the estimate collapses; fewer equal examples.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from companion._checks import one_of
+from companion._numbers import as_tensor
 from companion.features import Layers, Reducer, extract
 from companion.information.discrete import _information, bin_edges, bin_index, fixed_edges
 from companion.information.estimates import Estimate, discrete, same_rows, scale
@@ -41,7 +42,8 @@ class InformationPlane:
         unit: `"nats"` or `"bits"`.
 
     Raises:
-        ValueError: neither or both of `noise` and `bins`; mismatched rows; unknown layers, bound or unit.
+        ValueError: neither or both of `noise` and `bins`; bins or ends that `fixed_edges` refuses; mismatched rows, no
+            numbers; unknown layers, bound or unit.
 
     >>> from companion.models import mlp
     >>> plane = InformationPlane(torch.randn(100, 8), torch.arange(100) % 2, "relu?", noise=0.5)
@@ -73,6 +75,9 @@ class InformationPlane:
         if fixed is not None and bins is None:
             raise ValueError("fixed=(low, high) goes with bins=m")
         one_of(bound=(bound, ("upper", "lower")))
+        if bins is not None:
+            fixed_edges(1, bins, *(fixed or ()))  # refused now, and not after the first epoch
+        x, y = as_tensor(x, "x"), as_tensor(y, "y")
         same_rows(x, y)
         scale(unit)
         self.x, self.y, self.layers, self.reduce, self.unit = x, y, layers, reduce, unit

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import warnings
 from collections.abc import Callable, Mapping
 
 import torch
@@ -130,7 +131,10 @@ def variational_bound(
 
     Raises:
         ValueError: an unknown bound, mismatched rows, NaN, infinite values, constant columns, fewer than `batch`
-            examples in one of the three parts.
+            examples in one of the three parts, a critic that diverged.
+
+    Warns:
+        UserWarning: the critic diverged after the look that the value is of.
 
     >>> x = torch.randn(1000, 1)
     >>> found = variational_bound(x, x + 0.1 * torch.randn(1000, 1), steps=100)
@@ -138,7 +142,8 @@ def variational_bound(
     ('lower', True)
     """
     one_of(bound=(bound, BOUNDS))
-    at_least(1, steps=steps)
+    at_least(1, steps=steps, hidden=hidden)
+    at_least(2, batch=batch)
     seed = whole_number(seed=seed)
     x, y = continuous(x).detach(), continuous(y, "y").detach()
     same_rows(x, y)
@@ -146,7 +151,7 @@ def variational_bound(
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(n, generator=generator).to(x.device)
     held = int(n * held_out / 2)
-    if not 1 < batch <= min(held, n - 2 * held):
+    if batch > min(held, n - 2 * held):
         raise TooFewExamplesError(
             f"{n} examples leave {n - 2 * held} to train on, {held} to stop and {held} to judge by; each part needs a "
             f"batch of {batch}: use a smaller batch, or another estimator"
@@ -173,10 +178,18 @@ def variational_bound(
         optimizer.step()
         if step % 50 == 0 or step == steps:
             now = float(held_values(stop).mean())
-            if now > best:
+            if best < now < math.inf:  # never of NaN
                 best, kept, waited = now, copy.deepcopy(critic.state_dict()), 0
             elif (waited := waited + 1) >= patience:
                 break
+    if best == -math.inf:  # what is kept is the untrained critic
+        raise ValueError(f"the critic diverged at lr={lr}: lower it, or standardise heavy tails")
+    if math.isnan(now):
+        warnings.warn(
+            f"the critic diverged at lr={lr}, and the value is that of an early look: lower it, or standardise heavy "
+            "tails, for a bound that may be closer",
+            stacklevel=2,
+        )
     critic.load_state_dict(kept)
     values = held_values(judge)
     error = values.std() / math.sqrt(len(values)) if len(values) > 1 else None

@@ -91,4 +91,4 @@ def within(counts: Mapping[str, int], alive: Mapping[str, int]) -> dict[str, int
 def number_kept(weights: int, sparsity: float) -> int:
     """Of so many weights `round(sparsity · weights)` go; the number that stays."""
     between(0, 1, open_high=True, sparsity=sparsity)
-    return weights - round(sparsity * weights)
+    return weights - round(float(sparsity) * weights)  # a tensor of one number, too

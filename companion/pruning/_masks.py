@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from companion._checks import at_least, one_of, whole_number
+from companion._checks import at_least, given, one_of, whole_number
 from companion._ranks import from_rank_zero
 from companion._registry import Registry
 from companion._weights import matrices, memory, multiplies, refuse_lazy, warn_of_the_rest
@@ -48,7 +48,7 @@ class Masks:
         model: its parameters are pruned in place; on its device, not moved afterwards. A DDP or compiled wrapper is
             looked through.
         optimizer: any; it must hold the weights. None for pruning without training.
-        masks: layer → bool tensor of the weight's shape; None for all ones.
+        masks: layer → bool tensor (or numbers, of which 0 is dead) of the weight's shape; None for all ones.
         layers: which (see `companion.features.find_layers`); by default every convolution and linear layer, stem, 1×1
             shortcuts and attention's projections included. Biases and norms are never pruned. A weight that several
             modules share is masked and counted once, under the first of their names among the layers.
@@ -58,10 +58,11 @@ class Masks:
         seed: of the random choices; they follow from it and the number of steps alone, alike on all ranks and devices.
 
     Raises:
-        ValueError: no layer, unknown names, an optimizer without the weights, masks of other layers or shapes, weights
-            that are complex, lazy (the model has not run yet), computed from other parameters, or of several parameters
-            in one memory; a method that grows by gradient on a layer that has none; random masks on weights that are
-            sparse already; a sparsity, now or later, at which `dense` layers alone hold more than is kept.
+        ValueError: no layer, unknown names, what is no optimizer, or one without the weights, masks of other layers or
+            shapes, that are no tensors, or that hold NaN, weights that are complex, lazy (the model has not run yet),
+            computed from other parameters, or of several parameters in one memory; a method that grows by gradient on a
+            layer that has none; random masks on weights that are sparse already; a sparsity, now or later, at which
+            `dense` layers alone hold more than is kept.
 
     A warning names layers with weights that the default leaves out, and modules beside `layers`, such as embeddings,
     whose weights are masked because they are a layer's, too.
@@ -88,6 +89,8 @@ class Masks:
     ) -> None:
         one_of(grain=(grain, ("weight", "row")))
         at_least(0, seed=seed)
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            raise ValueError(f"optimizer={given(optimizer)} must be one of torch, such as sgd(model), or None")
         self.model, self.optimizer = unwrap(model), optimizer
         self.grain, self.seed, self.steps, self.active = grain, whole_number(seed=seed), 0, True
         self._places = _places(self.model, layers)
@@ -124,6 +127,7 @@ class Masks:
         self._seen = {name: torch.zeros_like(mask, dtype=torch.bool) for name, mask in self._masks.items()}
         self._alive: dict[str, int] | None = None
         if masks is not None:
+            _refuse_unclear(masks)
             self._set(self._masks, {name: self._units(mask) for name, mask in masks.items()})
             if any(not torch.equal(mask.cpu() != 0, masks[name].cpu() != 0) for name, mask in self.masks.items()):
                 raise ValueError('grain="row" and masks that cut through rows: leave grain at "weight"')
@@ -273,7 +277,8 @@ class Masks:
             criterion: "random", "magnitude", "gradient", or a function of a weight to scores of its shape.
 
         Raises:
-            ValueError: a sparsity outside [0, 1), an unknown density or criterion, no gradient.
+            ValueError: a sparsity outside [0, 1), an unknown density or criterion, one whose scores do not have the
+                shape of the weight, no gradient.
         """
         one_of(density=(density, [*DENSITIES, "global"]))
         if criterion == "random" and self.steps == 0:
@@ -363,6 +368,12 @@ class Masks:
                 scores[name] = torch.rand(self._masks[name].numel(), generator=random).to(weight.device)
                 continue
             score = (CRITERIA[criterion] if isinstance(criterion, str) else criterion)(weight)
+            if not isinstance(score, Tensor) or score.shape != weight.shape:
+                got = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+                raise ValueError(
+                    f"criterion must return a tensor of the weight's shape, {tuple(weight.shape)} in layer {name!r}, "
+                    f"as abs(w) is; got {got}"
+                )
             score = score.to(torch.promote_types(score.dtype, torch.float32))
             scores[name] = score.flatten(1).norm(dim=1) if self.grain == "row" else score.flatten()
         return scores
@@ -490,9 +501,16 @@ def _places(model: nn.Module, layers: Layers) -> dict[str, tuple[nn.Module, str]
     return dict(found.values())
 
 
-def updates_in(steps: float, every: int) -> int:
-    """Number of updates within so many steps; at least one."""
-    at_least(1, every=every)
-    if steps < every:
-        raise ValueError(f"every={every}: no update falls into the {steps:g} steps that are open for one; lower every=")
-    return int(steps // every)
+def _refuse_unclear(masks: Any) -> None:
+    if not isinstance(masks, Mapping) or not all(isinstance(mask, Tensor) for mask in masks.values()):
+        raise ValueError(f"masks={given(masks)} must be layer → tensor; of an array torch.as_tensor makes one")
+    if unclear := [name for name, mask in masks.items() if mask.isnan().any()]:
+        raise ValueError(f"the masks of {unclear} hold NaN, which is neither alive nor dead: give bool tensors")
+
+
+def updates_in(steps: int, every: int, share: float = 1) -> int:
+    """Number of updates within this share of so many steps; at least one."""
+    at_least(1, every=every, steps=steps)
+    if (span := share * steps) < every:
+        raise ValueError(f"every={every}: no update falls into the {span:g} steps that are open for one; lower every=")
+    return int(span // every)

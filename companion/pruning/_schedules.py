@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import TypeAlias
 
+from companion._checks import at_least
+
 SparsitySchedule: TypeAlias = Callable[[float, float], float]
 """A function of (t, final) to a sparsity: t is the share of the pruning that has passed, `final` the sparsity at 1."""
 
@@ -33,7 +35,11 @@ def iterative(t: float, final: float, levels: int = 5) -> float:
 
     >>> [round(iterative(t, final=0.75, levels=2), 3) for t in (0.0, 0.5, 1.0)]
     [0.0, 0.5, 0.75]
+
+    Raises:
+        ValueError: fewer than one level.
     """
+    at_least(1, levels=levels)
     return 1 - (1 - final) ** (math.floor(t * levels + 1e-9) / levels)
 
 

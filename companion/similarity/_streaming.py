@@ -46,6 +46,7 @@ class _LayerPairs(Metric):
 
     full_state_update = False
     examples: Tensor
+    settings: Tensor
     _pending: tuple[str, ...]  # what a batch leaves for the next one, beside the sums
 
     def __init__(
@@ -88,7 +89,9 @@ class _LayerPairs(Metric):
         if (other is None) != (self.other_layers is None):
             raise ValueError("features of a second model go with other_layers=..., and only with it")
         rows = []
-        for names, given in ((self.layers, features), (self.other_layers or [], other or {})):
+        for names, given in ((self.layers, features), (self.other_layers or [], {} if other is None else other)):
+            if not isinstance(given, Mapping):
+                raise ValueError(f"features are a {type(given).__name__}; give a mapping, layer name → features")
             missing = [name for name in names if name not in given]
             if missing:
                 raise ValueError(f"no features for layers {missing}; got {list(given)}")
@@ -107,6 +110,36 @@ class _LayerPairs(Metric):
     def _other_labels(self) -> list[str]:
         return [f"other {name}" for name in self.other_layers or []]
 
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the examples of another such metric, as if this one had seen them.
+
+        Raises:
+            ValueError: another class, layers, settings or widths; bare sums, without what belongs to them.
+        """
+        if not isinstance(incoming_state, type(self)):
+            raise ValueError(f"merge_state needs a {type(self).__name__}, not a {type(incoming_state).__name__}")
+        self._refuse_others(incoming_state.settings)
+        self._computed = None  # torchmetrics would return the value from before
+        self._absorb(incoming_state)
+
+    def _absorb(self, other: Any) -> None:
+        if not self.examples:
+            for name in self._defaults:
+                setattr(self, name, getattr(other, name).clone())
+            for name in (*self._pending, "_update_count"):
+                setattr(self, name, getattr(other, name))
+        elif other.examples:
+            super().merge_state(other)
+
+    def _refuse_others(self, settings: Tensor) -> None:
+        """Sums of other layers may have the same shapes, and mean nothing together with these."""
+        if settings.tolist() != torch.as_tensor(self._defaults["settings"]).tolist():
+            columns = f" × {self.other_layers}" if self.other_layers else ""
+            raise ValueError(
+                f"sums of other layers, or with other settings, do not go with {self.layers}{columns}: name the same "
+                "layers in the same order"
+            )
+
     def state_dict(  # type: ignore[override]
         self, destination: Any = None, prefix: str = "", keep_vars: bool = False
     ) -> dict[str, Any]:
@@ -117,6 +150,8 @@ class _LayerPairs(Metric):
         return found
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if (settings := state_dict.get(f"{prefix}settings")) is not None:
+            self._refuse_others(settings)
         for name, value in state_dict.pop(f"{prefix}pending", {}).items():
             setattr(self, name, value)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -222,6 +257,17 @@ class MinibatchCKA(_LayerPairs):
                 xs, ys = self._joined(self._last, self._small)
             self._share = self._sums(xs, ys)
         self._add(self._share, +1)
+
+    def _absorb(self, other: MinibatchCKA) -> None:
+        # Examples too few for sums of their own join the last batch of the other side, as they would in one metric.
+        few = [metric._small for metric in (self, other) if metric.examples < MINIMUM and metric._small is not None]
+        if self.examples < MINIMUM:
+            self.reset()
+        if other.examples >= MINIMUM:
+            super()._absorb(other)
+        for xs, ys in few:
+            named = None if self.other_layers is None else dict(zip(self.other_layers, ys, strict=True))
+            self.update(dict(zip(self.layers, xs, strict=True)), named)
 
     def _joined(self, a: Batch, b: Batch) -> Batch:
         if self.kernel == "precomputed":
@@ -329,6 +375,13 @@ class ExactCKA(_LayerPairs):
         z = torch.cat([*shifted, *norms, torch.ones_like(norms[0])], dim=1)
         self.moments[1:].addmm_(z.T, z)
         self.examples = self.examples + len(z)
+
+    def _absorb(self, other: ExactCKA) -> None:
+        if self.examples and other.examples:
+            if other.widths != self.widths:
+                raise ValueError(f"layer widths {other.widths} do not go with {self.widths}")
+            self._resolutions = [max(pair) for pair in zip(self._resolutions, other._resolutions, strict=True)]
+        super()._absorb(other)
 
     def _translate(self, m: Float[Tensor, "z z"], shift: Float[Tensor, "features"]) -> Float[Tensor, "z z"]:
         """M of the features minus `shift`: a linear map of Z's columns, x → x − d, a → a − 2xᵀd + ‖d‖², 1 → 1."""

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import shutil
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -131,6 +132,8 @@ def claim(path: str | Path, configuration: dict[str, Any], held: ExitStack) -> d
             f"{found} is of another run ({'; '.join(differing)}): give this run another path. "
             "To train a finished model further, load its weights and call fit again"
         )
+    if found != path:  # no crash leaves it so: somebody has deleted the file, perhaps to begin anew
+        warnings.warn(f"{path} is not there: going on from {found}; to train anew delete that, too", stacklevel=2)
     return state
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import math
 import os
@@ -137,7 +138,8 @@ def fit(
             it exists, training resumes from it: on the CPU to the same final weights, bit for bit, as if never
             interrupted (with loader workers, unless they are persistent). One run at a time may use it. Of a process
             group, rank 0 alone reads and writes it. Another run's is refused: other arguments here, another size or
-            name of the data, or a penalty, sparsity or loss that was made with other numbers.
+            name of the data, or a penalty, sparsity or loss that was made with other numbers. The one before it is
+            kept as FILE.previous; where that alone is left, training resumes from it, with a warning.
         seed: Seeds dropout and the like before the first step, each rank its own: seed + rank.
         progress: A bar with loss, accuracy, sparsity, the last value of every penalty, images/s and the time left, on
             rank 0.
@@ -157,6 +159,8 @@ def fit(
     (2, True, 0.01)
     """
     _refuse_nonsense(model, data, optimizer, schedule, clip, precision)
+    _refuse_misfits(model, optimizer, sparsity, loaders={"data": data, "validation": validation})
+    _refuse_no_function(schedule=schedule, loss=loss, accuracy=accuracy, on_epoch=on_epoch)
     at_least(1, epochs=epochs, accumulate=accumulate)
     if checkpoint_every is not None:
         at_least(1, checkpoint_every=checkpoint_every)
@@ -177,7 +181,7 @@ def fit(
         + ", ".join(
             str({k: without_numpy(value) for k, value in g.items() if k != "params"}) for g in optimizer.param_groups
         ),
-        **{"schedule": _described(schedule), "loss": _described(loss), "sparsity": _described(sparsity)},
+        **{"schedule": _described(schedule), "loss": _described(loss, tensors=True), "sparsity": _described(sparsity)},
         **{"penalty": [_described(term) for term in penalties.values()]},
         **{"data": _loader(data), "validation": None if validation is None else _loader(validation)},
         **{"epochs": epochs, "batches": batches, "data seed": getattr(data, "seed", None), "accumulate": accumulate},
@@ -472,17 +476,31 @@ def _name(thing: Any) -> str | None:
     return str(getattr(thing, "name", None) or getattr(thing, "__name__", None) or type(thing).__name__)
 
 
-def _described(thing: Any) -> str | None:
+def _described(thing: Any, tensors: bool = False) -> str | None:
     """What `_name` says, and what the thing was made with: the arguments that it keeps under their names, where these
-    are numbers, text, or functions with a name, and not in its `state_dict`: that travels in the checkpoint."""
+    are numbers, text, or functions with a name, and not in its `state_dict`: that travels in the checkpoint. A loss's
+    does not: of that `tensors`, too, such as the weights of classes."""
     if thing is None:
         return None
     if isinstance(thing, functools.partial):
-        return f"{_name(thing.func)}{_plain_ones({**dict(enumerate(thing.args)), **thing.keywords})}"
-    makers = [vars(kind).get("__init__") for kind in type(thing).__mro__]
-    asked = {name for maker in makers if inspect.isfunction(maker) for name in inspect.signature(maker).parameters}
-    asked -= set(thing.state_dict() if hasattr(thing, "state_dict") else ())
-    return f"{_name(thing)}{_plain_ones({k: v for k, v in getattr(thing, '__dict__', {}).items() if k in asked})}"
+        made: dict[Any, Any] = {**dict(enumerate(thing.args)), **thing.keywords}
+        thing = thing.func
+    else:
+        makers = [vars(kind).get("__init__") for kind in type(thing).__mro__]
+        asked = {name for maker in makers if inspect.isfunction(maker) for name in inspect.signature(maker).parameters}
+        held = set(thing.state_dict() if hasattr(thing, "state_dict") else ())
+        made = {k: v for k, v in getattr(thing, "__dict__", {}).items() if k in asked - held}
+        if tensors:
+            made |= {k: v for k, v in getattr(thing, "_buffers", {}).items() if k in asked}
+    return f"{_name(thing)}{_plain_ones({k: _digest(v) if tensors else v for k, v in made.items()})}"
+
+
+def _digest(value: Any) -> Any:
+    """Of a tensor its numbers in a word, alike on every device; not of one that is trained, for it will be another."""
+    if not isinstance(value, Tensor) or value.requires_grad or value.layout != torch.strided:
+        return value
+    numbers = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return f"tensor {hashlib.sha256(numbers.numpy().tobytes()).hexdigest()[:8]}"
 
 
 def _loader(data: Any) -> str:
@@ -508,13 +526,15 @@ def _sparsity(sparsity: Any) -> dict[str, float]:
     return {"sparsity": 1 - float(sparsity.density())} if hasattr(sparsity, "density") else {}
 
 
-def _by_step(scheduler: LRScheduler) -> LRScheduler:
-    """The scheduler, if it can be stepped after every step without a measurement."""
+def _by_step(scheduler: Any) -> LRScheduler:
+    """The scheduler, if it is one and can be stepped after every step without a measurement."""
     if isinstance(scheduler, ReduceLROnPlateau):
         raise ValueError(
             "schedule: ReduceLROnPlateau waits for a measurement, and this loop steps a schedule after every optimizer "
             "step; use multistep(…), cosine(…) or one_cycle(…)"
         )
+    if not isinstance(scheduler, LRScheduler):
+        raise ValueError(f"schedule returned {given(scheduler)}: return the scheduler, one of torch's")
     return scheduler
 
 
@@ -559,3 +579,41 @@ def _refuse_nonsense(
         raise ValueError("the optimizer holds none of the model's parameters: build it after copying or pruning")
     if world_size() == 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("torchrun started several ranks, yet no process group is open: fit `with distributed():`")
+
+
+def _refuse_misfits(
+    model: nn.Module, optimizer: Optimizer, sparsity: Any, loaders: Mapping[str, Iterable[Batch] | None]
+) -> None:
+    """What would show after an epoch, or never."""
+    for name, loader in loaders.items():  # not iter(loader): that draws random numbers, and may start processes
+        if loader is not None and not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
+            raise ValueError(f"{name}={type(loader).__name__} cannot be iterated: give a DeviceLoader({name}, …)")
+    if sparsity is None:
+        return
+    if isinstance(sparsity, type) or not callable(getattr(sparsity, "step", None)):
+        raise ValueError(
+            f"sparsity={given(sparsity)} has no step(): give an object, such as RandomPruning(model, optimizer, 0.9)"
+        )
+    its = {name: getattr(sparsity, name, None) for name in ("model", "optimizer")}
+    if isinstance(its["model"], nn.Module):
+        mine, theirs = ({id(p) for p in one.parameters()} for one in (model, its["model"]))
+        if not (mine <= theirs or theirs <= mine):  # it may be of a part, or of more than is trained
+            raise ValueError("sparsity was built on another model than fit is given: build it after copying")
+    if isinstance(its["optimizer"], Optimizer) and its["optimizer"] is not optimizer:
+        raise ValueError("sparsity was built on another optimizer than fit is given: build it on this one")
+
+
+_SUCH_AS = {
+    "schedule": ("(optimizer, steps an epoch, epochs)", "cosine()"),
+    "loss": ("(outputs, y)", "nn.CrossEntropyLoss()"),
+    "accuracy": ("(outputs, y)", "lambda outputs, y: outputs.argmax(1) == y"),
+    "on_epoch": ("an epoch's record", "print"),
+}
+
+
+def _refuse_no_function(**functions: Any) -> None:
+    """What cannot be called, and a class, of which an instance was meant."""
+    for name, function in functions.items():
+        if isinstance(function, type) or not (callable(function) or (function is None and name != "loss")):
+            of, example = _SUCH_AS[name]
+            raise ValueError(f"{name}={given(function)} must be a function of {of}, such as {example}")

@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
+from companion._checks import between, require_number
+
 LRSchedule: TypeAlias = Callable[[Optimizer, int, int], LRScheduler]
 """A function of (optimizer, steps an epoch, epochs) to a torch scheduler, which the loop steps after every step."""
 
@@ -57,10 +59,16 @@ def _groups(model: nn.Module, weight_decay: float, decay_norm_and_bias: bool) ->
 def multistep(*milestones: float, gamma: float = 0.1, warmup: float = 0) -> LRSchedule:
     """Multiply the learning rate by `gamma` at each milestone (in epochs), after `warmup` epochs of linear rise.
 
+    Raises:
+        ValueError: a milestone that is no number; a negative or infinite warm-up, and once the schedule is used, one
+            that is as long as the training.
+
     >>> scheduler = multistep(2)(sgd(nn.Linear(4, 2)), 1, 3)  # one step an epoch, three epochs
     >>> [scheduler.lr_lambdas[0](step) for step in range(3)]  # times the learning rate
     [1.0, 1.0, 0.1]
     """
+    for milestone in milestones:
+        require_number(milestone=milestone)
     return _by_epoch(
         f"multistep{milestones} gamma={gamma} warmup={warmup}",
         warmup,
@@ -70,6 +78,9 @@ def multistep(*milestones: float, gamma: float = 0.1, warmup: float = 0) -> LRSc
 
 def cosine(warmup: float = 0, floor: float = 0) -> LRSchedule:
     """Half a cosine from the learning rate down to `floor` times it, after `warmup` epochs of linear rise.
+
+    Raises:
+        ValueError: as of `multistep`, the warm-up.
 
     >>> scheduler = cosine()(sgd(nn.Linear(4, 2)), 1, 2)  # one step an epoch, two epochs
     >>> [round(scheduler.lr_lambdas[0](step), 3) for step in range(3)]  # times the learning rate
@@ -86,11 +97,17 @@ def one_cycle(rise: float = 0.3, start: float = 1 / 25, end: float = 1e-4) -> LR
     """One cycle (Smith & Topin 2018): up from `start` × the learning rate to all of it during the share `rise` of the
     training, then down by a cosine to `start·end` × it; momentum the other way round.
 
+    Raises:
+        ValueError: a share `rise` outside [0, 1], a `start` outside (0, 1], an `end` that is not above 0.
+
     >>> optimizer = sgd(nn.Linear(4, 2), lr=0.1)
     >>> scheduler = one_cycle(rise=0.5)(optimizer, 5, 2)  # five steps an epoch, two epochs
     >>> round(optimizer.param_groups[0]["lr"], 3)  # a 25th of the learning rate, to begin with
     0.004
     """
+    between(0, 1, rise=rise)
+    between(0, 1, open_low=True, start=start)
+    between(0, math.inf, open_low=True, open_high=True, end=end)
 
     def schedule(optimizer: Optimizer, steps: int, epochs: int) -> LRScheduler:
         return OneCycleLR(
@@ -108,13 +125,15 @@ def one_cycle(rise: float = 0.3, start: float = 1 / 25, end: float = 1e-4) -> LR
 
 def _by_epoch(name: str, warmup: float, factor: Callable[[float, int], float]) -> LRSchedule:
     """The learning rate times factor(epochs done, epochs in all), taken anew before every step."""
+    between(0, math.inf, open_high=True, warmup=warmup)
 
     def schedule(optimizer: Optimizer, steps: int, epochs: int) -> LRScheduler:
         if warmup >= epochs:
             raise ValueError(f"warmup={warmup} of {epochs} epochs: warm up for less than the whole training")
 
         def multiplier(step: int) -> float:
-            return (step + 1) / (warmup * steps) if step < warmup * steps else factor(step / steps, epochs)
+            rising = step < warmup * steps  # which may end within a step: it rises no further than to 1
+            return min(1.0, (step + 1) / (warmup * steps)) if rising else factor(step / steps, epochs)
 
         return LambdaLR(optimizer, multiplier)
 

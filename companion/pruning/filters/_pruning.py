@@ -394,8 +394,9 @@ class _Task:
         """As many channels as leave the accuracy at the target or above."""
 
         def reached(model: nn.Module) -> float:
-            between(-math.inf, math.inf, **{"evaluate(model)": (found := evaluate(model))})
-            return found
+            found: dict[str, Any] = {"evaluate(model)": evaluate(model)}
+            between(-math.inf, math.inf, **found)
+            return found["evaluate(model)"]
 
         whole = reached(self.model)
         if not whole >= value:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from companion._checks import between
+from companion._checks import between, given
 from companion._ranks import from_rank_zero
 from companion._weights import multiplies
 from companion.features import Layers
@@ -59,7 +59,8 @@ class DST(Masks):
         layers: as for `Masks`, which see for the rest.
 
     Raises:
-        ValueError: see `Masks`; alpha not above 0; LBFGS, or an optimizer that has a learning-rate scheduler already.
+        ValueError: see `Masks`; alpha not above 0; a floor outside [0, 1]; no optimizer, LBFGS, or one that has a
+            learning-rate scheduler already.
 
     >>> from companion.models import mlp
     >>> model = mlp([64, 32, 10])
@@ -78,6 +79,9 @@ class DST(Masks):
         layers: Layers = multiplies,
     ) -> None:
         between(0, math.inf, open_low=True, open_high=True, alpha=alpha)
+        between(0, 1, floor=floor)
+        if not isinstance(optimizer, Optimizer):
+            raise ValueError(f"optimizer={given(optimizer)}: DST trains thresholds, by one of torch such as sgd(model)")
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError(
                 f"optimizer={type(optimizer).__name__} takes a single parameter group, and DST adds one for its "

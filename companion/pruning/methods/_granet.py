@@ -28,7 +28,7 @@ class GraNet(Masks):
         steps: optimizer steps of the whole training.
         every: steps between two updates.
         initial: s_i; 0.5 for sparse-to-sparse, 0 for dense-to-sparse.
-        drop, floor: first and last share of the alive weights that an update exchanges.
+        drop, floor: first and last share of the alive weights that an update exchanges; it does not rise.
         end: share of the training after which no further pruning happens.
         density: of the random masks at the start: "erk", "uniform", "global".
         options: `layers`, `dense`, `grain`, `seed`, as for `Masks`; so are the errors.
@@ -61,10 +61,10 @@ class GraNet(Masks):
         between(0, 1, open_high=True, sparsity=sparsity)
         between(0, sparsity, initial=initial)
         between(0, 1, open_low=True, drop=drop, end=end)
-        between(0, 1, floor=floor)
+        between(0, drop, floor=floor)
         self.require_reachable(sparsity)
         self.sparsity, self.initial, self.horizon, self.every = sparsity, initial, steps, every
-        self.drop, self.floor, self.updates = drop, floor, updates_in(end * steps, every)
+        self.drop, self.floor, self.updates = drop, floor, updates_in(steps, every, end)
         self.prune(initial, density, "random")
 
     def update(self) -> None:

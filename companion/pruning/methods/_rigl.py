@@ -27,7 +27,7 @@ class RigL(Masks):
         sparsity, density, options: as for `RandomPruning`.
         steps: optimizer steps of the whole training.
         every: steps between two updates.
-        drop, floor: first and last share of the alive weights that an update exchanges.
+        drop, floor: first and last share of the alive weights that an update exchanges; it does not rise.
         end: share of the training after which no update happens.
 
     >>> import torch
@@ -55,9 +55,9 @@ class RigL(Masks):
     ) -> None:
         super().__init__(model, optimizer, **options)
         between(0, 1, open_low=True, drop=drop, end=end)
-        between(0, 1, floor=floor)
+        between(0, drop, floor=floor)
+        updates_in(steps, every, end)
         self.every, self.drop, self.floor, self.end = every, drop, floor, end * steps
-        updates_in(self.end, every)
         self.prune(sparsity, density, "random")
 
     def update(self) -> None:
