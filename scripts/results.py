@@ -362,14 +362,12 @@ def answer() -> str:
         known(masked.difference("random+cka_sr_0.1", "random", reading))
         for reading in (quantities.cka_in_stages, quantities.percent)
     )
-    reading, quantity = TARGETS["cka_sr"]
-    pushed, moderate = (
-        known(effect(test))
-        for test in (ACTING["cka_sr"], replace(ACTING["cka_sr"], reading=reading, quantity=quantity))
-    )
-    near = QUANTITIES["accuracy"].delta or 0.0
-    if pushed.equivalent(near) > ALPHA:
-        raise ValueError(f"CKA-SR that acts is not equivalent to none within {near} ({pushed.signed()}): say so")
+    (acts,) = (t for judged in judgements()[:1] for t in judged.beside if t.test == ACTING["cka_sr"])
+    pushed, moderate = known(acts.difference), known(acts.change)
+    if not (acts.equivalent and acts.delta):
+        raise ValueError(
+            f"CKA-SR that acts is not equivalent to none ({pushed.signed()}): the first page has to say so"
+        )
     released = known(effect(RELEASED))
     if not released.low < 0 < released.high:
         raise ValueError(f"the released recipe is decided ({released.signed()}): the first page has to say so")
@@ -405,8 +403,8 @@ def answer() -> str:
         f"{max(rises, key=lambda one: one.value).signed(1)}; dense, a group lasso adds {lasso.value:.0f}.",
         "- **Accuracy of sparse training: no gain was seen.** As first chosen CKA-SR "
         f"changed neither CKA in stages ({hardly.signed(3)}) nor accuracy ({hosts.signed()}). At "
-        f"β = .03 (CKA {moderate.signed()}) accuracy changed by {pushed.signed()} (within {near:g} of none), at .1 "
-        f"({apart.signed()}) by {lost.signed(1)}. Undecided: the released recipe ({released.signed(1)}).",
+        f"β = .03 (CKA {moderate.signed()}) accuracy changed by {pushed.signed()} (within {acts.delta:g} of none), at "
+        f".1 ({apart.signed()}) by {lost.signed(1)}. Undecided: the released recipe ({released.signed(1)}).",
         f"- **Pruning: what {first.count} seeds gained, {once_more.count} more did not.** AugCKA-SR changes accuracy "
         f"by {cost.signed()}, with 90 % out by {first.signed()} on the first and {once_more.signed()} on "
         f"the others. Dense, CKA-SR that acts changes it by {beyond.signed()} against an equal push that "

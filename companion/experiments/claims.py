@@ -725,7 +725,7 @@ CLAIMS: tuple[Claim, ...] = (
         (*_RANDOM["aug_cka_sr"], *_HUNDRED["aug_cka_sr"]),
         beside=(ACTING["aug_cka_sr"],),
         published=_published_gain("random+aug_cka_sr"),
-        missing=_short_training("random_masks", "random_masks_cifar100"),
+        missing=_short_training("random_masks", "random_masks_cifar100") + " Beside it stands a strength that acts.",
     ),
     Claim(
         "CKA-SR",
